@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Workers and sinks.  A worker owns everything it touches per packet; sinks are shared, and workers meet there only when
+ * a full buffer is written to the file (a lock per megabyte) and when they claim room under the limit (an atomic per
+ * batch).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "xdpkit.h"
+
+#define BUFFER (1u << 20)
+#define OPTIONS_MAX 64u
+#define SPIN 2000 /* empty looks at the ring before sleeping in poll(): some 20 us */
+
+#if defined(__x86_64__) || defined(__i386__)
+#define relax() __builtin_ia32_pause()
+#else
+#define relax() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#endif
+
+struct xk_sink {
+	int fd; /* -1: count */
+	uint32_t snaplen;
+	uint64_t limit, claimed;
+	int done;
+	pthread_mutex_t lock; /* around write(): whole buffers, never interleaved */
+};
+
+struct xk_worker {
+	pthread_t thread;
+	struct xk_source source;
+	struct xk_sink *sink;
+	int stop_fd, stop, cpu;
+	uint32_t interface;
+	uint8_t *buffer;
+	size_t used;
+	uint64_t pending; /* packets in the buffer */
+	uint8_t options[OPTIONS_MAX];
+	uint32_t options_size;
+	struct xk_worker_stats stats;
+	struct xk_view views[XK_BATCH];
+};
+
+/* ---- sinks ---- */
+
+static int new_sink(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out)
+{
+	struct xk_sink *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return xk_fail("calloc", ENOMEM);
+	s->fd = fd;
+	s->limit = limit;
+	s->snaplen = snaplen ? snaplen : UINT32_MAX;
+	pthread_mutex_init(&s->lock, NULL);
+	*out = s;
+	return 0;
+}
+
+int xk_sink_count(struct xk_sink **out)
+{
+	return new_sink(-1, 0, 0, out);
+}
+
+int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out)
+{
+	return new_sink(fd, limit, snaplen, out);
+}
+
+int xk_sink_done(const struct xk_sink *s)
+{
+	return __atomic_load_n(&s->done, __ATOMIC_RELAXED);
+}
+
+void xk_sink_close(struct xk_sink *s)
+{
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+/* Room for up to `n` more packets under the limit. */
+static uint32_t claim(struct xk_sink *s, uint32_t n)
+{
+	uint64_t before;
+
+	if (!s->limit)
+		return n;
+	if (xk_sink_done(s))
+		return 0;
+	before = __atomic_fetch_add(&s->claimed, n, __ATOMIC_RELAXED);
+	if (before + n >= s->limit)
+		__atomic_store_n(&s->done, 1, __ATOMIC_RELAXED);
+	return before >= s->limit ? 0 : before + n <= s->limit ? n : (uint32_t)(s->limit - before);
+}
+
+static void add(uint64_t *counter, uint64_t n)
+{
+	/* one writer; readers in other threads want no torn value, no order */
+	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+/* Write the buffer; packets count as written only here. */
+static void flush(struct xk_worker *w)
+{
+	struct xk_sink *s = w->sink;
+	size_t at = 0;
+	int error = 0;
+
+	if (!w->used)
+		return;
+	pthread_mutex_lock(&s->lock);
+	while (at < w->used) {
+		ssize_t n = write(s->fd, w->buffer + at, w->used - at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0) {
+			error = errno;
+			break;
+		}
+		at += (size_t)n;
+	}
+	pthread_mutex_unlock(&s->lock);
+	add(error ? &w->stats.refused : &w->stats.written, w->pending);
+	w->used = w->pending = 0;
+	if (error) {
+		__atomic_store_n(&w->stats.error, error, __ATOMIC_RELAXED);
+		__atomic_store_n(&s->done, 1, __ATOMIC_RELAXED);
+	}
+}
+
+static uint8_t *put32(uint8_t *at, uint32_t value)
+{
+	memcpy(at, &value, 4);
+	return at + 4;
+}
+
+/* Enhanced Packet Block: draft-ietf-opsawg-pcapng section 4.3, host byte order, nanoseconds (the IDB says so). */
+static void put_block(struct xk_worker *w, const struct xk_view *v)
+{
+	uint32_t kept = v->len < w->sink->snaplen ? v->len : w->sink->snaplen;
+	uint32_t padded = (kept + 3) & ~3u, size = 32 + padded + w->options_size;
+	uint8_t *at;
+
+	if (w->used + size > BUFFER)
+		flush(w);
+	at = w->buffer + w->used;
+	at = put32(at, 6);
+	at = put32(at, size);
+	at = put32(at, w->interface);
+	at = put32(at, (uint32_t)(v->time_ns >> 32));
+	at = put32(at, (uint32_t)v->time_ns);
+	at = put32(at, kept);
+	at = put32(at, v->wire_len);
+	memcpy(at, v->data, kept);
+	memset(at + kept, 0, padded - kept);
+	memcpy(at + padded, w->options, w->options_size);
+	put32(at + padded + w->options_size, size);
+	w->used += size;
+	w->pending++;
+}
+
+static void put_option(struct xk_worker *w, uint16_t code, const void *value, uint16_t size)
+{
+	uint16_t head[2] = { code, size };
+
+	memcpy(w->options + w->options_size, head, 4);
+	memcpy(w->options + w->options_size + 4, value, size);
+	w->options_size += 4u + ((size + 3u) & ~3u);
+}
+
+static void take(struct xk_worker *w, uint32_t n)
+{
+	uint32_t wanted;
+
+	if (w->sink->fd < 0) {
+		add(&w->stats.written, n);
+		return;
+	}
+	wanted = w->stats.error || (xk_sink_done(w->sink) && !w->sink->limit) ? 0 : claim(w->sink, n);
+	for (uint32_t i = 0; i < wanted; i++)
+		put_block(w, &w->views[i]);
+	if (wanted < n)
+		add(&w->stats.refused, n - wanted);
+}
+
+/* ---- workers ---- */
+
+static void *run(void *self)
+{
+	struct xk_worker *w = self;
+	struct pollfd fds[2] = { { .fd = w->source.fd, .events = POLLIN }, { .fd = w->stop_fd, .events = POLLIN } };
+	uint32_t idle = 0;
+
+	for (;;) {
+		int n = w->source.receive(w->source.self, w->views), error;
+		uint64_t bytes = 0;
+
+		if (n > 0) {
+			for (int i = 0; i < n; i++)
+				bytes += w->views[i].wire_len;
+			take(w, (uint32_t)n);
+			error = w->source.release(w->source.self);
+			add(&w->stats.packets, (uint32_t)n);
+			add(&w->stats.bytes, bytes);
+			add(&w->stats.batches, 1);
+			idle = 0;
+			if (!error)
+				continue;
+			n = error;
+		}
+		if (n < 0 && n != -EINTR && n != -ENETDOWN) {
+			__atomic_store_n(&w->stats.error, -n, __ATOMIC_RELAXED);
+			break;
+		}
+		if (__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
+			if (w->source.linger_ms && n == 0 && poll(fds, 1, w->source.linger_ms) > 0)
+				continue;
+			break;
+		}
+		if (idle++ < SPIN && n == 0) {
+			relax();
+			continue;
+		}
+		flush(w);
+		add(&w->stats.waits, 1);
+		poll(fds, 2, -1);
+		idle = 0;
+		if (fds[0].revents & (POLLERR | POLLHUP | POLLNVAL) && !(fds[0].revents & POLLIN) &&
+		    !__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
+			/* the device went down or away: wait for the order to stop rather than spin on the error */
+			int socket_error = 0;
+			socklen_t size = sizeof(socket_error);
+
+			getsockopt(w->source.fd, SOL_SOCKET, SO_ERROR, &socket_error, &size);
+			poll(&fds[1], 1, 100);
+		}
+	}
+	flush(w);
+	return NULL;
+}
+
+static int start(struct xk_worker *w, struct xk_sink *sink, uint32_t interface, int cpu, struct xk_worker **out)
+{
+	pthread_attr_t attributes;
+	sigset_t all, before;
+	cpu_set_t set;
+	int error;
+
+	w->sink = sink;
+	w->interface = interface;
+	w->stats.cpu = cpu;
+	w->buffer = sink->fd >= 0 ? malloc(BUFFER) : NULL;
+	w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if ((sink->fd >= 0 && !w->buffer) || w->stop_fd < 0) {
+		error = xk_fail("worker", w->stop_fd < 0 ? errno : ENOMEM);
+		goto out_free;
+	}
+	pthread_attr_init(&attributes);
+	if (cpu >= 0) {
+		CPU_ZERO(&set);
+		CPU_SET((size_t)cpu, &set);
+		pthread_attr_setaffinity_np(&attributes, sizeof(set), &set);
+	}
+	sigfillset(&all); /* signals are for the threads that Python knows */
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&w->thread, &attributes, run, w);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_attr_destroy(&attributes);
+	if (error) {
+		error = xk_fail("pthread_create", error);
+		goto out_free;
+	}
+	*out = w;
+	return 0;
+out_free:
+	if (w->stop_fd >= 0)
+		close(w->stop_fd);
+	free(w->buffer);
+	free(w);
+	return error;
+}
+
+int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interface, uint32_t queue, int cpu,
+			struct xk_worker **out)
+{
+	const uint8_t verdict[9] = { 2, 4 }; /* Linux_eBPF_XDP, XDP_REDIRECT as a 64-bit little-endian number */
+	const uint32_t inbound = 1;
+	struct xk_worker *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return xk_fail("calloc", ENOMEM);
+	xk_xsk_source(x, &w->source);
+	put_option(w, 2, &inbound, 4); /* epb_flags */
+	put_option(w, 6, &queue, 4);   /* epb_queue */
+	put_option(w, 7, verdict, 9);  /* epb_verdict */
+	w->options_size += 4;          /* opt_endofopt */
+	return start(w, sink, interface, cpu, out);
+}
+
+int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int cpu,
+			   struct xk_worker **out)
+{
+	const uint32_t inbound = 1;
+	struct xk_worker *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return xk_fail("calloc", ENOMEM);
+	xk_packet_source(p, &w->source);
+	put_option(w, 2, &inbound, 4);
+	w->options_size += 4;
+	return start(w, sink, interface, cpu, out);
+}
+
+void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out)
+{
+	out->packets = __atomic_load_n(&w->stats.packets, __ATOMIC_RELAXED);
+	out->bytes = __atomic_load_n(&w->stats.bytes, __ATOMIC_RELAXED);
+	out->written = __atomic_load_n(&w->stats.written, __ATOMIC_RELAXED);
+	out->refused = __atomic_load_n(&w->stats.refused, __ATOMIC_RELAXED);
+	out->batches = __atomic_load_n(&w->stats.batches, __ATOMIC_RELAXED);
+	out->waits = __atomic_load_n(&w->stats.waits, __ATOMIC_RELAXED);
+	out->error = __atomic_load_n(&w->stats.error, __ATOMIC_RELAXED);
+	out->cpu = w->stats.cpu;
+}
+
+void xk_worker_stop(struct xk_worker *w)
+{
+	uint64_t one = 1;
+
+	__atomic_store_n(&w->stop, 1, __ATOMIC_RELEASE); /* pairs with run()'s acquire */
+	while (write(w->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void xk_worker_join(struct xk_worker *w, struct xk_worker_stats *out)
+{
+	pthread_join(w->thread, NULL);
+	xk_worker_stats(w, out);
+	close(w->stop_fd);
+	free(w->buffer);
+	free(w);
+}

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * xdpkit core: the whole C API.
+ *
+ * Functions return 0 or a count, or -errno; xk_failed_call() then names the call that failed in this thread.  Nothing
+ * here prints or exits; memory is allocated only when something is opened.  The region between the cdef marks is what
+ * Python sees (cffi reads it, so it holds plain declarations only).
+ *
+ * Theory of operation
+ *
+ *   A *source* delivers packets in batches: an AF_XDP socket, a TPACKET_V3 ring, or a plain packet socket.  A *worker* is
+ *   a thread that moves batches from one source into one *sink* (count, pcapng) and gives the buffers back.  Python
+ *   drains AF_XDP sockets itself with xk_xsk_receive()/xk_xsk_recycle(); both ways never run on one socket at once.
+ *
+ *   Frames of a UMEM have one owner at any time:
+ *
+ *      free --recycle--> FILL ring -> kernel -> RX ring --receive--> held --recycle--> FILL ring or free
+ *      free --transmit-> TX ring -> kernel -> COMPLETION ring --complete--> free
+ *
+ *   free + fill + rx + held + tx + completion == frames, where `fill` counts what the kernel still has of it.  With
+ *   `check` set each frame's owner is kept and every transition is checked; a wrong one is -EFAULT.
+ */
+#pragma once
+#include <linux/if_xdp.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "ring.h"
+
+/* cdef begin */
+
+/* ---- errors ---- */
+
+/* The call that the last failing function of this thread was making, e.g. "bind(AF_XDP)". */
+const char *xk_failed_call(void);
+
+/* ---- programs (loader.c) ---- */
+
+struct xk_program;
+
+/* Open an eBPF object in memory.  `name` is for messages. */
+int xk_program_open(const void *object, size_t size, const char *name, struct xk_program **out);
+/* Before load: entries of a map; a 32-bit constant in .rodata.  -ENOENT if the object has none of that name. */
+int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
+int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
+/*
+ * Load (CAP_BPF + CAP_NET_ADMIN, or CAP_SYS_ADMIN).  The verifier's log and libbpf's words go to `log`, cut to
+ * `log_size` from the front when they are longer.
+ */
+int xk_program_load(struct xk_program *p, char *log, size_t log_size);
+int xk_program_fd(const struct xk_program *p);
+/* fd of a map, owned by the program; -ENOENT. */
+int xk_program_map(const struct xk_program *p, const char *map);
+/* Read a 64-bit variable of .data or .bss. */
+int xk_program_get_u64(const struct xk_program *p, const char *variable, uint64_t *value);
+void xk_program_close(struct xk_program *p);
+
+/* One instruction's source line, from the BTF of a loaded program. */
+struct xk_line {
+	uint32_t instruction; /* index into the translated program */
+	uint32_t line;
+	char file[256];
+	char text[256];
+};
+/* Up to `max` lines of a loaded program; the number there are. */
+int xk_program_lines(int prog_fd, struct xk_line *out, int max);
+/* Instructions of a loaded program: translated and jited bytes, verified instructions. */
+struct xk_program_info {
+	uint32_t id;
+	uint32_t xlated_bytes;
+	uint32_t jited_bytes;
+	uint32_t verified_instructions;
+	uint64_t run_time_ns;
+	uint64_t run_count;
+	char name[16];
+};
+int xk_program_info(int prog_fd, struct xk_program_info *out);
+/* Name of a program that is loaded somewhere (CAP_SYS_ADMIN). */
+int xk_program_name(uint32_t id, char name[16]);
+
+/* Attach with a bpf_link: the attachment lives as long as the returned fd.  flags: XDP_FLAGS_DRV_MODE or _SKB_MODE. */
+int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags);
+/*
+ * The kernel's words for a refused attachment, which bpf_link does not carry: asks again through netlink, and takes the
+ * attachment back if that succeeds.  Returns that attempt's result; `text` is empty if the kernel said nothing.
+ */
+int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_t size);
+
+/* Sum the per-CPU counters of entries 0 .. n-1 into out[n * words], each `words` 64-bit words. */
+int xk_counters(int map_fd, uint32_t n, uint32_t words, uint64_t *out);
+/* Set or clear an entry of an XSKMAP. */
+int xk_xskmap_set(int map_fd, uint32_t queue, int xsk_fd);
+int xk_xskmap_clear(int map_fd, uint32_t queue);
+/* Wait until every program run and packet poll that was under way has ended (an RCU grace period). */
+int xk_quiesce(void);
+
+/* BPF_PROG_TEST_RUN on a copy of `packet`: verdict in *verdict, mean time of `repeat` runs in *ns. */
+int xk_test_run(int prog_fd, const void *packet, uint32_t size, uint32_t repeat, void *out, uint32_t *out_size,
+		uint32_t *verdict, uint32_t *ns);
+/* Live frames: run an XDP program `repeat` times on copies of `packet` as if received on ifindex; the verdicts act. */
+int xk_test_run_live(int prog_fd, const void *packet, uint32_t size, int ifindex, uint32_t repeat, uint32_t batch);
+
+/* ---- UMEM and AF_XDP sockets (xsk.c) ---- */
+
+struct xk_xsk_config {
+	uint32_t frames;          /* number of frames */
+	uint32_t chunk_size;      /* bytes per frame: 2048 or 4096 */
+	uint32_t headroom;        /* bytes kept free before each packet */
+	uint32_t fill_size;       /* ring sizes, powers of two */
+	uint32_t completion_size;
+	uint32_t rx_size;
+	uint32_t tx_size;         /* 0: no TX ring */
+	uint16_t bind_flags;      /* XDP_ZEROCOPY, XDP_COPY, XDP_USE_NEED_WAKEUP */
+	uint8_t check;            /* keep and check the owner of every frame */
+	uint8_t metadata;         /* the XDP program writes struct xk_meta before each packet */
+};
+
+/* What was received, and what the kernel counts for the socket: XDP_STATISTICS. */
+struct xk_xsk_stats {
+	uint64_t received; /* packets taken off the RX ring */
+	uint64_t rx_dropped;
+	uint64_t rx_invalid;
+	uint64_t tx_invalid;
+	uint64_t rx_ring_full;
+	uint64_t fill_empty;
+	uint64_t tx_empty;
+};
+
+/* Where the frames are; the sum is `frames`. */
+struct xk_frames {
+	uint32_t free;
+	uint32_t fill; /* handed to the kernel and not yet received: FILL ring and driver */
+	uint32_t rx;   /* in the RX ring */
+	uint32_t held;
+	uint32_t tx;   /* handed to the kernel and not yet completed: TX ring and driver */
+	uint32_t completion;
+	uint32_t frames;
+};
+
+struct xk_xsk;
+
+/*
+ * socket(AF_XDP), XDP_UMEM_REG, rings, FILL ring filled, bind to (ifindex, queue) in the current network namespace
+ * (CAP_NET_RAW).  -EBUSY: the queue has a socket (or had one a moment ago); -EOPNOTSUPP: no zero-copy here.
+ */
+int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config, struct xk_xsk **out);
+int xk_xsk_fd(const struct xk_xsk *x);
+/* XDP_OPTIONS flags: XDP_OPTIONS_ZEROCOPY (1). */
+int xk_xsk_options(const struct xk_xsk *x, uint32_t *flags);
+int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out);
+void xk_xsk_frames(const struct xk_xsk *x, struct xk_frames *out);
+/* Start of the UMEM and its size; it stays mapped until xk_umem_unmap(). */
+uint8_t *xk_xsk_umem(const struct xk_xsk *x, size_t *size);
+/*
+ * Take up to `max` packets off the RX ring: they are held until recycled.  Arrays of `max`: addr (offset of the first
+ * byte), len, time_ns (CLOCK_REALTIME), rule (UINT32_MAX where the program wrote no metadata).  Returns how many;
+ * -EFAULT when the kernel's descriptor or a frame's owner is wrong.
+ */
+int xk_xsk_receive(struct xk_xsk *x, uint32_t max, uint64_t *addr, uint32_t *len, uint64_t *time_ns, uint32_t *rule);
+/* Give held frames back: to the FILL ring while it has room, else to the free list. */
+int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n);
+/* Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first. */
+int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n);
+/* Collect completions; how many. */
+int xk_xsk_complete(struct xk_xsk *x);
+/* Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever); -EINTR on a signal. */
+int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms);
+/* Unmap the rings and close the socket: the queue is free again.  The UMEM stays mapped. */
+void xk_xsk_shutdown(struct xk_xsk *x);
+/* Shut down if need be, unmap the UMEM and free everything. */
+void xk_xsk_close(struct xk_xsk *x);
+
+/* ---- packet sockets (packet.c) ---- */
+
+struct xk_packet;
+
+enum { XK_RECVFROM, XK_RECVMMSG, XK_TPACKET_V3 };
+
+struct xk_packet_config {
+	uint32_t kind;
+	int filter_prog_fd;    /* eBPF socket filter, -1: none */
+	uint32_t block_size;   /* TPACKET_V3: bytes per block, a multiple of the page size */
+	uint32_t blocks;
+	uint32_t retire_ms;    /* TPACKET_V3: hand over a block that is not full after this long */
+	uint32_t buffer_bytes; /* the others: SO_RCVBUFFORCE */
+};
+
+/* An AF_PACKET socket on ifindex that sees what arrives there, not what leaves (CAP_NET_RAW). */
+int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk_packet **out);
+int xk_packet_fd(const struct xk_packet *p);
+/* Let nothing more in: what was received stays to be drained. */
+int xk_packet_quiet(struct xk_packet *p);
+/* Next batch of at most `max` packets, copied: bytes go to `room` one after the other (of `room_size`); arrays as above. */
+int xk_packet_receive(struct xk_packet *p, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
+		      uint64_t *time_ns);
+/* Wait for packets: 1, or 0 after timeout_ms; -EINTR on a signal. */
+int xk_packet_wait(const struct xk_packet *p, int timeout_ms);
+/* PACKET_STATISTICS since open: packets that passed the filter, and those of them dropped for want of room. */
+int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops);
+void xk_packet_close(struct xk_packet *p);
+
+/* ---- sinks and workers (worker.c) ---- */
+
+struct xk_sink;
+
+/* Counts and forgets. */
+int xk_sink_count(struct xk_sink **out);
+/*
+ * Writes a pcapng Enhanced Packet Block per packet to `fd` (not owned), shared by all workers of the sink.  `limit`:
+ * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.
+ */
+int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out);
+/* 1 once the sink wants no more: its limit is reached or a write failed. */
+int xk_sink_done(const struct xk_sink *s);
+void xk_sink_close(struct xk_sink *s);
+
+struct xk_worker_stats {
+	uint64_t packets;  /* received from the source */
+	uint64_t bytes;
+	uint64_t written;  /* taken by the sink */
+	uint64_t refused;  /* received after the sink's limit, or lost to a failed write */
+	uint64_t batches;
+	uint64_t waits;    /* times it slept in poll() */
+	int32_t error;     /* errno that ended it, or 0 */
+	int32_t cpu;       /* -1: not pinned */
+};
+
+struct xk_worker;
+
+/*
+ * Start a thread that moves packets from the source into `sink` until stopped.  `interface` is the interface id that
+ * its pcapng blocks carry, `queue` their epb_queue.  cpu -1: not pinned.  Source and sink must outlive it.
+ */
+int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interface, uint32_t queue, int cpu,
+			struct xk_worker **out);
+int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int cpu,
+			   struct xk_worker **out);
+void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out);
+/* Ask all to stop; each drains its source until it is empty, flushes, and ends.  Then the final counts. */
+void xk_worker_stop(struct xk_worker *w);
+void xk_worker_join(struct xk_worker *w, struct xk_worker_stats *out);
+
+/* cdef end */
+
+/* In front of each packet that xdp.bpf.c redirects with want_meta set; the same struct there. */
+struct xk_meta {
+	uint64_t time_ns; /* CLOCK_MONOTONIC */
+	uint32_t rule;
+	uint32_t magic;
+};
+#define XK_META_MAGIC 0x786b6d31u
+#define XK_NO_RULE UINT32_MAX
+_Static_assert(sizeof(struct xk_meta) == 16, "shared with bpf/xdp.bpf.c");
+
+/* One packet on its way from a source to a sink. */
+struct xk_view {
+	const uint8_t *data;
+	uint32_t len;
+	uint32_t wire_len;
+	uint64_t time_ns; /* CLOCK_REALTIME */
+	uint32_t rule;
+};
+#define XK_BATCH 256u
+
+/* A source as a worker sees it. */
+struct xk_source {
+	/* Next batch, at most XK_BATCH; 0 when there is nothing. */
+	int (*receive)(void *self, struct xk_view *out);
+	/* Give back the batch of the last receive(). */
+	int (*release)(void *self);
+	int fd;
+	/* After the order to stop, wait this long for what the kernel still holds back (a TPACKET_V3 block). */
+	int linger_ms;
+	void *self;
+};
+void xk_xsk_source(struct xk_xsk *x, struct xk_source *out);
+void xk_packet_source(struct xk_packet *p, struct xk_source *out);
+
+int xk_fail(const char *call, int error);
+uint64_t xk_clock_ns(int clock);

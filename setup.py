@@ -1,0 +1,69 @@
+"""Build steps that pyproject.toml cannot say: the cffi core, and the eBPF data plane as LLVM bitcode.
+
+The bitcode is built by clang and shipped in the wheel, so that nothing but the wheel is needed to compile pipelines.
+"""
+
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+#: llvmlite reads bitcode of its own LLVM and of older ones; the oldest llvmlite we accept (0.45) carries LLVM 20.
+CLANG_MAX = 20
+CLANG_MIN = 15
+ROOT = Path(__file__).parent.resolve()
+
+
+def find_clang() -> str:
+    """A clang between CLANG_MIN and CLANG_MAX, newest first; exits with what to install."""
+    names = [*(f"clang-{v}" for v in range(CLANG_MAX, CLANG_MIN - 1, -1)), "clang"]
+    tried = []
+    for name in names:
+        path = shutil.which(name)
+        if not path:
+            continue
+        out = subprocess.run([path, "-dumpversion"], capture_output=True, text=True, check=True).stdout
+        major = int(out.split(".")[0])
+        if CLANG_MIN <= major <= CLANG_MAX:
+            return path
+        tried.append(f"{path} is version {major}")
+    sys.exit(
+        f"xdpkit: the eBPF bitcode needs clang {CLANG_MIN} to {CLANG_MAX} (llvmlite must be able to read it); "
+        f"{'; '.join(tried) or 'no clang was found'}: on Debian, apt-get install clang-19"
+    )
+
+
+def build_bpf(target: Path) -> None:
+    """Compile bpf/ into ``target``: bitcode of the hooks, and the generator as an object."""
+    clang = find_clang()
+    target.mkdir(parents=True, exist_ok=True)
+    fields = runpy.run_path(str(ROOT / "xdpkit" / "fields.py"))
+    generated = ROOT / "build" / "bpf"
+    generated.mkdir(parents=True, exist_ok=True)
+    (generated / "packet_layout.h").write_text(fields["c_header"]())
+    triplet = sysconfig.get_config_var("MULTIARCH") or f"{sysconfig.get_platform().split('-')[-1]}-linux-gnu"
+    flags = [
+        "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3",
+        f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
+    ]  # fmt: skip
+    for name, output in (("xdp", "xdp.bc"), ("socket", "socket.bc"), ("generator", "generator.o")):
+        emit = ["-emit-llvm"] if output.endswith(".bc") else []
+        subprocess.run(
+            [clang, *flags, *emit, "-c", str(ROOT / "bpf" / f"{name}.bpf.c"), "-o", str(target / output)], check=True
+        )
+
+
+class BuildExt(build_ext):
+    """build_ext, and the bitcode beside the extension (in the source tree for an editable install)."""
+
+    def run(self) -> None:
+        super().run()
+        build_bpf(Path(self.get_ext_fullpath("xdpkit._core")).parent / "bitcode")
+
+
+setup(cffi_modules=["csrc/build_core.py:ffibuilder"], cmdclass={"build_ext": BuildExt})

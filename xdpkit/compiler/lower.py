@@ -1,0 +1,203 @@
+"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *)``.
+
+Each condition is lowered to branches (``lower_expr(expr, builder, yes, no)``), so that tests short-circuit and each
+one keeps the Python line that wrote it as its debug location: the verifier's log and ``bpftool prog dump xlated linum``
+then show that line.  A rule that matches returns a constant: ``rule << 16 | otherwise << 8 | verdict`` (bpf/act.h).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import singledispatchmethod
+
+from llvmlite import ir
+
+from ..actions import PASS, Redirect
+from ..errors import Where
+from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
+from ..fields import HEADERS, FieldSpec, offsets
+from ..pipeline import Pipeline, Rule
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+OFFSETS = offsets()
+
+
+def lower(pipeline: Pipeline) -> str:
+    """The IR of ``classify`` for ``pipeline``, as text."""
+    return Lowering(pipeline).text()
+
+
+def outcome(index: int, rule: Rule) -> int:
+    """What classify() returns for ``rule``, number ``index``."""
+    otherwise = rule.action.otherwise if isinstance(rule.action, Redirect) else PASS
+    return index << 16 | otherwise.verdict << 8 | rule.action.verdict
+
+
+class Lowering:
+    """One pipeline on its way to IR."""
+
+    def __init__(self, pipeline: Pipeline):
+        self.module = ir.Module(name=pipeline.name)
+        self.debug = DebugInfo(self.module, pipeline.where)
+        self.function = ir.Function(self.module, ir.FunctionType(I32, [I8.as_pointer()]), "classify")
+        self.function.attributes.add("alwaysinline")
+        self.function.set_metadata("dbg", self.debug.subprogram)
+        builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        for index, rule in enumerate(pipeline.outcomes):
+            take, skip = self.block(f"take.{index}"), self.block(f"skip.{index}")
+            self.lower_expr(rule.expr, builder, take, skip)
+            builder.position_at_end(take)
+            builder.debug_metadata = self.debug.location(rule.where)
+            builder.ret(I32(outcome(index, rule)))
+            builder.position_at_end(skip)
+        builder.unreachable()
+
+    def text(self) -> str:
+        """The module as LLVM assembly."""
+        return str(self.module)
+
+    def block(self, name: str) -> ir.Block:
+        """A new basic block at the end of the function."""
+        return self.function.append_basic_block(name)
+
+    @singledispatchmethod
+    def lower_expr(self, expr: Expr, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        """Branch to ``yes`` if ``expr`` holds, else to ``no``."""
+        raise TypeError(f"no lowering for {type(expr).__name__}")
+
+    @lower_expr.register
+    def _(self, expr: Always, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.debug.location(expr.where)
+        builder.branch(yes)
+
+    @lower_expr.register
+    def _(self, expr: Present, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.debug.location(expr.where)
+        builder.cbranch(self.present(builder, expr.header), yes, no)
+
+    @lower_expr.register
+    def _(self, expr: Test, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.debug.location(expr.where)
+        if expr.spec.header is not None:
+            there = self.block("there")
+            builder.cbranch(self.present(builder, expr.spec.header), there, no)
+            builder.position_at_end(there)
+        builder.cbranch(in_intervals(builder, self.field(builder, expr.spec), expr.intervals), yes, no)
+
+    @lower_expr.register
+    def _(self, expr: Not, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        self.lower_expr(expr.term, builder, no, yes)
+
+    @lower_expr.register
+    def _(self, expr: And, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        *first, last = expr.terms
+        for term in first:
+            more = self.block("and")
+            self.lower_expr(term, builder, more, no)
+            builder.position_at_end(more)
+        self.lower_expr(last, builder, yes, no)
+
+    @lower_expr.register
+    def _(self, expr: Or, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        *first, last = expr.terms
+        for term in first:
+            more = self.block("or")
+            self.lower_expr(term, builder, yes, more)
+            builder.position_at_end(more)
+        self.lower_expr(last, builder, yes, no)
+
+    def member(self, builder: ir.IRBuilder, name: str) -> ir.Value:
+        """Load a member of ``struct packet`` at its own width."""
+        offset, bits = OFFSETS[name]
+        at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
+        return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
+
+    def present(self, builder: ir.IRBuilder, header: str) -> ir.Value:
+        """i1: the header is there."""
+        bit = I32(1 << HEADERS.index(header))
+        return builder.icmp_unsigned("!=", builder.and_(self.member(builder, "present"), bit), I32(0))
+
+    def field(self, builder: ir.IRBuilder, spec: FieldSpec) -> ir.Value:
+        """The field's value as an integer at least as wide as the field."""
+        if spec.bits > 64:
+            wide = ir.IntType(spec.bits)
+            high = builder.zext(self.member(builder, spec.member + "_hi"), wide)
+            low = builder.zext(self.member(builder, spec.member + "_lo"), wide)
+            return builder.or_(builder.shl(high, wide(64)), low)
+        value = self.member(builder, spec.member)
+        if spec.shift:
+            value = builder.lshr(value, value.type(spec.shift))
+        if spec.shift + spec.bits < value.type.width:
+            value = builder.and_(value, value.type(spec.maximum))
+        return value
+
+
+def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
+    """i1: ``value`` lies in one of ``intervals``; LLVM folds each to one compare (or a mask, for prefixes)."""
+    result = None
+    for low, high in intervals:
+        if low == high:
+            hit = builder.icmp_unsigned("==", value, value.type(low))
+        else:
+            hit = builder.icmp_unsigned("<=", builder.sub(value, value.type(low)), value.type(high - low))
+        result = hit if result is None else builder.or_(result, hit)
+    assert result is not None, "a test has at least one interval"
+    return result
+
+
+class DebugInfo:
+    """Debug metadata: one compile unit and subprogram for the pipeline's file, a lexical block per further file."""
+
+    def __init__(self, module: ir.Module, where: Where):
+        self.module = module
+        self.files: dict[str, ir.DIValue] = {}
+        self.scopes: dict[str, ir.DIValue] = {}
+        file = self.file(where.file)
+        unit = module.add_debug_info(
+            "DICompileUnit",
+            {
+                "language": ir.DIToken("DW_LANG_C99"),
+                "file": file,
+                "producer": "xdpkit",
+                "runtimeVersion": 0,
+                "isOptimized": True,
+                "emissionKind": ir.DIToken("FullDebug"),
+            },
+            is_distinct=True,
+        )
+        module.add_named_metadata("llvm.dbg.cu", unit)
+        module.add_named_metadata("llvm.module.flags", [I32(2), "Debug Info Version", I32(3)])
+        signature = module.add_debug_info("DISubroutineType", {"types": module.add_metadata([None])})
+        self.subprogram = module.add_debug_info(
+            "DISubprogram",
+            {
+                "name": "classify",
+                "linkageName": "classify",
+                "scope": file,
+                "file": file,
+                "line": where.line,
+                "scopeLine": where.line,
+                "type": signature,
+                "unit": unit,
+                "spFlags": ir.DIToken("DISPFlagDefinition | DISPFlagOptimized"),
+            },
+            is_distinct=True,
+        )
+        self.scopes[where.file] = self.subprogram
+
+    def file(self, path: str) -> ir.DIValue:
+        """DIFile for ``path``; LLVM reads the text of its lines from there into the BTF line info."""
+        if path not in self.files:
+            directory, name = os.path.split(path)
+            self.files[path] = self.module.add_debug_info("DIFile", {"filename": name, "directory": directory})
+        return self.files[path]
+
+    def location(self, where: Where) -> ir.DIValue:
+        """DILocation of a line of the user's source."""
+        if where.file not in self.scopes:
+            self.scopes[where.file] = self.module.add_debug_info(
+                "DILexicalBlockFile", {"scope": self.subprogram, "file": self.file(where.file), "discriminator": 0}
+            )
+        return self.module.add_debug_info(
+            "DILocation", {"line": where.line, "column": 1, "scope": self.scopes[where.file]}
+        )

@@ -1,0 +1,210 @@
+"""Facts about network devices, asked of the kernel through netlink.
+
+Nothing here reads sysfs (after setns(2) it goes on showing the namespace it was mounted in) and nothing runs
+a command. Every socket is opened for one question, so each answer is about the *calling thread's* network
+namespace at that moment. No privilege is needed. What a driver can be told is in `ethtool`.
+
+Sources: linux/if_link.h, linux/netdev.h (generic netlink family `netdev`,
+Documentation/netlink/specs/netdev.yaml), packet(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pyroute2.netlink import NLM_F_REQUEST, genlmsg
+from pyroute2.netlink.generic import GenericNetlinkSocket
+
+from . import ethtool
+from .netlink import NetlinkError, iproute, outside_loop
+
+T = TypeVar("T")
+
+XDP_FEATURES = ("basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg")
+RX_METADATA = ("timestamp", "hash", "vlan-tag")
+XSK_FEATURES = ("tx-timestamp", "tx-checksum", "tx-launch-time-fifo")
+
+_IFF_UP = 0x1
+_NETDEV_CMD_DEV_GET = 1
+_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One network device as it was when asked. Queue counts are the ones in use, not the ones allocated.
+
+    `xdp_features` is None where the kernel cannot tell (no `netdev` generic netlink family: before 6.3);
+    `xdp_zc_max_segs` is the most buffers of one zero-copy packet (0: not stated); `lower` names the devices
+    that this one stands on (VLAN and macvlan: one; bond, team, bridge: its ports); `mtu` and a veth's
+    `peer_mtu` are in bytes, the latter None where the peer is out of reach.
+    """
+
+    name: str
+    index: int
+    mtu: int
+    mac: str
+    driver: str | None
+    kind: str | None
+    up: bool
+    carrier: bool
+    rx_queues: int
+    tx_queues: int
+    max_rx_queues: int
+    xdp_features: frozenset[str] | None
+    rx_metadata: frozenset[str]
+    xsk_features: frozenset[str]
+    xdp_zc_max_segs: int
+    lower: tuple[str, ...]
+    peer_mtu: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """An XDP program attached to a device. One device can carry a native and an offloaded one at once."""
+
+    mode: Literal["native", "generic", "offload"]
+    prog_id: int
+
+
+class _DevGet(genlmsg):  # type: ignore[misc]
+    """NETDEV_CMD_DEV_GET, request and answer."""
+
+    nla_map = (
+        ("NETDEV_A_DEV_UNSPEC", "none"),
+        ("NETDEV_A_DEV_IFINDEX", "uint32"),
+        ("NETDEV_A_DEV_PAD", "none"),
+        ("NETDEV_A_DEV_XDP_FEATURES", "uint64"),
+        ("NETDEV_A_DEV_XDP_ZC_MAX_SEGS", "uint32"),
+        ("NETDEV_A_DEV_XDP_RX_METADATA_FEATURES", "uint64"),
+        ("NETDEV_A_DEV_XSK_FEATURES", "uint64"),
+    )
+
+
+def device(name: str) -> Device:
+    """Look up `name` in this thread's network namespace; OSError(ENODEV) names the devices that are there."""
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        here = ", ".join(sorted(other for _, other in socket.if_nameindex())) or "none"
+        raise OSError(errno.ENODEV, f"no network device {name!r}; this namespace has: {here}") from None
+    return outside_loop(lambda: _device(name, index))
+
+
+def xdp_holders(index: int) -> tuple[Holder, ...]:
+    """The XDP programs attached to the device, one for each attach mode in use; empty if there is none."""
+    xdp = _link(index).get_attr("IFLA_XDP")
+    modes: tuple[tuple[Literal["native", "generic", "offload"], str], ...] = (
+        ("native", "IFLA_XDP_DRV_PROG_ID"),
+        ("generic", "IFLA_XDP_SKB_PROG_ID"),
+        ("offload", "IFLA_XDP_HW_PROG_ID"),
+    )
+    found = ((mode, xdp.get_attr(attribute) if xdp else None) for mode, attribute in modes)
+    return tuple(Holder(mode, prog_id) for mode, prog_id in found if prog_id)
+
+
+def stats(index: int) -> dict[str, int]:
+    """The device's counters since it was made (struct rtnl_link_stats64): rx_packets, rx_dropped ..."""
+    return dict(_link(index).get_attr("IFLA_STATS64"))
+
+
+@contextmanager
+def promiscuous(index: int) -> Iterator[None]:
+    """Receive frames for every MAC address while the block runs; needs CAP_NET_RAW. The kernel counts the
+    users of promiscuous mode and takes this one back with the socket, so a killed process leaves nothing."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        membership = struct.pack("iHH8x", index, _PACKET_MR_PROMISC, 0)
+        sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
+        yield
+
+
+def _link(index: int) -> Any:
+    """RTM_GETLINK of one device."""
+
+    def ask() -> Any:
+        with iproute(f"look up network device {index}") as ip:
+            return ip.link("get", index=index)[0]
+
+    return outside_loop(ask)
+
+
+def _device(name: str, index: int) -> Device:
+    with iproute(f"look up network device {name!r}") as ip:
+        link = ip.link("get", index=index)[0]
+        info = link.get_attr("IFLA_LINKINFO")
+        kind = info.get_attr("IFLA_INFO_KIND") if info else None
+        peer_mtu = _peer_mtu(ip, link) if kind == "veth" else None
+        lower = _lower(ip, link) if kind != "veth" else ()
+    counts = link.get_attr("IFLA_NUM_RX_QUEUES", 1), link.get_attr("IFLA_NUM_TX_QUEUES", 1)
+    rx, tx, max_rx = _if_told(lambda: ethtool.channels(name)) or (*counts, counts[0])
+    xdp = _netdev_family(index)
+    return Device(
+        name=name,
+        index=index,
+        mtu=link.get_attr("IFLA_MTU"),
+        mac=link.get_attr("IFLA_ADDRESS") or "",
+        driver=_if_told(lambda: ethtool.driver(name)) or kind,
+        kind=kind,
+        up=bool(link["flags"] & _IFF_UP),
+        carrier=bool(link.get_attr("IFLA_CARRIER")),
+        rx_queues=rx,
+        tx_queues=tx,
+        max_rx_queues=max_rx,
+        xdp_features=None if xdp is None else _names(xdp.get_attr("NETDEV_A_DEV_XDP_FEATURES"), XDP_FEATURES),
+        rx_metadata=_names(xdp and xdp.get_attr("NETDEV_A_DEV_XDP_RX_METADATA_FEATURES"), RX_METADATA),
+        xsk_features=_names(xdp and xdp.get_attr("NETDEV_A_DEV_XSK_FEATURES"), XSK_FEATURES),
+        xdp_zc_max_segs=(xdp and xdp.get_attr("NETDEV_A_DEV_XDP_ZC_MAX_SEGS")) or 0,
+        lower=lower,
+        peer_mtu=peer_mtu,
+    )
+
+
+def _if_told(ask: Callable[[], T]) -> T | None:
+    """None where the driver cannot answer: lo and its like have no ethtool operations."""
+    try:
+        return ask()
+    except OSError:
+        return None
+
+
+def _names(bits: int | None, names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name for bit, name in enumerate(names) if (bits or 0) >> bit & 1)
+
+
+def _peer_mtu(ip: Any, link: Any) -> int | None:
+    """The other end of a veth, also in another namespace if that has an id here (and we may look into it)."""
+    there = link.get_attr("IFLA_LINK_NETNSID")
+    target = {} if there is None else {"IFLA_IF_NETNSID": there}
+    try:
+        mtu: int = ip.link("get", index=link.get_attr("IFLA_LINK"), **target)[0].get_attr("IFLA_MTU")
+        return mtu
+    except NetlinkError:
+        return None
+
+
+def _lower(ip: Any, link: Any) -> tuple[str, ...]:
+    """IFLA_LINK names the one device below; the ports of a bond, team or bridge name it as IFLA_MASTER."""
+    below = link.get_attr("IFLA_LINK")
+    if below and below != link["index"] and link.get_attr("IFLA_LINK_NETNSID") is None:
+        return (ip.link("get", index=below)[0].get_attr("IFLA_IFNAME"),)
+    ports = (other for other in ip.get_links() if other.get_attr("IFLA_MASTER") == link["index"])
+    return tuple(sorted(port.get_attr("IFLA_IFNAME") for port in ports))
+
+
+def _netdev_family(index: int) -> Any | None:
+    """NETDEV_CMD_DEV_GET, or None where the kernel has no such family or keeps silent about the device."""
+    request = _DevGet()
+    request["cmd"], request["version"] = _NETDEV_CMD_DEV_GET, 1
+    request["attrs"] = [("NETDEV_A_DEV_IFINDEX", index)]
+    with GenericNetlinkSocket() as sock:
+        sock.asyncore.module_err_level = "debug"  # an old kernel is no error here
+        try:
+            sock.bind("netdev", _DevGet)
+            return sock.nlm_request(request, msg_type=sock.prid, msg_flags=NLM_F_REQUEST)[0]
+        except (NetlinkError, IndexError):
+            return None

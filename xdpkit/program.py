@@ -1,0 +1,172 @@
+"""A compiled pipeline in the kernel: load it, read its counters and its line info, run it on a packet.
+
+Loading needs CAP_BPF and CAP_NET_ADMIN (or CAP_SYS_ADMIN); nothing is attached here.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from types import TracebackType
+
+from .actions import Verdict
+from .compiler import Compiled
+from .core import check, ffi, lib, text
+from .errors import VerifierError, Where
+from .pipeline import Pipeline, Rule
+
+__all__ = ["Program", "RuleCount", "SourceLine", "program_name"]
+
+_LOG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """Packets and bytes that a rule took since the program was loaded; ``no_socket`` of them were REDIRECT verdicts
+    that fell back because no socket was there."""
+
+    rule: Rule
+    packets: int
+    bytes: int
+    no_socket: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """``instruction`` (index in the translated program) was compiled from ``where``, which reads ``text``."""
+
+    instruction: int
+    where: Where
+    text: str
+
+
+class Program:
+    """A loaded program.  Close it, or use it as a context manager; an attached link keeps it alive in the kernel."""
+
+    def __init__(self, compiled: Compiled, *, queues: int = 1, metadata: bool = False):
+        """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
+        Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
+        self.pipeline: Pipeline = compiled.pipeline
+        self.hook = compiled.hook
+        out = ffi.new("struct xk_program **")
+        check(lib.xk_program_open(compiled.object, len(compiled.object), b"xdpkit", out), "eBPF object")
+        self._program = out[0]
+        try:
+            check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
+            if self.hook == "xdp":
+                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
+                check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        log = ffi.new("char[]", _LOG_BYTES)
+        result = lib.xk_program_load(self._program, log, _LOG_BYTES)
+        if result >= 0:
+            return
+        said = text(log)
+        if result in (-errno.EPERM, -errno.ENOMEM) and "R1" not in said:
+            check(result, "load", "loading eBPF needs CAP_BPF and CAP_NET_ADMIN: run as root")
+        raise verifier_error(self.pipeline, said)
+
+    @property
+    def fd(self) -> int:
+        """File descriptor of the program, owned by this object."""
+        return check(lib.xk_program_fd(self._program))
+
+    def map_fd(self, name: str) -> int:
+        """File descriptor of a map, owned by this object."""
+        return check(lib.xk_program_map(self._program, name.encode()), name)
+
+    def counts(self) -> tuple[RuleCount, ...]:
+        """Counters of every rule and, last, of the default, summed over CPUs."""
+        rules = self.pipeline.outcomes
+        out = ffi.new("uint64_t[]", 3 * len(rules))
+        check(lib.xk_counters(self.map_fd("counters"), len(rules), 3, out), "counters")
+        return tuple(RuleCount(r, *out[3 * i : 3 * i + 3]) for i, r in enumerate(rules))
+
+    def lines(self) -> tuple[SourceLine, ...]:
+        """The line info that the kernel keeps: which source line each instruction came from."""
+        room = 65536
+        out = ffi.new("struct xk_line[]", room)
+        n = check(lib.xk_program_lines(self.fd, out, room), "line info")
+        return tuple(SourceLine(o.instruction, Where(text(o.file), o.line), text(o.text)) for o in out[0:n])
+
+    def info(self) -> dict[str, int]:
+        """The kernel's ``bpf_prog_info``: id, xlated_bytes, jited_bytes, verified_instructions."""
+        out = ffi.new("struct xk_program_info *")
+        check(lib.xk_program_info(self.fd, out), "program info")
+        return {name: getattr(out, name) for name in ("id", "xlated_bytes", "jited_bytes", "verified_instructions")}
+
+    def test_run(self, packet: bytes, *, repeat: int = 1) -> tuple[int, int]:
+        """BPF_PROG_TEST_RUN on a copy of ``packet`` (14 bytes at least): what the program returned (an XDP verdict, or
+        the bytes a socket filter keeps) and the mean run time in ns."""
+        verdict, ns = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        check(
+            lib.xk_test_run(self.fd, packet, len(packet), repeat, ffi.NULL, ffi.NULL, verdict, ns),
+            f"test run on {len(packet)} bytes",
+        )
+        return verdict[0], ns[0]
+
+    def judge(self, packet: bytes) -> tuple[Rule, Verdict]:
+        """Which rule takes ``packet``, read off the counters around a test run, and the verdict it declares."""
+        before = self.counts()
+        self.test_run(packet)
+        (hit,) = [b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets]
+        return hit, hit.action.verdict
+
+    def close(self) -> None:
+        """Let go of the program and its maps; idempotent."""
+        if self._program is not None:
+            lib.xk_program_close(self._program)
+            self._program = None
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def program_name(prog_id: int) -> str | None:
+    """Name of a program that is loaded somewhere, None if it is gone or may not be read."""
+    name = ffi.new("char[16]")
+    return text(name) if lib.xk_program_name(prog_id, name) == 0 else None
+
+
+def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
+    """Turn the verifier's log into an error that starts with the pipeline's line.
+
+    The log names the source line before each run of instructions as ``; text @ file:line``; the last such line before
+    the verdict is where it stopped.  A file is named by its last component there.
+    """
+    places = re.findall(r"^; (.*) @ (\S+):(\d+)$", log, flags=re.MULTILINE)
+    reason = _reason(log)
+    files = {rule.where.file.rpartition("/")[2]: rule.where.file for rule in pipeline.outcomes}
+    for _, name, line in reversed(places):
+        if name.rpartition("/")[2] in files:
+            where = Where(files[name.rpartition("/")[2]], int(line))
+            rule = rule_at(pipeline, where)
+            said = f"the kernel refused rule {rule.name!r} ({rule})" if rule else "the kernel refused the pipeline"
+            return VerifierError(f"{said}: {reason}", where=where, rule=rule.name if rule else None, log=log)
+    return VerifierError(f"the kernel refused pipeline {pipeline.name!r}: {reason}", log=log)
+
+
+def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:
+    """The rule that a line belongs to: the last one that starts at or before it and whose successor starts after."""
+    before = [r for r in pipeline.outcomes if r.where.file == where.file and r.where.line <= where.line]
+    return max(before, key=lambda r: r.where.line, default=None)
+
+
+def _reason(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    ends = ("processed ", "verification time", "stack depth", "-- END", "libbpf:", "max_states")
+    for line in reversed(lines):
+        if not line.startswith(ends) and not line.startswith("mark_precise"):
+            return line
+    return "it gave no reason"
