@@ -9,10 +9,11 @@
 """
 
 from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
-from .attach import Got, Link, attach
+from .attach import Link, attach
 from .compiler import Compiled, compile_pipeline
 from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
 from .expr import arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
+from .got import Got
 from .ledger import Ledger
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program

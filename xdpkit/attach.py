@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 
 from . import netdev
 from .compiler import Compiled, compile_pipeline
 from .core import ffi, lib, text
+from .got import Got, ranges
 from .ledger import Ledger, LedgerRule
 from .netdev import Device
 from .pipeline import Pipeline
@@ -26,34 +28,11 @@ from .program import Program, program_name
 from .sockets import Sockets
 from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
 
-__all__ = ["BINDS", "MODES", "Got", "Link", "attach", "parse_choice"]
+__all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
 MODES = ("native", "generic", "af_packet")
 BINDS = ("zerocopy", "copy")
 _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Got:
-    """What the kernel gave.  ``mode``: native, generic or af_packet; ``bind``: zerocopy, copy, or None while no socket
-    is open; ``walk``: what was tried before and why it was not taken."""
-
-    device: str
-    driver: str | None
-    mode: str
-    bind: str | None
-    queues: tuple[int, ...]
-    timestamps: bool
-    walk: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [self.mode if self.mode != "af_packet" else "AF_PACKET (copies: packets also go on to the stack)"]
-        if self.bind:
-            parts.append({"zerocopy": "zero-copy"}.get(self.bind, self.bind))
-        parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {_ranges(self.queues)}")
-        if self.driver:
-            parts.append(self.driver)
-        return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)
 
 
 def attach(
@@ -168,6 +147,7 @@ class Link:
         self._past = SocketStats()
         self._sink = ("none", 0, 0)
         self._dropped_before = netdev.stats(device.index).get("rx_dropped", 0)
+        self._start = time.monotonic()
         self._final: Ledger | None = None
 
     def sockets(self) -> Sockets:
@@ -212,7 +192,8 @@ class Link:
         return Ledger(
             pipeline=self.program.pipeline.name,
             device=self.device.name,
-            got=str(self.got),
+            got=self.got,
+            seconds=time.monotonic() - self._start,
             rules=rules,
             fill_empty=fill_empty,
             rx_ring_full=stats.rx_ring_full,
@@ -264,7 +245,7 @@ def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
         raise ValueError("no queue given")
     if wanted[0] < 0 or wanted[-1] >= device.rx_queues:
         wrong = next(q for q in wanted if not 0 <= q < device.rx_queues)
-        raise ValueError(f"queue {wrong} is out of range: {device.name} has {_ranges(range(device.rx_queues))}")
+        raise ValueError(f"queue {wrong} is out of range: {device.name} has {ranges(range(device.rx_queues))}")
     return wanted
 
 
@@ -278,14 +259,3 @@ def _preflight(device: Device, options: SocketOptions) -> None:
             f"{device.name}: MTU {device.mtu} is too large for AF_XDP: {error}: "
             f"lower it ('ip link set dev {device.name} mtu {largest}' or less), or use mode af_packet",
         ) from None
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """0-2,5 for 0, 1, 2, 5."""
-    out: list[list[int]] = []
-    for n in sorted(numbers):
-        if out and n == out[-1][1] + 1:
-            out[-1][1] = n
-        else:
-            out.append([n, n])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in out)

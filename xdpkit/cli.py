@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Annotated, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
 from . import netdev
@@ -23,7 +23,7 @@ from .attach import BINDS, MODES, Link, attach, parse_choice
 from .compiler import HOOKS, compile_pipeline
 from .compiler.listing import listing
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
-from .live import table
+from .live import headline, table
 from .pipeline import load_file
 from .sockets import Workers, open_capture
 
@@ -149,6 +149,7 @@ def run(
     if as_json:
         print(ledger.json())
     else:
+        console.print(headline(ledger), soft_wrap=True)
         console.print(table(ledger))
     for problem in ledger.problems():
         print(f"xdpkit: the ledger does not sum: {problem}", file=sys.stderr)
@@ -173,7 +174,7 @@ def _watch(
     if not show and not quiet:
         print(f"xdpkit: {link.program.pipeline.name} on {link.device.name}: {link.got}", file=sys.stderr)
     with Live(console=console, auto_refresh=False, transient=True) if show else ExitStack() as live:
-        before, before_at = link.ledger(), start
+        before = link.ledger()
         while True:
             left = duration - (time.monotonic() - start) if duration else 1.0
             if left <= 0 or stop.wait(min(left, 0.05 if count and not show else 0.25)):
@@ -181,13 +182,14 @@ def _watch(
             if workers is not None and workers.done:
                 return
             netdev.stats(link.device.index)  # OSError when the device is gone
-            if show or (count and workers is None):
-                ledger, now = link.ledger(), time.monotonic()
-                if workers is None and count and ledger.seen >= count:
-                    return
-                if isinstance(live, Live) and now - before_at >= 0.2:
-                    live.update(table(ledger, before, now - before_at), refresh=True)
-                    before, before_at = ledger, now
+            if not show and not (count and workers is None):
+                continue
+            ledger = link.ledger()
+            if workers is None and count and ledger.seen >= count:
+                return
+            if isinstance(live, Live) and ledger.seconds - before.seconds >= 0.2:
+                live.update(Group(headline(ledger), table(ledger, before)), refresh=True)
+                before = ledger
 
 
 @contextmanager

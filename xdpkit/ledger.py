@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from .got import Got
+
 __all__ = ["Ledger", "LedgerRule"]
 
 
@@ -28,11 +30,12 @@ class LedgerRule:
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """Counts in packets since the program was attached.  ``device_dropped`` is what the device says it dropped in that
-    time, before the hook; it is no part of the sums.  ``final`` means that nothing was under way when it was taken."""
+    time, before the hook; it is no part of the sums.  ``seconds`` since it was attached.  ``final`` means that nothing was under way when it was taken."""
 
     pipeline: str
     device: str
-    got: str
+    got: Got
+    seconds: float
     rules: tuple[LedgerRule, ...]
     fill_empty: int
     rx_ring_full: int

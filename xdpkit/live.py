@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from .ledger import Ledger
 
-__all__ = ["si", "table"]
+__all__ = ["headline", "si", "table"]
 
 
 def si(value: float, unit: str = "") -> str:
@@ -19,16 +20,22 @@ def si(value: float, unit: str = "") -> str:
     raise AssertionError("unreachable")
 
 
-def table(ledger: Ledger, before: Ledger | None = None, seconds: float = 0.0) -> Table:
-    """The ledger as a rich table; with an earlier one, also packets per second since then."""
-    out = Table(title=f"{ledger.pipeline} on {ledger.device}: {ledger.got}", title_justify="left", box=None)
+def table(ledger: Ledger, before: Ledger | None = None) -> Table:
+    """The ledger as a rich table; rates are since ``before``, or over the whole run."""
+    out = Table(box=None, pad_edge=False)
     out.add_column("stage")
     out.add_column("packets", justify="right")
-    out.add_column("per second", justify="right")
+    out.add_column("packets/s", justify="right")
     out.add_column("", overflow="fold")
     earlier = {stage: n for stage, n, _ in before.rows()} if before else {}
+    seconds = ledger.seconds - (before.seconds if before else 0)
     for stage, packets, remark in ledger.rows():
-        rate = (packets - earlier.get(stage, 0)) / seconds if before and seconds else None
+        rate = (packets - earlier.get(stage, 0)) / seconds if seconds > 0 else 0
         style = "bold red" if remark.startswith("LOST") else ""
-        out.add_row(stage, f"{packets:,}", "" if rate is None else si(rate), remark, style=style)
+        out.add_row(stage, f"{packets:,}", si(rate), remark, style=style)
     return out
+
+
+def headline(ledger: Ledger) -> Text:
+    """Pipeline, device, and what the kernel gave."""
+    return Text(f"{ledger.pipeline} on {ledger.device}: {ledger.got}", style="bold", overflow="fold")

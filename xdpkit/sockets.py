@@ -314,7 +314,9 @@ def open_capture(target: str | os.PathLike[str]) -> IO[bytes]:
         if sys.stdout.isatty():
             raise OSError(errno.EINVAL, "a capture is not for a terminal: redirect standard output or name a file")
         return os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    return os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), "wb", buffering=0)
+    return open(
+        target, "wb", buffering=0, opener=lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    )
 
 
 class Workers:
@@ -342,9 +344,7 @@ class Workers:
         if self._file is None:
             check(lib.xk_sink_count(limit, sink), "sink")
         else:
-            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-                self._file.truncate(0)
-            self._file.write(self._header(queues, snaplen))
+            self._begin(self._file, self._header(queues, snaplen))
             check(lib.xk_sink_pcapng(self._file.fileno(), limit, snaplen, sink), "sink")
         self._sink = sink[0]
         sockets.started(self)
@@ -363,6 +363,15 @@ class Workers:
             return open_capture(target), True
         target.flush()
         return target, False
+
+    @staticmethod
+    def _begin(file: IO[bytes], header: bytes) -> None:
+        try:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                file.truncate(0)
+            file.write(header)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file.name)) from None
 
     def _start(self, number: int, queue: int, cpu: int) -> None:
         out = ffi.new("struct xk_worker **")
@@ -430,7 +439,7 @@ class Workers:
         file, now = self._file, time.time_ns()
         try:
             if self._total.error:
-                raise OSError(self._total.error, f"writing packets: {os.strerror(self._total.error)}")
+                raise OSError(self._total.error, os.strerror(self._total.error), str(self._file.name))
             stats = [x.stats() for x in self._sockets.xsks] or [self._sockets.stats()]
             for number, (worker, socket) in enumerate(zip(each, stats, strict=False)):
                 lost = socket.rx_dropped + socket.rx_ring_full
