@@ -29,8 +29,10 @@ class LedgerRule:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Counts in packets since the program was attached.  ``device_dropped`` is what the device says it dropped in that
-    time, before the hook; it is no part of the sums.  ``seconds`` since it was attached.  ``final`` means that nothing was under way when it was taken."""
+    """Counts in packets since the program was attached, ``seconds`` ago.
+
+    ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
+    ``final`` means that nothing was under way when it was taken."""
 
     pipeline: str
     device: str
