@@ -65,9 +65,9 @@ static int new_sink(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **o
 	return 0;
 }
 
-int xk_sink_count(struct xk_sink **out)
+int xk_sink_count(uint64_t limit, struct xk_sink **out)
 {
-	return new_sink(-1, 0, 0, out);
+	return new_sink(-1, limit, 0, out);
 }
 
 int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out)
@@ -91,10 +91,10 @@ static uint32_t claim(struct xk_sink *s, uint32_t n)
 {
 	uint64_t before;
 
-	if (!s->limit)
-		return n;
 	if (xk_sink_done(s))
 		return 0;
+	if (!s->limit)
+		return n;
 	before = __atomic_fetch_add(&s->claimed, n, __ATOMIC_RELAXED);
 	if (before + n >= s->limit)
 		__atomic_store_n(&s->done, 1, __ATOMIC_RELAXED);
@@ -179,15 +179,13 @@ static void put_option(struct xk_worker *w, uint16_t code, const void *value, ui
 
 static void take(struct xk_worker *w, uint32_t n)
 {
-	uint32_t wanted;
+	uint32_t wanted = claim(w->sink, n);
 
-	if (w->sink->fd < 0) {
-		add(&w->stats.written, n);
-		return;
-	}
-	wanted = w->stats.error || (xk_sink_done(w->sink) && !w->sink->limit) ? 0 : claim(w->sink, n);
-	for (uint32_t i = 0; i < wanted; i++)
-		put_block(w, &w->views[i]);
+	if (w->sink->fd < 0)
+		add(&w->stats.written, wanted);
+	else
+		for (uint32_t i = 0; i < wanted; i++)
+			put_block(w, &w->views[i]);
 	if (wanted < n)
 		add(&w->stats.refused, n - wanted);
 }

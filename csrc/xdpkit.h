@@ -203,8 +203,8 @@ void xk_packet_close(struct xk_packet *p);
 
 struct xk_sink;
 
-/* Counts and forgets. */
-int xk_sink_count(struct xk_sink **out);
+/* Counts and forgets; `limit` packets in all, 0 for no limit. */
+int xk_sink_count(uint64_t limit, struct xk_sink **out);
 /*
  * Writes a pcapng Enhanced Packet Block per packet to `fd` (not owned), shared by all workers of the sink.  `limit`:
  * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.

@@ -1,1 +1,58 @@
-"""xdpkit: declare a packet filter pipeline in Python, run it at XDP, drain what it redirects without copying."""
+"""xdpkit: declare a packet filter pipeline in Python, run it at XDP, drain what it redirects without copying.
+
+>>> from xdpkit import Pipeline, PASS, DROP, REDIRECT, attach, ip, udp
+>>> pipe = Pipeline("dns", default=PASS)
+>>> rule = pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+>>> with attach(pipe, "eth1") as link, link.sockets() as sockets:  # doctest: +SKIP
+...     for batch in sockets.batches(timeout=1.0):
+...         print(batch.queue, batch.lengths.sum())
+"""
+
+from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
+from .attach import Link, attach
+from .compiler import Compiled, compile_pipeline
+from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
+from .expr import arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
+from .got import Got
+from .ledger import Ledger
+from .pipeline import Pipeline, Rule, load_file
+from .program import Program
+from .xsk import Batch, SocketOptions
+
+__all__ = [
+    "DROP",
+    "PASS",
+    "REDIRECT",
+    "TX",
+    "Action",
+    "Batch",
+    "Compiled",
+    "FrameError",
+    "Got",
+    "Ledger",
+    "Link",
+    "NotSupported",
+    "Pipeline",
+    "PipelineError",
+    "Program",
+    "Redirect",
+    "Rule",
+    "SocketOptions",
+    "Verdict",
+    "VerifierError",
+    "Where",
+    "arp",
+    "attach",
+    "compile_pipeline",
+    "eth",
+    "icmp",
+    "icmp6",
+    "ip",
+    "ip6",
+    "load_file",
+    "pkt",
+    "tcp",
+    "udp",
+    "vlan",
+    "vlan2",
+]

@@ -68,7 +68,7 @@ class Program:
         if result >= 0:
             return
         said = text(log)
-        if result in (-errno.EPERM, -errno.ENOMEM) and "R1" not in said:
+        if result == -errno.EPERM:
             check(result, "load", "loading eBPF needs CAP_BPF and CAP_NET_ADMIN: run as root")
         raise verifier_error(self.pipeline, said)
 

@@ -1,0 +1,261 @@
+"""Attach a pipeline to a device and hold it there: want, require, got.
+
+``mode`` and ``bind`` take "auto" (the best there is), "want:X" (X first, then what else works) or "X" (X or an error).
+The walk goes zero-copy, native copy, generic, AF_PACKET; ``link.got`` says where it stopped and why.
+
+The attachment is a bpf_link: it goes with the process that holds it, however that ends.  AF_PACKET sees copies, so a
+pipeline that drops or transmits runs there only when that mode is required by name: its REDIRECT rules then deliver,
+and every packet goes on to the stack.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from types import TracebackType
+
+from . import netdev
+from .compiler import Compiled, compile_pipeline
+from .core import ffi, lib, text
+from .got import Got, ranges
+from .ledger import Ledger, LedgerRule
+from .netdev import Device
+from .pipeline import Pipeline
+from .program import Program, program_name
+from .sockets import Sockets
+from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
+
+__all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
+
+MODES = ("native", "generic", "af_packet")
+BINDS = ("zerocopy", "copy")
+_XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
+
+
+def attach(
+    pipeline: Pipeline | Compiled,
+    device: str,
+    *,
+    mode: str = "auto",
+    bind: str = "auto",
+    queues: Iterable[int] | None = None,
+    timestamps: bool = False,
+    options: SocketOptions | None = None,
+) -> Link:
+    """Load ``pipeline`` and attach it to ``device`` of the calling thread's network namespace.
+
+    ``queues``: RX queues that get sockets (default: all).  ``timestamps``: the program stamps each redirected packet
+    and notes its rule.  Raises OSError (names the call, and the program that holds a busy device), VerifierError,
+    ValueError for a mode, bind or queue that there is not.
+    """
+    options = options or SocketOptions()
+    modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
+    found = netdev.device(device)
+    wanted = _queues(found, queues)
+    pipe = pipeline.pipeline if isinstance(pipeline, Compiled) else pipeline
+    redirects = "REDIRECT" in pipe.verdicts
+    acts = pipe.verdicts - {"PASS", "REDIRECT"}
+    if mode == "af_packet" and not redirects:
+        raise ValueError(f"{device}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
+    if redirects and modes != ("af_packet",):
+        _preflight(found, options)
+    walk: list[str] = []
+    last: OSError | None = None
+    for step in modes:
+        if step == "af_packet" and last is not None and (acts or not redirects):
+            break  # it could not do what the pipeline declares
+        try:
+            link = _attach(pipeline, pipe, found, step, binds, wanted, timestamps, options)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
+                raise
+            walk.append(f"{step} ({error.strerror})")
+            last = error
+            if error.errno in (errno.EBUSY, errno.EEXIST):
+                break
+            continue
+        link.got = replace(link.got, walk=tuple(walk))
+        return link
+    assert last is not None
+    raise last
+
+
+def _attach(
+    pipeline: Pipeline | Compiled,
+    pipe: Pipeline,
+    device: Device,
+    mode: str,
+    binds: tuple[str, ...],
+    queues: tuple[int, ...],
+    timestamps: bool,
+    options: SocketOptions,
+) -> Link:
+    hook = "socket" if mode == "af_packet" else "xdp"
+    compiled = pipeline if isinstance(pipeline, Compiled) and pipeline.hook == hook else compile_pipeline(pipe, hook)
+    program = Program(compiled, queues=device.rx_queues, metadata=timestamps)
+    fd = -1
+    try:
+        if mode != "af_packet":
+            fd = lib.xk_link_xdp(program.fd, device.index, _XDP_FLAGS[mode])
+            if fd < 0:
+                raise _refused(-fd, program, device, mode)
+        got = Got(device.name, device.driver, mode, None, queues, timestamps)
+        return Link(program, device, fd, got, binds, options)
+    except BaseException:
+        program.close()
+        raise
+
+
+def _refused(error: int, program: Program, device: Device, mode: str) -> OSError:
+    """Why the kernel refused to attach: who holds the device, or its own words, and what to do."""
+    what = f"attach {mode} XDP to {device.name}"
+    holders = netdev.xdp_holders(device.index)
+    if error in (errno.EBUSY, errno.EEXIST) and holders:
+        names = ", ".join(f"program {program_name(h.prog_id)!r} (id {h.prog_id}, {h.mode})" for h in holders)
+        return OSError(
+            error,
+            f"{what}: {device.name} is held by {names}: stop its owner, or "
+            f"'ip link set dev {device.name} xdp off' if it has none; mode af_packet captures beside it",
+        )
+    said = ffi.new("char[512]")
+    lib.xk_attach_reason(program.fd, device.index, _XDP_FLAGS[mode], said, 512)
+    reason = text(said) or os.strerror(error)
+    if error == errno.EPERM:
+        reason += ": attaching needs CAP_NET_ADMIN: run as root"
+    elif "MTU" in reason or error == errno.ERANGE:
+        limit = min(m for m in (device.mtu, device.peer_mtu) if m)
+        reason += (
+            f": MTU here is {device.mtu}, of the peer {device.peer_mtu}: lower both"
+            if device.peer_mtu
+            else (f": MTU is {limit}: lower it")
+        )
+    return OSError(error, f"{what}: {reason}")
+
+
+class Link:
+    """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
+
+    def __init__(
+        self, program: Program, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
+    ):
+        self.program, self.device, self.got, self.binds, self.options = program, device, got, binds, options
+        self._fd = fd
+        self._sockets: Sockets | None = None
+        self._past = SocketStats()
+        self._sink = ("none", 0, 0)
+        self._dropped_before = netdev.stats(device.index).get("rx_dropped", 0)
+        self._start = time.monotonic()
+        self._final: Ledger | None = None
+
+    def sockets(self) -> Sockets:
+        """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
+        a time.  OSError names call, device and queue, and leaves nothing open."""
+        if self._final is not None:
+            raise ValueError("the link is closed")
+        if self._sockets is not None:
+            raise ValueError(f"{self.device.name}: the sockets of this link are already open")
+        self._sockets = Sockets(self)
+        return self._sockets
+
+    def forget(self, sockets: Sockets) -> None:
+        """Called by Sockets.close(): keep what they counted."""
+        if self._sockets is sockets:
+            self._past += sockets.stats()
+            name, written, refused = sockets.sink
+            if name != "none":
+                self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
+            self._sockets = None
+
+    def ledger(self) -> Ledger:
+        """Where every packet went so far; after close() the final one."""
+        return self._final or self._count(final=False)
+
+    def _count(self, *, final: bool) -> Ledger:
+        stats, (sink, written, refused) = self._past, self._sink
+        if self._sockets is not None:  # sockets before rules: what moves meanwhile shows as in flight, never below 0
+            stats += self._sockets.stats()
+            name, now_written, now_refused = self._sockets.live_sink()
+            if name != "none":
+                sink, written, refused = name, written + now_written, refused + now_refused
+        rules = tuple(
+            LedgerRule(c.rule.name, str(c.rule.action), c.rule.action.verdict.name, c.packets, c.bytes, c.no_socket)
+            for c in self.program.counts()
+        )
+        fill_empty = min(stats.fill_empty, stats.rx_dropped)
+        try:
+            dropped = netdev.stats(self.device.index).get("rx_dropped", 0) - self._dropped_before
+        except OSError:  # the device is gone
+            dropped = 0
+        return Ledger(
+            pipeline=self.program.pipeline.name,
+            device=self.device.name,
+            got=self.got,
+            seconds=time.monotonic() - self._start,
+            rules=rules,
+            fill_empty=fill_empty,
+            rx_ring_full=stats.rx_ring_full,
+            too_long=stats.rx_dropped - fill_empty,
+            waiting=stats.unread,
+            delivered=stats.received,
+            written=written,
+            refused=refused,
+            sink=sink,
+            device_dropped=max(0, dropped),
+            final=final,
+        )
+
+    def close(self) -> None:
+        """Close the sockets, detach, take the final ledger, let go of the program."""
+        if self._final is not None:
+            return
+        if self._sockets is not None:
+            self._sockets.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        lib.xk_quiesce()
+        self._final = self._count(final=True)
+        self.program.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The order in which to try: all for auto, X first for want:X, X alone for X."""
+    want, _, wanted = value.rpartition(":")
+    if value == "auto":
+        return known
+    if wanted not in known or want not in ("", "want"):
+        raise ValueError(f"{name} {value!r}: auto, {', '.join(known)}, or want:NAME to prefer one of them")
+    return (wanted, *(k for k in known if k != wanted)) if want else (wanted,)
+
+
+def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
+    wanted = tuple(range(device.rx_queues)) if queues is None else tuple(sorted(set(queues)))
+    if not wanted:
+        raise ValueError("no queue given")
+    if wanted[0] < 0 or wanted[-1] >= device.rx_queues:
+        wrong = next(q for q in wanted if not 0 <= q < device.rx_queues)
+        raise ValueError(f"queue {wrong} is out of range: {device.name} has {ranges(range(device.rx_queues))}")
+    return wanted
+
+
+def _preflight(device: Device, options: SocketOptions) -> None:
+    try:
+        options.chunk_for(device.mtu + L2_BYTES)
+    except ValueError as error:
+        largest = 4096 - KERNEL_HEADROOM - options.headroom - L2_BYTES
+        raise OSError(
+            errno.EMSGSIZE,
+            f"{device.name}: MTU {device.mtu} is too large for AF_XDP: {error}: "
+            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), or use mode af_packet",
+        ) from None

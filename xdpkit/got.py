@@ -1,0 +1,42 @@
+"""What the kernel gave, as against what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Got", "ranges"]
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What the kernel gave.  ``mode``: native, generic or af_packet; ``bind``: zerocopy, copy, or None while no socket
+    is open; ``walk``: what was tried before and why it was not taken."""
+
+    device: str
+    driver: str | None
+    mode: str
+    bind: str | None
+    queues: tuple[int, ...]
+    timestamps: bool
+    walk: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [self.mode if self.mode != "af_packet" else "AF_PACKET (copies: packets also go on to the stack)"]
+        if self.bind:
+            parts.append({"zerocopy": "zero-copy"}.get(self.bind, self.bind))
+        parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
+        if self.driver:
+            parts.append(self.driver)
+        return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """0-2,5 for 0, 1, 2, 5."""
+    out: list[list[int]] = []
+    for n in sorted(numbers):
+        if out and n == out[-1][1] + 1:
+            out[-1][1] = n
+        else:
+            out.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in out)

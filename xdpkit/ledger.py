@@ -1,0 +1,138 @@
+"""The ledger: where every packet went, from the hook to the sink.
+
+Every packet that the program saw is counted under exactly one rule.  Those with a REDIRECT verdict either fall back
+(no socket), or are lost at a named stage (FILL empty, RX ring full, longer than a frame), wait in the RX ring, or are
+delivered; delivered ones are what the sink wrote or refused.  :meth:`Ledger.problems` holds those sums to the packet.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from .got import Got
+
+__all__ = ["Ledger", "LedgerRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRule:
+    """One rule's line: packets and bytes it took; ``no_socket`` of them were REDIRECT verdicts that fell back."""
+
+    name: str
+    action: str
+    verdict: str
+    packets: int
+    bytes: int
+    no_socket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Counts in packets since the program was attached, ``seconds`` ago.
+
+    ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
+    ``final`` means that nothing was under way when it was taken."""
+
+    pipeline: str
+    device: str
+    got: Got
+    seconds: float
+    rules: tuple[LedgerRule, ...]
+    fill_empty: int
+    rx_ring_full: int
+    too_long: int
+    waiting: int
+    delivered: int
+    written: int
+    refused: int
+    sink: str
+    device_dropped: int
+    final: bool
+
+    @property
+    def seen(self) -> int:
+        """Packets the program ran on."""
+        return sum(r.packets for r in self.rules)
+
+    @property
+    def seen_bytes(self) -> int:
+        """Their bytes."""
+        return sum(r.bytes for r in self.rules)
+
+    @property
+    def no_socket(self) -> int:
+        """REDIRECT verdicts that fell back because no socket was there."""
+        return sum(r.no_socket for r in self.rules)
+
+    @property
+    def redirected(self) -> int:
+        """Packets sent towards a socket."""
+        return sum(r.packets - r.no_socket for r in self.rules if r.verdict == "REDIRECT")
+
+    @property
+    def lost(self) -> int:
+        """Packets lost on the way to user space."""
+        return self.fill_empty + self.rx_ring_full + self.too_long
+
+    @property
+    def in_flight(self) -> int:
+        """Redirected and not (yet) anywhere else: 0 when nothing is under way."""
+        return self.redirected - self.lost - self.waiting - self.delivered
+
+    def problems(self) -> tuple[str, ...]:
+        """The sums that do not hold.  A live ledger is read while packets move, so only a final one is held to all."""
+        found = []
+        if self.in_flight < 0 or (self.final and self.in_flight):
+            found.append(f"{self.redirected} redirected, but lost + waiting + delivered is off by {-self.in_flight}")
+        if self.final and self.sink != "none" and self.delivered != self.written + self.refused:
+            found.append(f"{self.delivered} delivered, but {self.written} written + {self.refused} refused")
+        return tuple(found)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(stage, packets, remark), in the order of a packet's way."""
+        rows = [("seen", self.seen, f"{self.seen_bytes} bytes")]
+        rows += [(f"  {r.name}", r.packets, r.action) for r in self.rules]
+        if any(r.verdict == "REDIRECT" for r in self.rules):
+            rows += [("redirected", self.redirected, "")]
+            if self.no_socket:
+                rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
+            rows += [
+                ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "frames are held too long: more frames")),
+                ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, "user space was too slow")),
+                ("  longer than a frame", self.too_long, _lost(self.too_long, "larger chunk_size")),
+            ]
+            if self.waiting or not self.final:
+                rows += [("  waiting in RX ring", self.waiting, "")]
+            if self.in_flight:
+                rows += [("  in flight", self.in_flight, "")]
+            rows += [("  delivered", self.delivered, "")]
+            if self.sink != "none":
+                rows += [(f"    {self.sink}", self.written, "")]
+                rows += [("    refused by the sink", self.refused, "beyond the limit, or a failed write")] * bool(
+                    self.refused
+                )
+        if self.device_dropped:
+            rows += [("device dropped", self.device_dropped, "before the program; not in the sums")]
+        return rows
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, with the derived counts, ready for JSON."""
+        derived = ("seen", "seen_bytes", "redirected", "no_socket", "lost", "in_flight")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}, "problems": list(self.problems())}
+
+    def json(self) -> str:
+        """:meth:`as_dict` as one line of JSON."""
+        return json.dumps(self.as_dict())
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        wide = max(len(stage) for stage, _, _ in rows)
+        digits = max(len(str(n)) for _, n, _ in rows)
+        head = f"{self.pipeline} on {self.device}: {self.got}"
+        lines = [f"{stage:<{wide}}  {n:>{digits}}  {remark}".rstrip() for stage, n, remark in rows]
+        return "\n".join([head, *lines, *(f"DOES NOT SUM: {p}" for p in self.problems())])
+
+
+def _lost(n: int, advice: str) -> str:
+    return f"LOST: {advice}" if n else ""
