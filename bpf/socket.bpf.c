@@ -31,6 +31,8 @@ int xdpkit(struct __sk_buff *skb)
 	p.len = skb->len + (tpid ? 4 : 0);
 	walk(&s, &p, tpid, tci);
 	outcome = classify(&p);
+	if (explain)
+		return outcome;
 	count(outcome >> 16, p.len);
 	return (outcome & 0xff) == XDP_REDIRECT ? -1 : 0;
 }

@@ -88,6 +88,8 @@ int xdpkit(struct xdp_md *ctx)
 
 	walk(&s, &p, 0, 0);
 	outcome = classify(&p);
+	if (explain)
+		return outcome;
 	c = count(outcome >> 16, p.len);
 	switch (outcome & 0xff) {
 	case XDP_REDIRECT:

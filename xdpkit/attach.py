@@ -18,7 +18,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from . import netdev
-from .compiler import Compiled, compile_pipeline
+from .built import Built
 from .core import ffi, lib, text
 from .got import Got, ranges
 from .ledger import Ledger, LedgerRule
@@ -36,7 +36,7 @@ _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 
 
 def attach(
-    pipeline: Pipeline | Compiled,
+    pipeline: Pipeline | Built,
     device: str,
     *,
     mode: str = "auto",
@@ -45,7 +45,8 @@ def attach(
     timestamps: bool = False,
     options: SocketOptions | None = None,
 ) -> Link:
-    """Load ``pipeline`` and attach it to ``device`` of the calling thread's network namespace.
+    """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, which is one of the
+    calling thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all).  ``timestamps``: the program stamps each redirected packet
     and notes its rule.  Raises OSError (names the call, and the program that holds a busy device), VerifierError,
@@ -55,7 +56,8 @@ def attach(
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     wanted = _queues(found, queues)
-    pipe = pipeline.pipeline if isinstance(pipeline, Compiled) else pipeline
+    built = pipeline if isinstance(pipeline, Built) else Built(pipeline, {})
+    pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
     if mode == "af_packet" and not redirects:
@@ -68,7 +70,7 @@ def attach(
         if step == "af_packet" and last is not None and (acts or not redirects):
             break  # it could not do what the pipeline declares
         try:
-            link = _attach(pipeline, pipe, found, step, binds, wanted, timestamps, options)
+            link = _attach(built, found, step, binds, wanted, timestamps, options)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
                 raise
@@ -84,8 +86,7 @@ def attach(
 
 
 def _attach(
-    pipeline: Pipeline | Compiled,
-    pipe: Pipeline,
+    built: Built,
     device: Device,
     mode: str,
     binds: tuple[str, ...],
@@ -94,8 +95,7 @@ def _attach(
     options: SocketOptions,
 ) -> Link:
     hook = "socket" if mode == "af_packet" else "xdp"
-    compiled = pipeline if isinstance(pipeline, Compiled) and pipeline.hook == hook else compile_pipeline(pipe, hook)
-    program = Program(compiled, queues=device.rx_queues, metadata=timestamps)
+    program = Program(built.compiled(hook), queues=device.rx_queues, metadata=timestamps)
     fd = -1
     try:
         if mode != "af_packet":

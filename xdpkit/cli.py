@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -20,10 +19,10 @@ from rich.live import Live
 
 from . import netdev
 from .attach import BINDS, MODES, Link, attach, parse_choice
-from .compiler import HOOKS, compile_pipeline
-from .compiler.listing import listing
+from .built import load
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
 from .live import headline, table
+from .offline import PipelineFile, build_command, replay_command, show_command
 from .pipeline import load_file
 from .sockets import Workers, open_capture
 
@@ -36,10 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-PipelineFile = Annotated[
-    Path, typer.Argument(metavar="PIPELINE.py", exists=True, dir_okay=False, help="Python file that declares `pipe`.")
-]
 
 
 def main() -> NoReturn:
@@ -118,7 +113,8 @@ def run(
     """
     if write == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    pipe = load_file(pipeline)
+    built = load(pipeline)
+    pipe = built.pipeline
     wanted = parse_queues(queues) if queues else None
     redirects = "REDIRECT" in pipe.verdicts
     if write and not redirects:
@@ -128,7 +124,7 @@ def run(
         file = stack.enter_context(_capture_file(write)) if write else None
         stop = stack.enter_context(_stop_signals())
         try:
-            link = attach(pipe, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
+            link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         failure: OSError | None = None
@@ -255,43 +251,9 @@ def run_demo(
     )
 
 
-@app.command()
-def show(
-    pipeline: PipelineFile,
-    hook: Annotated[str, typer.Option(help=f"Which program: {', '.join(HOOKS)}.")] = "xdp",
-    rules_only: Annotated[bool, typer.Option("--rules", help="Only the instructions that came from rules.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
-) -> None:
-    """Print the compiled program beside the Python lines it came from.  Needs no privilege.
-
-    Example: xdpkit show pipelines/firewall.py --rules
-    """
-    if hook not in HOOKS:
-        raise typer.BadParameter(f"--hook {hook!r}: one of {', '.join(HOOKS)}")
-    pipe = load_file(pipeline)
-    compiled = compile_pipeline(pipe, hook, assembly=True)
-    blocks = [b for b in listing(compiled.assembly) if b.python or not rules_only]
-    if as_json:
-        rows = [
-            {
-                "file": b.where.file,
-                "line": b.where.line,
-                "text": b.text,
-                "instructions": [list(i) for i in b.instructions],
-            }
-            for b in blocks
-        ]
-        print(json.dumps({"pipeline": pipe.name, "hook": hook, "digest": pipe.digest(), "blocks": rows}))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
-    for index, rule in enumerate(pipe.outcomes):
-        console.print(f"{index:>5}  {rule.name}: {rule}", markup=False)
-    for block in blocks:
-        place = f"{os.path.basename(block.where.file)}:{block.where.line}"
-        console.print(f"{place}  {block.text}".rstrip(), style="bold green" if block.python else "dim", markup=False)
-        for number, text in block.instructions:
-            console.print(f"{text}" if number is None else f"{number:>8}: {text}", markup=False)
+app.command("show")(show_command)
+app.command("replay")(replay_command)
+app.command("build")(build_command)
 
 
 @app.command("version")

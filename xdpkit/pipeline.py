@@ -65,6 +65,12 @@ class Pipeline:
         self._rules.append(rule)
         return rule
 
+    def restore(self, rules: Iterable[Rule]) -> None:
+        """Append rules that were declared before, as a built file has them."""
+        for rule in rules:
+            self._rules.append(rule)
+            self._names.add(rule.name)
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules as declared, the default not among them."""

@@ -44,9 +44,11 @@ class SourceLine:
 class Program:
     """A loaded program.  Close it, or use it as a context manager; an attached link keeps it alive in the kernel."""
 
-    def __init__(self, compiled: Compiled, *, queues: int = 1, metadata: bool = False):
+    def __init__(self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False):
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
+        ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
+        self.explains = explain
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         out = ffi.new("struct xk_program **")
@@ -54,6 +56,7 @@ class Program:
         self._program = out[0]
         try:
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
+            check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             if self.hook == "xdp":
                 check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
@@ -112,7 +115,11 @@ class Program:
         return verdict[0], ns[0]
 
     def judge(self, packet: bytes) -> tuple[Rule, Verdict]:
-        """Which rule takes ``packet``, read off the counters around a test run, and the verdict it declares."""
+        """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
+        answers itself; else it is read off the counters around the run."""
+        if self.explains:
+            rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
+            return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
         (hit,) = [b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets]
