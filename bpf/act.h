@@ -8,6 +8,7 @@
  */
 #pragma once
 #include "packet.h"
+#include "load.h"
 
 struct counter {
 	__u64 packets;
@@ -23,7 +24,7 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
-__u32 classify(const struct packet *p);
+__u32 classify(const struct packet *p, struct source *s);
 
 static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 {

@@ -14,6 +14,8 @@ import llvmlite.binding as llvm
 HOOKS = ("xdp", "socket")
 #: BPF instruction set v3 (kernel 5.1 and later): 32-bit ALU and jumps.
 CPU = "v3"
+#: The program's function in every hook; all others are inlined or dropped.
+ENTRY = "xdpkit"
 
 
 @cache
@@ -37,7 +39,9 @@ def link_module(ir: str, hook: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]
     rules = llvm.parse_assembly(ir)
     rules.triple, rules.data_layout = module.triple, module.data_layout
     module.link_in(rules)
-    module.get_function("classify").linkage = "internal"
+    for function in module.functions:
+        if not function.is_declaration and function.name != ENTRY:
+            function.linkage = "internal"
     machine = _target().create_target_machine(cpu=CPU, opt=2)
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     passes = llvm.create_pass_builder(machine, options).getModulePassManager()
