@@ -58,7 +58,7 @@ static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 
 }
 
 #define LOADS(bits, to_host)                                                                                           \
-	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
+	static GENERATED_CALLS __s64 bytes##bits(struct source *s, __u64 offset)                                       \
 	{                                                                                                              \
 		__u##bits room;                                                                                        \
                                                                                                                        \
@@ -72,11 +72,15 @@ static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 
 		}                                                                                                      \
 		return bpf_skb_load_bytes(s->skb, offset, &room, sizeof(room)) ? -1 : to_host(room);                   \
 	}                                                                                                              \
+	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
+	{                                                                                                              \
+		return bytes##bits(s, offset);                                                                         \
+	}                                                                                                              \
 	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
 		if (bits == 16 && s->tpid && offset == TAG_AT)                                                         \
 			return s->tpid;                                                                                \
-		return load##bits(s, offset);                                                                          \
+		return bytes##bits(s, offset);                                                                          \
 	}
 
 LOADS(8, (__u8))
