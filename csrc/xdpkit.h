@@ -51,7 +51,7 @@ int xk_program_load(struct xk_program *p, char *log, size_t log_size);
 int xk_program_fd(const struct xk_program *p);
 /* fd of a map, owned by the program; -ENOENT. */
 int xk_program_map(const struct xk_program *p, const char *map);
-/* Read a 64-bit variable of .data or .bss. */
+/* Read a 64-bit variable of .bss of a loaded program. */
 int xk_program_get_u64(const struct xk_program *p, const char *variable, uint64_t *value);
 void xk_program_close(struct xk_program *p);
 

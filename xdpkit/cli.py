@@ -218,6 +218,43 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@app.command("demo")
+def run_demo(
+    write: Annotated[Path, typer.Option("-w", "--write", metavar="FILE", help="The capture file.")] = Path(
+        "demo.pcapng"
+    ),
+    duration: Annotated[float, typer.Option("--duration", min=0.1, help="Seconds of traffic.")] = 3,
+) -> None:
+    """See it work: a veth lab of its own, live traffic filtered, captured and counted.  Needs root, touches no device.
+
+    Example: xdpkit demo -w /tmp/demo.pcapng
+    """
+    from .demo import PIPELINE, RATE_PPS, demo  # noqa: PLC0415  scapy takes half a second to import
+
+    console = Console()
+    console.print(f"pipeline {os.path.relpath(PIPELINE)}:", style="bold")
+    for rule in load_file(PIPELINE).outcomes:
+        console.print(f"  {rule.name:<8} {rule}", markup=False, highlight=False)
+    console.print(f"traffic: {RATE_PPS:,} packets/s for {duration:g} s over a veth pair of two queues\n")
+    with _stop_signals() as stop:
+
+        def watch(link: Link, workers: Workers, seconds: float) -> None:
+            _watch(link, workers, stop, seconds, 0, console, False)
+
+        ledger, arrived = demo(write, duration, watch)
+    console.print(headline(ledger), soft_wrap=True)
+    console.print(table(ledger))
+    for problem in ledger.problems():
+        raise OSError(f"the ledger does not sum: {problem}")
+    if arrived != ledger.seen:
+        raise OSError(f"{arrived} packets arrived but the program saw {ledger.seen}")
+    size = write.stat().st_size
+    console.print(f"\nevery packet is accounted for: {arrived:,} sent, {ledger.seen:,} seen, {ledger.lost:,} lost")
+    console.print(
+        f"capture: {write} ({size:,} bytes); look at it with: tcpdump -nr {write}", soft_wrap=True, highlight=False
+    )
+
+
 @app.command()
 def show(
     pipeline: PipelineFile,
