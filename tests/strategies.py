@@ -17,7 +17,7 @@ from random import Random
 from struct import pack
 from typing import TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
@@ -29,14 +29,17 @@ T = TypeVar("T")
 FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
 
 
-def examples(count: int) -> settings:
-    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, fifty times as many new ones."""
+def examples(count: int, *, shrink: bool = True) -> settings:
+    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, fifty times as many new ones.
+    Without ``shrink`` the first failure is the one that is shown: for tests whose failures take long."""
+    phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.target, Phase.shrink] if shrink else [])]
     return settings(
         max_examples=50 * count if FUZZ else count,
         derandomize=not FUZZ,
         database=None,
         deadline=None,
         print_blob=True,
+        phases=phases,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
