@@ -8,6 +8,7 @@
  */
 #pragma once
 #include "packet.h"
+#include "load.h"
 
 struct counter {
 	__u64 packets;
@@ -23,7 +24,7 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
-__u32 classify(const struct packet *p);
+__u32 classify(const struct packet *p, struct source *s);
 
 /* Set before load: the program returns what classify() said and neither counts nor acts.  For BPF_PROG_TEST_RUN only. */
 const volatile __u32 explain = 0;
