@@ -4,19 +4,12 @@
  * kernel took out is in `tpid` and `tci` (0 and 0 where it took out none), and load.h reads it at its place on the wire.
  */
 #pragma once
-#include <linux/bpf.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
 
 /* The tag behind the two MAC addresses. */
 #define TAG_AT 12
 #define TAG_SIZE 4
 
-struct source {
-	struct __sk_buff *skb;
-	__u16 tpid, tci;
-};
-
+#include "skb_source.h"
 #include "loop.h"
 
 static __always_inline struct source source_of(struct __sk_buff *skb)
@@ -33,10 +26,16 @@ static __always_inline __u32 wire_length(const struct source *s)
 	return s->skb->len + (s->tpid ? TAG_SIZE : 0);
 }
 
-static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
+GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
-	*at = room;
-	return !bpf_skb_load_bytes(s->skb, offset, room, size);
+	(void)s, (void)at, (void)size;
+	*where = room;
+	return 1;
+}
+
+GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
+{
+	return take(s, at, size, room, where);
 }
 
 /* `size` bytes, at most 4, at an offset that lies in the tag or so near that they may: byte by byte. */
