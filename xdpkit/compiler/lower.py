@@ -44,7 +44,7 @@ class Lowering:
         self.function.set_metadata("dbg", self.debug.subprogram)
         builder = ir.IRBuilder(self.function.append_basic_block("entry"))
         for index, rule in enumerate(pipeline.outcomes):
-            take, skip = self.block(f"take.{index}"), self.block(f"skip.{index}")
+            take, skip = self.block("take"), self.block("skip")
             self.lower_expr(rule.expr, builder, take, skip)
             builder.position_at_end(take)
             builder.debug_metadata = self.debug.location(rule.where)
@@ -57,8 +57,8 @@ class Lowering:
         return str(self.module)
 
     def block(self, name: str) -> ir.Block:
-        """A new basic block at the end of the function."""
-        return self.function.append_basic_block(name)
+        """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
+        return self.function.append_basic_block(f"{name}.{len(self.function.blocks)}")
 
     @singledispatchmethod
     def lower_expr(self, expr: Expr, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
