@@ -149,7 +149,7 @@ class Link:
         self._sockets: Sockets | None = None
         self._past = SocketStats()
         self._sink = ("none", 0, 0)
-        self._dropped_before = netdev.stats(device.index).get("rx_dropped", 0)
+        self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
 
@@ -189,7 +189,7 @@ class Link:
         )
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
         try:
-            dropped = netdev.stats(self.device.index).get("rx_dropped", 0) - self._dropped_before
+            dropped = self._device_dropped() - self._dropped_before
         except OSError:  # the device is gone
             dropped = 0
         return Ledger(
@@ -209,6 +209,10 @@ class Link:
             device_dropped=max(0, dropped),
             final=final,
         )
+
+    def _device_dropped(self) -> int:
+        """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""
+        return 0 if self.device.driver == "veth" else netdev.stats(self.device.index).get("rx_dropped", 0)
 
     def close(self) -> None:
         """Close the sockets, detach, take the final ledger, let go of the program."""
