@@ -26,6 +26,9 @@ struct {
 
 __u32 classify(const struct packet *p, struct source *s);
 
+/* Generated, a constant: does any rule read what walk() finds? */
+__u32 reads_headers(void);
+
 static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 {
 	struct counter *c = bpf_map_lookup_elem(&counters, &rule);
