@@ -1,4 +1,4 @@
-"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *)``.
+"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *, struct source *)``.
 
 Each condition is lowered to branches (``lower_expr(expr, builder, yes, no)``), so that tests short-circuit and each
 one keeps the Python line that wrote it as its debug location: the verifier's log and ``bpftool prog dump xlated linum``
@@ -8,18 +8,28 @@ then show that line.  A rule that matches returns a constant: ``rule << 16 | oth
 from __future__ import annotations
 
 import os
-from functools import singledispatchmethod
+from functools import cached_property, singledispatchmethod
 
 from llvmlite import ir
 
 from ..actions import PASS, Redirect
+from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..fields import HEADERS, FieldSpec, offsets
 from ..pipeline import Pipeline, Rule
+from .classic import Registers, Turns, lower_classic
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 OFFSETS = offsets()
+POINTER = I8.as_pointer()
+#: Members that every hook knows without the walk.
+OF_THE_HOOK = ("len", "rx_queue")
+#: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
+EXTERNAL = {
+    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
+    "loop": (I32, POINTER, POINTER, I32, I32),
+}
 
 
 def lower(pipeline: Pipeline) -> str:
@@ -39,10 +49,12 @@ class Lowering:
     def __init__(self, pipeline: Pipeline):
         self.module = ir.Module(name=pipeline.name)
         self.debug = DebugInfo(self.module, pipeline.where)
-        self.function = ir.Function(self.module, ir.FunctionType(I32, [I8.as_pointer()]), "classify")
+        self.function = ir.Function(self.module, ir.FunctionType(I32, [POINTER, POINTER]), "classify")
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
-        builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.registers = Registers(self.function)
+        self.reads_headers = False
+        builder = ir.IRBuilder(self.registers.body)
         for index, rule in enumerate(pipeline.outcomes):
             take, skip = self.block("take"), self.block("skip")
             self.lower_expr(rule.expr, builder, take, skip)
@@ -51,14 +63,33 @@ class Lowering:
             builder.ret(I32(outcome(index, rule)))
             builder.position_at_end(skip)
         builder.unreachable()
+        self.constant("reads_headers", int(self.reads_headers))
 
     def text(self) -> str:
         """The module as LLVM assembly."""
         return str(self.module)
 
+    def constant(self, name: str, value: int) -> None:
+        """A function that returns ``value``."""
+        function = ir.Function(self.module, ir.FunctionType(I32, []), name)
+        function.attributes.add("alwaysinline")
+        ir.IRBuilder(function.append_basic_block()).ret(I32(value))
+
     def block(self, name: str) -> ir.Block:
         """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
         return self.function.append_basic_block(f"{name}.{len(self.function.blocks)}")
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The function that holds the loops of the pipeline; made with the first of them."""
+        return Turns(self)
+
+    def external(self, name: str) -> ir.Function:
+        """A function of the data plane, declared on first use."""
+        if name not in self.module.globals:
+            result, *arguments = EXTERNAL[name]
+            ir.Function(self.module, ir.FunctionType(result, arguments), name)
+        return self.module.globals[name]
 
     @singledispatchmethod
     def lower_expr(self, expr: Expr, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
@@ -106,8 +137,13 @@ class Lowering:
             builder.position_at_end(more)
         self.lower_expr(last, builder, yes, no)
 
+    @lower_expr.register
+    def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        lower_classic(self, expr, builder, yes, no)
+
     def member(self, builder: ir.IRBuilder, name: str) -> ir.Value:
         """Load a member of ``struct packet`` at its own width."""
+        self.reads_headers |= name not in OF_THE_HOOK
         offset, bits = OFFSETS[name]
         at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
         return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
@@ -151,7 +187,7 @@ class DebugInfo:
     def __init__(self, module: ir.Module, where: Where):
         self.module = module
         self.files: dict[str, ir.DIValue] = {}
-        self.scopes: dict[str, ir.DIValue] = {}
+        self.scopes: dict[tuple[str, int], ir.DIValue] = {}
         file = self.file(where.file)
         unit = module.add_debug_info(
             "DICompileUnit",
@@ -167,23 +203,31 @@ class DebugInfo:
         )
         module.add_named_metadata("llvm.dbg.cu", unit)
         module.add_named_metadata("llvm.module.flags", [I32(2), "Debug Info Version", I32(3)])
-        signature = module.add_debug_info("DISubroutineType", {"types": module.add_metadata([None])})
-        self.subprogram = module.add_debug_info(
+        self.unit, self.where = unit, where
+        self.subprogram = self.function("classify")
+
+    def function(self, name: str, function: ir.Function | None = None) -> ir.DIValue:
+        """DISubprogram of a generated function, at the pipeline's line; set as that of ``function``."""
+        file = self.file(self.where.file)
+        signature = self.module.add_debug_info("DISubroutineType", {"types": self.module.add_metadata([None])})
+        subprogram = self.module.add_debug_info(
             "DISubprogram",
             {
-                "name": "classify",
-                "linkageName": "classify",
+                "name": name,
+                "linkageName": name,
                 "scope": file,
                 "file": file,
-                "line": where.line,
-                "scopeLine": where.line,
+                "line": self.where.line,
+                "scopeLine": self.where.line,
                 "type": signature,
-                "unit": unit,
+                "unit": self.unit,
                 "spFlags": ir.DIToken("DISPFlagDefinition | DISPFlagOptimized"),
             },
             is_distinct=True,
         )
-        self.scopes[where.file] = self.subprogram
+        if function is not None:
+            function.set_metadata("dbg", subprogram)
+        return subprogram
 
     def file(self, path: str) -> ir.DIValue:
         """DIFile for ``path``; LLVM reads the text of its lines from there into the BTF line info."""
@@ -192,12 +236,12 @@ class DebugInfo:
             self.files[path] = self.module.add_debug_info("DIFile", {"filename": name, "directory": directory})
         return self.files[path]
 
-    def location(self, where: Where) -> ir.DIValue:
-        """DILocation of a line of the user's source."""
-        if where.file not in self.scopes:
-            self.scopes[where.file] = self.module.add_debug_info(
-                "DILexicalBlockFile", {"scope": self.subprogram, "file": self.file(where.file), "discriminator": 0}
+    def location(self, where: Where, subprogram: ir.DIValue | None = None) -> ir.DIValue:
+        """DILocation of a line of the user's source, in classify() or another ``subprogram``."""
+        subprogram = subprogram or self.subprogram
+        scope = subprogram if where.file == self.where.file else self.scopes.get((where.file, id(subprogram)))
+        if scope is None:
+            scope = self.scopes[where.file, id(subprogram)] = self.module.add_debug_info(
+                "DILexicalBlockFile", {"scope": subprogram, "file": self.file(where.file), "discriminator": 0}
             )
-        return self.module.add_debug_info(
-            "DILocation", {"line": where.line, "column": 1, "scope": self.scopes[where.file]}
-        )
+        return self.module.add_debug_info("DILocation", {"line": where.line, "column": 1, "scope": scope})
