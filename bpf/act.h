@@ -26,6 +26,9 @@ struct {
 
 __u32 classify(const struct packet *p, struct source *s);
 
+/* Generated, a constant: does any rule read what walk() finds? */
+__u32 reads_headers(void);
+
 /* Set before load: the program returns what classify() said and neither counts nor acts.  For BPF_PROG_TEST_RUN only. */
 const volatile __u32 explain = 0;
 

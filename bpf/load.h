@@ -3,8 +3,8 @@
  * What generated code calls besides reading `struct packet`: bytes of the packet at any offset, and loops.
  *
  * loadN() is the big-endian number of N bits at `offset`, -1 where the packet ends before it does; fixedN() is the same
- * where the offset is a constant.  Offset 0 is the first byte on the wire: a VLAN tag that the kernel took out is back in
- * its place.  The entry defines all six.
+ * where the offset is a constant, and knownN() where besides a fixedN() has found bytes there or behind.  Offset 0 is the
+ * first byte on the wire: a VLAN tag that the kernel took out is back in its place.  The entry defines them all.
  *
  * These functions are extern for clang to keep them; the linker makes them internal, LLVM inlines them and drops those
  * that no rule calls.  They carry no debug information, so that what is inlined keeps the line of the rule.
@@ -24,6 +24,9 @@ __s64 load32(struct source *s, __u64 offset);
 __s64 fixed8(struct source *s, __u64 offset);
 __s64 fixed16(struct source *s, __u64 offset);
 __s64 fixed32(struct source *s, __u64 offset);
+__s64 known8(struct source *s, __u64 offset);
+__s64 known16(struct source *s, __u64 offset);
+__s64 known32(struct source *s, __u64 offset);
 
 /*
  * A loop runs as bpf_loop() (Linux 5.17): the verifier looks at its body once, however many turns it takes.  `words` is

@@ -82,6 +82,6 @@ static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 
 		return bytes##bits(s, offset);                                                                          \
 	}
 
-LOADS(8, (__u8))
-LOADS(16, (__u16)bpf_ntohs)
-LOADS(32, (__u32)bpf_ntohl)
+LOADS(8, (__s64)(__u8))
+LOADS(16, (__s64)(__u16)bpf_ntohs)
+LOADS(32, (__s64)(__u32)bpf_ntohl)

@@ -14,7 +14,8 @@ int xdpkit(struct __sk_buff *skb)
 	__u32 outcome;
 
 	p.len = wire_length(&s);
-	walk(&s, &p, s.tpid, s.tci);
+	if (reads_headers())
+		walk(&s, &p, s.tpid, s.tci);
 	outcome = classify(&p, &s);
 	if (explain)
 		return outcome;

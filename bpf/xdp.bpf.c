@@ -64,11 +64,15 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 		if (offset > MAX_OFFSET - sizeof(*from))                                                               \
 			return -1;                                                                                     \
 		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return to_host(*(const __u##bits *)(s->data + offset));                                                \
 	}
 
-LOADS(8, (__u8))
-LOADS(16, (__u16)bpf_ntohs)
-LOADS(32, (__u32)bpf_ntohl)
+LOADS(8, (__s64)(__u8))
+LOADS(16, (__s64)(__u16)bpf_ntohs)
+LOADS(32, (__s64)(__u32)bpf_ntohl)
 
 static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 rule, __u32 otherwise)
 {
@@ -115,7 +119,8 @@ int xdpkit(struct xdp_md *ctx)
 	struct counter *c;
 	__u32 outcome;
 
-	walk(&s, &p, 0, 0);
+	if (reads_headers())
+		walk(&s, &p, 0, 0);
 	outcome = classify(&p, &s);
 	if (explain)
 		return outcome;

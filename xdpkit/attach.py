@@ -21,10 +21,11 @@ from . import netdev
 from .built import Built
 from .core import ffi, lib, text
 from .got import Got, ranges
+from .holders import describe, owners
 from .ledger import Ledger, LedgerRule
-from .netdev import Device
+from .netdev import Device, Holder
 from .pipeline import Pipeline
-from .program import Program, program_name
+from .program import Program
 from .sockets import Sockets
 from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
 
@@ -114,12 +115,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)
     if error in (errno.EBUSY, errno.EEXIST) and holders:
-        names = ", ".join(f"program {program_name(h.prog_id)!r} (id {h.prog_id}, {h.mode})" for h in holders)
-        return OSError(
-            error,
-            f"{what}: {device.name} is held by {names}: stop its owner, or "
-            f"'ip link set dev {device.name} xdp off' if it has none; mode af_packet captures beside it",
-        )
+        return OSError(error, f"{what}: held by {'; '.join(map(_held, holders))}")
     said = ffi.new("char[512]")
     lib.xk_attach_reason(program.fd, device.index, _XDP_FLAGS[mode], said, 512)
     reason = text(said) or os.strerror(error)
@@ -135,6 +131,13 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     return OSError(error, f"{what}: {reason}")
 
 
+def _held(holder: Holder) -> str:
+    """Who holds the device, and how to live beside it."""
+    who = " and ".join(map(str, owners(holder.prog_id)))
+    advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
+    return f"{describe(holder)}, {advice}, or use mode af_packet to capture beside it"
+
+
 class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
@@ -146,7 +149,7 @@ class Link:
         self._sockets: Sockets | None = None
         self._past = SocketStats()
         self._sink = ("none", 0, 0)
-        self._dropped_before = netdev.stats(device.index).get("rx_dropped", 0)
+        self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
 
@@ -186,7 +189,7 @@ class Link:
         )
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
         try:
-            dropped = netdev.stats(self.device.index).get("rx_dropped", 0) - self._dropped_before
+            dropped = self._device_dropped() - self._dropped_before
         except OSError:  # the device is gone
             dropped = 0
         return Ledger(
@@ -206,6 +209,10 @@ class Link:
             device_dropped=max(0, dropped),
             final=final,
         )
+
+    def _device_dropped(self) -> int:
+        """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""
+        return 0 if self.device.driver == "veth" else netdev.stats(self.device.index).get("rx_dropped", 0)
 
     def close(self) -> None:
         """Close the sockets, detach, take the final ledger, let go of the program."""

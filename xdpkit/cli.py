@@ -20,7 +20,11 @@ from rich.live import Live
 from . import netdev
 from .attach import BINDS, MODES, Link, attach, parse_choice
 from .built import load
+from .doctor import examine
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
+from .findings import as_json as findings_json
+from .findings import render
+from .holders import clean
 from .live import headline, table
 from .offline import PipelineFile, build_command, replay_command, show_command
 from .pipeline import load_file
@@ -249,6 +253,33 @@ def run_demo(
     console.print(
         f"capture: {write} ({size:,} bytes); look at it with: tcpdump -nr {write}", soft_wrap=True, highlight=False
     )
+
+
+@app.command("doctor")
+def run_doctor(
+    device: Annotated[str, typer.Argument(metavar="[DEV]", help="A device to look at as well.")] = "",
+    clean_up: Annotated[
+        bool, typer.Option("--clean", help="Take off XDP programs that nobody holds any more.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Say what kernel, driver and device can do, who holds the device, and what to do about each problem.
+
+    Exit status 1 if there is a problem.  Example: xdpkit doctor eth1
+    """
+    if clean_up and not device:
+        raise typer.BadParameter("--clean wants a device")
+    if clean_up:
+        for line in clean(device):
+            print(line)
+        return
+    findings = examine(device or None)
+    if as_json:
+        print(findings_json(findings))
+    else:
+        render(findings, Console(highlight=False))
+    if any(f.status == "problem" for f in findings):
+        sys.exit(1)
 
 
 app.command("show")(show_command)

@@ -1,6 +1,6 @@
 """A compiled pipeline in the kernel: load it, read its counters and its line info, run it on a packet.
 
-Loading needs CAP_BPF and CAP_NET_ADMIN (or CAP_SYS_ADMIN); nothing is attached here.
+Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (CAP_SYS_ADMIN stands for the first two); nothing is attached here.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Program:
         if result >= 0:
             return
         said = text(log)
-        if result == -errno.EPERM:
-            check(result, "load", "loading eBPF needs CAP_BPF and CAP_NET_ADMIN: run as root")
+        if result == -errno.EPERM or "prohibited for !root" in said:
+            raise PermissionError(errno.EPERM, "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         raise verifier_error(self.pipeline, said)
 
     @property

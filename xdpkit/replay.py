@@ -154,6 +154,6 @@ def _compare(found: dict[tuple[str, str], Difference], packet: CapturedPacket, r
 
 def summary(data: bytes) -> str:
     """One line about a packet, as scapy sums it up."""
-    from scapy.all import Ether  # noqa: PLC0415  a second, and only --against wants it
+    from scapy.all import Ether  # type: ignore[attr-defined]  # noqa: PLC0415  a second, only --against wants it
 
     return str(Ether(data).summary())

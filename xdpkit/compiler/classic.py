@@ -16,8 +16,37 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from ..classic import (
-    ABS, ADD, ALU, AND, DIV, IMM, IND, JA, JEQ, JGE, JGT, JMP, JSET, LD, LDX, LEN, LSH, MAX_TURNS, MEM, MISC, MOD, MSH,
-    MUL, NEG, OR, RET, RET_A, RSH, ST, STX, SUB, TXA, XOR, Classic, Instruction, has_loops,
+    ABS,
+    ADD,
+    AND,
+    DIV,
+    IND,
+    JA,
+    JEQ,
+    JGE,
+    JGT,
+    JMP,
+    JSET,
+    LD,
+    LDX,
+    LSH,
+    MAX_TURNS,
+    MEM,
+    MOD,
+    MSH,
+    MUL,
+    NEG,
+    OR,
+    RET_A,
+    RSH,
+    ST,
+    STX,
+    SUB,
+    TXA,
+    XOR,
+    Classic,
+    Instruction,
+    has_loops,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -41,9 +70,7 @@ _ALU: dict[int, Callable[[ir.IRBuilder, Any, Any], Any]] = {
 _COMPARE = {JEQ: "==", JGT: ">", JGE: ">="}
 
 
-def lower_classic(
-    lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block
-) -> None:
+def lower_classic(lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
     """Branch to ``yes`` if the program returns anything but 0, else to ``no``."""
     builder.debug_metadata = lowering.debug.location(expr.where)
     packet, source = lowering.function.args
@@ -87,10 +114,12 @@ class Program:
     no: ir.Block
     again: Callable[[ir.IRBuilder, int], None] | None = None
     blocks: dict[int, ir.Block] = field(default_factory=dict)
+    found: dict[int, int] = field(default_factory=dict)
 
     def lower(self, instructions: tuple[Instruction, ...], builder: ir.IRBuilder) -> None:
         """The whole program, from where ``builder`` stands."""
         reached = reachable(instructions)
+        self.found = bytes_found(instructions, sorted(reached))
         function = self.registers.function
         self.blocks = {at: function.append_basic_block(f"bpf.{at}") for at in sorted(leaders(instructions) & reached)}
         for name in sorted(used(instructions[at] for at in reached)):
@@ -107,7 +136,7 @@ class Program:
         """One instruction; ends the block if it jumps or returns."""
         match ins.operation:
             case 0 | 1:  # LD, LDX
-                self.set(builder, INDEX if ins.operation == LDX else ACCUMULATOR, self.loaded(ins, builder))
+                self.set(builder, INDEX if ins.operation == LDX else ACCUMULATOR, self.loaded(at, ins, builder))
             case 2 | 3:  # ST, STX
                 value = self.get(builder, INDEX if ins.operation == STX else ACCUMULATOR)
                 self.set(builder, SCRATCH.format(ins.k), value)
@@ -130,29 +159,32 @@ class Program:
         """Set a register."""
         builder.store(value, self.registers[name])
 
-    def loaded(self, ins: Instruction, builder: ir.IRBuilder) -> Any:
+    def loaded(self, at: int, ins: Instruction, builder: ir.IRBuilder) -> Any:
         """What LD and LDX load."""
         match ins.mode:
             case 0x00:  # IMM
                 return I32(ins.k)
             case 0x20:  # ABS
-                return self.packet(ins, I64(ins.k), builder)
+                return self.packet(at, ins, I64(ins.k), builder)
             case 0x40:  # IND: X and k are added in 64 bits, where they cannot wrap round
-                at = builder.add(builder.zext(self.get(builder, INDEX), I64), I64(ins.k))
-                return self.packet(ins, at, builder)
+                offset = builder.add(builder.zext(self.get(builder, INDEX), I64), I64(ins.k))
+                return self.packet(at, ins, offset, builder)
             case 0x60:  # MEM
                 return self.get(builder, SCRATCH.format(ins.k))
             case 0x80:  # LEN
                 return self.length
             case 0xA0:  # MSH
-                byte = self.packet(ins, I64(ins.k), builder)
+                byte = self.packet(at, ins, I64(ins.k), builder)
                 return builder.shl(builder.and_(byte, I32(0xF)), I32(2))
         raise ValueError(f"no such load: {ins}")
 
-    def packet(self, ins: Instruction, at: Any, builder: ir.IRBuilder) -> Any:
+    def packet(self, at: int, ins: Instruction, offset: Any, builder: ir.IRBuilder) -> Any:
         """Bytes of the packet; where it has none, the program ends in ``no``."""
-        name = f"{'load' if ins.mode == IND else 'fixed'}{8 * ins.size}"
-        value = builder.call(self.lowering.external(name), [self.source, at])
+        known = ins.mode != IND and ins.k + ins.size <= self.found[at]
+        name = f"{'load' if ins.mode == IND else 'known' if known else 'fixed'}{8 * ins.size}"
+        value = builder.call(self.lowering.external(name), [self.source, offset])
+        if known:
+            return builder.trunc(value, I32)
         there = self.registers.function.append_basic_block("there")
         builder.cbranch(builder.icmp_signed("<", value, I64(0)), self.no, there)
         builder.position_at_end(there)
@@ -272,6 +304,19 @@ def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
             seen.add(at)
             todo += instructions[at].targets(at)
     return seen
+
+
+def bytes_found(instructions: tuple[Instruction, ...], reached: list[int]) -> dict[int, int]:
+    """For each instruction, how many bytes of the packet every way there has found.  Nothing is known where a turn of a
+    loop starts."""
+    found = dict.fromkeys(reached, 1 << 32) | {0: 0}
+    found |= {target: 0 for at in reached for target in instructions[at].targets(at) if target <= at}
+    for at in reached:
+        ins = instructions[at]
+        fixed = ins.operation in (LD, LDX) and ins.mode in (ABS, MSH)
+        for target in ins.targets(at):
+            found[target] = min(found[target], max(found[at], ins.k + ins.size if fixed else 0))
+    return found
 
 
 def leaders(instructions: tuple[Instruction, ...]) -> set[int]:

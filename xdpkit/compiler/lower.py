@@ -23,9 +23,11 @@ from .classic import Registers, Turns, lower_classic
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 OFFSETS = offsets()
 POINTER = I8.as_pointer()
+#: Members that every hook knows without the walk.
+OF_THE_HOOK = ("len", "rx_queue")
 #: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
 EXTERNAL = {
-    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed") for bits in (8, 16, 32)},
+    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
 }
 
@@ -51,23 +53,31 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
+        self.reads_headers = False
         builder = ir.IRBuilder(self.registers.body)
         for index, rule in enumerate(pipeline.outcomes):
-            take, skip = self.block(f"take.{index}"), self.block(f"skip.{index}")
+            take, skip = self.block("take"), self.block("skip")
             self.lower_expr(rule.expr, builder, take, skip)
             builder.position_at_end(take)
             builder.debug_metadata = self.debug.location(rule.where)
             builder.ret(I32(outcome(index, rule)))
             builder.position_at_end(skip)
         builder.unreachable()
+        self.constant("reads_headers", int(self.reads_headers))
 
     def text(self) -> str:
         """The module as LLVM assembly."""
         return str(self.module)
 
+    def constant(self, name: str, value: int) -> None:
+        """A function that returns ``value``."""
+        function = ir.Function(self.module, ir.FunctionType(I32, []), name)
+        function.attributes.add("alwaysinline")
+        ir.IRBuilder(function.append_basic_block()).ret(I32(value))
+
     def block(self, name: str) -> ir.Block:
-        """A new basic block at the end of the function."""
-        return self.function.append_basic_block(name)
+        """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
+        return self.function.append_basic_block(f"{name}.{len(self.function.blocks)}")
 
     @cached_property
     def turns(self) -> Turns:
@@ -133,6 +143,7 @@ class Lowering:
 
     def member(self, builder: ir.IRBuilder, name: str) -> ir.Value:
         """Load a member of ``struct packet`` at its own width."""
+        self.reads_headers |= name not in OF_THE_HOOK
         offset, bits = OFFSETS[name]
         at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
         return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
