@@ -101,7 +101,17 @@ static __always_inline void blur(struct headers *h, __u32 zero)
 	h->l4 = blur_at(h->l4, zero);
 	h->payload = blur_at(h->payload, zero);
 	h->tunnel = blur_at(h->tunnel, zero);
+	h->eth_type ^= zero;
+	h->vlan_tci ^= zero;
+	h->vlan_etype ^= zero;
+	h->vlan2_tci ^= zero;
+	h->vlan2_etype ^= zero;
+	h->tcp_mss ^= zero;
+	h->ip6_proto ^= zero;
 }
+
+/* Note headers as present, those that rules ask for: what is left out is a number that LLVM need not carry. */
+#define FOUND(bits) (h->present |= (bits) & wants)
 
 static __always_inline int is_tag(__u16 type)
 {
@@ -119,7 +129,8 @@ static __always_inline __u64 bit_of(__u8 number, __u64 set)
 }
 
 /* The maximum segment size option of a TCP header at `at`, `size` bytes long (RFC 9293 section 3.2). */
-static __always_inline void walk_tcp_options(struct source *s, struct headers *h, __u32 at, __u32 size)
+static __always_inline void walk_tcp_options(struct source *s, struct headers *h, __u32 wants, __u32 at, __u32 size,
+						     __u32 zero)
 {
 	__u32 end = at + size;
 
@@ -127,6 +138,8 @@ static __always_inline void walk_tcp_options(struct source *s, struct headers *h
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MAX_TCP_OPTIONS && at < end; i++) {
 		struct byte_wire kind_room, length_room;
+
+		at = blur_at(at, zero);
 		TAKE(byte_wire, kind, s, at, &kind_room);
 		if (!kind_there || kind->value == 0)
 			return;
@@ -141,7 +154,7 @@ static __always_inline void walk_tcp_options(struct source *s, struct headers *h
 			struct half_wire mss_room;
 			TAKE(half_wire, mss, s, at + 2, &mss_room);
 			if (length->value == 4 && at + 4 <= end && mss_there) {
-				h->present |= HAS_TCP_MSS;
+				FOUND(HAS_TCP_MSS);
 				h->tcp_mss = bpf_ntohs(mss->value);
 			}
 			return;
@@ -154,8 +167,8 @@ static __always_inline void walk_tcp_options(struct source *s, struct headers *h
 #define ICMP_QUERIES (1ull << 0 | 1ull << 8 | 0x3full << 13)
 
 /* The transport header at `at`; `proto` is its protocol, -1 where there is none. */
-static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 at,
-					   int proto)
+static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 zero,
+					   __u32 at, int proto)
 {
 	h->l4 = at;
 	if (proto == PROTO_TCP && wants & HAS_TCP) {
@@ -163,54 +176,54 @@ static __always_inline void walk_transport(struct source *s, struct headers *h, 
 		__u32 size;
 		if (!tcp_there)
 			return;
-		h->present |= HAS_TCP;
+		FOUND(HAS_TCP);
 		size = (tcp->off >> 4) * 4;
 		if (size < sizeof(*tcp))
 			return;
-		h->present |= HAS_PAYLOAD;
+		FOUND(HAS_PAYLOAD);
 		h->payload = at + size;
 		if (wants & HAS_TCP_MSS)
-			walk_tcp_options(s, h, at, size);
+			walk_tcp_options(s, h, wants, at, size, zero);
 	} else if (proto == PROTO_UDP && wants & HAS_UDP) {
 		TAKE(udp_wire, udp, s, at, r->l4);
 		if (!udp_there)
 			return;
-		h->present |= HAS_UDP | HAS_PAYLOAD;
+		FOUND(HAS_UDP | HAS_PAYLOAD);
 		h->payload = at + sizeof(*udp);
 	} else if (proto == PROTO_ICMP && h->present & HAS_IP && wants & HAS_ICMP) {
 		TAKE(icmp_wire, icmp, s, at, r->l4);
 		if (!icmp_there)
 			return;
-		h->present |= HAS_ICMP | bit_of(icmp->type, ICMP_QUERIES) * HAS_ICMP_QUERY;
+		FOUND(HAS_ICMP | bit_of(icmp->type, ICMP_QUERIES) * HAS_ICMP_QUERY);
 	} else if (proto == PROTO_ICMP6 && h->present & HAS_IP6 && wants & HAS_ICMP6) {
 		TAKE(icmp6_wire, icmp6, s, at, r->l4);
 		if (!icmp6_there)
 			return;
-		h->present |= HAS_ICMP6;
+		FOUND(HAS_ICMP6);
 		if (wants & HAS_ICMP6_QUERY && (icmp6->type & 0xfe) == 128) {
 			TAKE(icmp_wire, echo, s, at, r->l4);
 			if (echo_there)
-				h->present |= HAS_ICMP6_QUERY;
+				FOUND(HAS_ICMP6_QUERY);
 		}
 	} else if (proto == PROTO_SCTP && wants & HAS_SCTP) {
 		TAKE(sctp_wire, sctp, s, at, r->l4);
 		if (sctp_there)
-			h->present |= HAS_SCTP;
+			FOUND(HAS_SCTP);
 	} else if (proto == PROTO_GRE && wants & HAS_GRE) {
 		TAKE(gre_wire, gre, s, at, r->l4);
 		if (gre_there)
-			h->present |= HAS_GRE;
+			FOUND(HAS_GRE);
 	}
 }
 
 /* IPv4 at `*at`: moves it to the transport header and returns that header's protocol, or -1. */
-static __always_inline int walk_ip(struct source *s, struct headers *h, struct rooms *r, __u32 *at)
+static __always_inline int walk_ip(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at)
 {
 	TAKE(ip_wire, ip, s, *at, r->l3);
 
 	if (!ip_there || ip->vihl >> 4 != 4 || (ip->vihl & 15) < 5)
 		return -1;
-	h->present |= HAS_IP;
+	FOUND(HAS_IP);
 	h->l3 = *at;
 	*at += (ip->vihl & 15) * 4;
 	return ip->frag & bpf_htons(0x1fff) ? -1 : ip->proto;
@@ -240,7 +253,8 @@ static __always_inline int walk_ip6(struct source *s, struct headers *h, struct 
 
 		if (!ext_there)
 			goto out;
-		present |= bit_of(next, 1ull << PROTO_HOPOPTS) * HAS_HOPOPTS | bit_of(next, 1ull << PROTO_ROUTING) * HAS_ROUTING |
+		if (wants & (HAS_HOPOPTS | HAS_ROUTING | HAS_FRAG | HAS_AH | HAS_DSTOPTS))
+			present |= bit_of(next, 1ull << PROTO_HOPOPTS) * HAS_HOPOPTS | bit_of(next, 1ull << PROTO_ROUTING) * HAS_ROUTING |
 			   fragment * HAS_FRAG | ah * HAS_AH | bit_of(next, 1ull << PROTO_DSTOPTS) * HAS_DSTOPTS;
 		if (wants & HAS_FRAG) {
 			__u64 *kept = (__u64 *)r->frag;
@@ -256,11 +270,11 @@ static __always_inline int walk_ip6(struct source *s, struct headers *h, struct 
 	}
 	proto = bit_of(next, EXTENSIONS) ? -1 : next;
 out:
-	h->present |= present;
+	h->present |= present & wants;
 	return proto;
 }
 
-static __always_inline void walk_arp(struct source *s, struct headers *h, struct rooms *r, __u32 at)
+static __always_inline void walk_arp(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 at)
 {
 	TAKE(arp_wire, arp, s, at, r->l3);
 
@@ -268,7 +282,7 @@ static __always_inline void walk_arp(struct source *s, struct headers *h, struct
 	if (!arp_there || arp->htype != bpf_htons(1) || arp->ptype != bpf_htons(ETHERTYPE_IP) || arp->hlen != 6 ||
 	    arp->plen != 4)
 		return;
-	h->present |= HAS_ARP;
+	FOUND(HAS_ARP);
 	h->l3 = at;
 }
 
@@ -277,7 +291,7 @@ static __always_inline void walk_arp(struct source *s, struct headers *h, struct
  * `tpid` is non-zero when the kernel keeps the outer tag in metadata (socket buffers); then the bytes behind the MAC
  * addresses are the EtherType behind that tag.
  */
-static __always_inline __u32 walk_link(struct source *s, struct headers *h, struct rooms *r, __u32 *at, __u16 tpid,
+static __always_inline __u32 walk_link(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at, __u16 tpid,
 				       __u16 tci)
 {
 	TAKE(eth_wire, eth, s, *at, r->eth);
@@ -286,7 +300,7 @@ static __always_inline __u32 walk_link(struct source *s, struct headers *h, stru
 
 	if (!eth_there)
 		return 0;
-	h->present |= HAS_ETH;
+	FOUND(HAS_ETH);
 	h->eth = *at;
 	*at += sizeof(*eth);
 	type = bpf_ntohs(eth->type);
@@ -301,7 +315,7 @@ static __always_inline __u32 walk_link(struct source *s, struct headers *h, stru
 		tci = bpf_ntohs(outer->tci);
 		type = bpf_ntohs(outer->type);
 	}
-	h->present |= HAS_VLAN;
+	FOUND(HAS_VLAN);
 	h->vlan_tci = tci;
 	h->vlan_etype = type;
 	if (is_tag(type)) {
@@ -310,7 +324,7 @@ static __always_inline __u32 walk_link(struct source *s, struct headers *h, stru
 			return 0;
 		*at += sizeof(*inner);
 		type = bpf_ntohs(inner->type);
-		h->present |= HAS_VLAN2;
+		FOUND(HAS_VLAN2);
 		h->vlan2_tci = bpf_ntohs(inner->tci);
 		h->vlan2_etype = type;
 	}
@@ -318,18 +332,25 @@ static __always_inline __u32 walk_link(struct source *s, struct headers *h, stru
 }
 
 /* The network header of EtherType `type` at `*at` and the transport header behind it; returns that one's protocol, or -1. */
-static __always_inline int walk_network(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at,
-					__u32 type)
+static __always_inline int walk_network(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 zero,
+					__u32 *at, __u32 type)
 {
 	int proto = -1;
 
 	if (type == ETHERTYPE_IP && wants & HAS_IP)
-		proto = walk_ip(s, h, r, at);
+		proto = walk_ip(s, h, r, wants, at);
 	else if (type == ETHERTYPE_IP6 && wants & HAS_IP6)
 		proto = walk_ip6(s, h, r, wants, at);
 	else if (type == ETHERTYPE_ARP && wants & HAS_ARP)
-		walk_arp(s, h, r, *at);
-	walk_transport(s, h, r, wants, *at, proto);
+		walk_arp(s, h, r, wants, *at);
+	if (wants & (BLUR | HAS_TCP_MSS)) {
+		h->present ^= zero;
+		h->l3 = blur_at(h->l3, zero);
+		h->frag = blur_at(h->frag, zero);
+		*at = blur_at(*at, zero);
+		asm("" : "+r"(proto)); /* not known to be one of those that have no transport header */
+	}
+	walk_transport(s, h, r, wants, zero, *at, proto);
 	return proto;
 }
 
@@ -343,8 +364,8 @@ static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid,
 		__builtin_memset(&p->room, 0, sizeof(p->room));
 		__builtin_memset(&p->inner_room, 0, sizeof(p->inner_room));
 	}
-	type = walk_link(s, &p->outer, &p->room, &at, tpid, tci);
-	proto = walk_network(s, &p->outer, &p->room, wants, &at, type);
+	type = walk_link(s, &p->outer, &p->room, wants, &at, tpid, tci);
+	proto = walk_network(s, &p->outer, &p->room, wants, any_number(p), &at, type);
 	walk_tunnel(s, p, at, proto, type);
 	if (wants & BLUR) {
 		__u32 zero = any_number(p);

@@ -147,8 +147,9 @@ static __always_inline __u32 enter_udp(struct source *s, struct packet *p, __u32
 GENERATED_CALLS void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type)
 {
 	__u64 both = wanted();
-	__u32 wants = both, inside = 0;
+	__u32 wants = both, inside = 0, zero = any_number(p);
 
+	at = blur_at(at, zero); /* one look of the verifier for all that led here, and below for all tunnels */
 	if ((type == ETHERTYPE_MPLS || type == ETHERTYPE_MPLS_MULTICAST) && wants & HAS_MPLS)
 		inside = enter_mpls(s, p, &at);
 	else if (proto == PROTO_IPIP)
@@ -162,10 +163,11 @@ GENERATED_CALLS void walk_tunnel(struct source *s, struct packet *p, __u32 at, i
 	wants = both >> 32;
 	if (!wants)
 		return;
-	at = blur_at(at, any_number(p)); /* one look of the verifier for all tunnels */
+	at = blur_at(at, zero);
+	p->outer.present ^= zero;
 	if (inside == ETHERTYPE_TEB)
-		inside = walk_link(s, &p->inner, &p->inner_room, &at, 0, 0);
+		inside = walk_link(s, &p->inner, &p->inner_room, wants, &at, 0, 0);
 	else if (inside != ETHERTYPE_IP && inside != ETHERTYPE_IP6)
 		return;
-	walk_network(s, &p->inner, &p->inner_room, wants, &at, inside);
+	walk_network(s, &p->inner, &p->inner_room, wants, zero, &at, inside);
 }

@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
-from xdpkit.expr import HEADER_OBJECTS, Expr, Field
+from xdpkit.expr import Expr
+from xdpkit.headers import HEADER_OBJECTS, Field
 from xdpkit.pipeline import Pipeline
-from xdpkit.reference import EXTENSIONS, MAX_EXTENSIONS
+from xdpkit.walk import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
 FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"

@@ -17,7 +17,7 @@ from xdpkit.pipeline import Pipeline, load_file
 PRELUDE = """\
 from ipaddress import *
 from xdpkit.actions import *
-from xdpkit.expr import *
+from xdpkit.headers import *
 from xdpkit.pipeline import *
 pipe = Pipeline("p")
 """

@@ -24,10 +24,12 @@ from strategies import comparisons, conditions, examples, frames, pipelines, tru
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX
 from xdpkit.errors import Where
-from xdpkit.expr import Expr, Test, arp, as_expr, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
+from xdpkit.expr import Expr, Test, as_expr
+from xdpkit.headers import HEADER_OBJECTS, arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
 from xdpkit.fields import FIELDS, HEADERS, MEMBERS, FieldSpec
 from xdpkit.pipeline import Pipeline
-from xdpkit.reference import MAX_EXTENSIONS, evaluate, holds, walk
+from xdpkit.reference import evaluate, holds, walk
+from xdpkit.walk import MAX_EXTENSIONS
 
 ETHER = Ether(dst="02:00:00:00:00:01", src="02:00:00:00:00:02")
 #: An IPv6 header that names a destination-options header as next.
@@ -349,8 +351,8 @@ def test_every_frame_is_taken_by_the_first_rule_that_matches(pipe: Pipeline, fra
 @examples(300)
 @given(st.sampled_from([s for s in FIELDS if s.bits <= 16]), st.data())
 def test_operators_mean_what_they_mean_for_integers(spec: FieldSpec, data: st.DataObject):
-    header, _, name = spec.name.partition(".")
-    field = getattr(globals()[header], name)
+    header, _, name = spec.name.rpartition(".")
+    field = getattr(HEADER_OBJECTS[header], name)
     number = st.integers(0, spec.maximum)
     a, b, x = data.draw(number), data.draw(number), data.draw(number)
     low, high = sorted((a, b))

@@ -8,6 +8,7 @@ then show that line.  A rule that matches returns a constant: ``rule << 16 | oth
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property, singledispatchmethod
 
 from llvmlite import ir
@@ -16,25 +17,34 @@ from ..actions import PASS, Redirect
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
-from ..fields import HEADERS, FieldSpec, offsets
+from ..fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
 from ..pipeline import Pipeline, Rule
 from .classic import Registers, Turns, lower_classic
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+VOID = ir.VoidType()
 OFFSETS = offsets()
 POINTER = I8.as_pointer()
-#: Members that every hook knows without the walk.
-OF_THE_HOOK = ("len", "rx_queue")
 #: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
+    **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 
 
-def lower(pipeline: Pipeline) -> str:
-    """The IR of ``classify`` for ``pipeline``, as text."""
-    return Lowering(pipeline).text()
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The IR of ``classify`` as text; ``tunnels``: it needs the module that walks into tunnels."""
+
+    text: str
+    tunnels: bool
+
+
+def lower(pipeline: Pipeline) -> Lowered:
+    """The IR of ``classify`` for ``pipeline``."""
+    lowering = Lowering(pipeline)
+    return Lowered(lowering.text(), lowering.tunnels)
 
 
 def outcome(index: int, rule: Rule) -> int:
@@ -53,7 +63,8 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        self.reads_headers = False
+        self.read: set[str] = set()
+        self.tests = 0
         builder = ir.IRBuilder(self.registers.body)
         for index, rule in enumerate(pipeline.outcomes):
             take, skip = self.block("take"), self.block("skip")
@@ -63,17 +74,28 @@ class Lowering:
             builder.ret(I32(outcome(index, rule)))
             builder.position_at_end(skip)
         builder.unreachable()
-        self.constant("reads_headers", int(self.reads_headers))
+        wanted = wanted_bits(self.read) | (BLUR if len(self.read) > MANY_HEADERS or self.tests > MANY_TESTS else 0)
+        self.constant("reads_headers", I32(int(bool(self.read))))
+        self.constant("wanted", I64(wanted))
+        if not self.tunnels:
+            arguments = [POINTER, POINTER, I32, I32, I32]
+            nothing = ir.Function(self.module, ir.FunctionType(VOID, arguments), "walk_tunnel")
+            ir.IRBuilder(nothing.append_basic_block()).ret_void()
+
+    @property
+    def tunnels(self) -> bool:
+        """Does a rule read what only the walk into tunnels finds?"""
+        return any(name in TUNNEL or name.startswith(INNER) for name in self.read)
 
     def text(self) -> str:
         """The module as LLVM assembly."""
         return str(self.module)
 
-    def constant(self, name: str, value: int) -> None:
+    def constant(self, name: str, value: ir.Constant) -> None:
         """A function that returns ``value``."""
-        function = ir.Function(self.module, ir.FunctionType(I32, []), name)
+        function = ir.Function(self.module, ir.FunctionType(value.type, []), name)
         function.attributes.add("alwaysinline")
-        ir.IRBuilder(function.append_basic_block()).ret(I32(value))
+        ir.IRBuilder(function.append_basic_block()).ret(value)
 
     def block(self, name: str) -> ir.Block:
         """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
@@ -113,7 +135,10 @@ class Lowering:
             there = self.block("there")
             builder.cbranch(self.present(builder, expr.spec.header), there, no)
             builder.position_at_end(there)
-        builder.cbranch(in_intervals(builder, self.field(builder, expr.spec), expr.intervals), yes, no)
+        value = self.field(builder, expr.spec, no)
+        if expr.mask is not None:
+            value = builder.and_(value, value.type(expr.mask))
+        builder.cbranch(in_intervals(builder, value, expr.intervals), yes, no)
 
     @lower_expr.register
     def _(self, expr: Not, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
@@ -143,29 +168,103 @@ class Lowering:
 
     def member(self, builder: ir.IRBuilder, name: str) -> ir.Value:
         """Load a member of ``struct packet`` at its own width."""
-        self.reads_headers |= name not in OF_THE_HOOK
         offset, bits = OFFSETS[name]
         at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
         return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
 
     def present(self, builder: ir.IRBuilder, header: str) -> ir.Value:
         """i1: the header is there."""
-        bit = I32(1 << HEADERS.index(header))
-        return builder.icmp_unsigned("!=", builder.and_(self.member(builder, "present"), bit), I32(0))
+        self.read.add(header)
+        self.tests += 1
+        prefix = INNER if header.startswith(INNER) else ""
+        bit = I32(HEADER_BITS[header.removeprefix(INNER)])
+        return builder.icmp_unsigned("!=", builder.and_(self.member(builder, prefix + "present"), bit), I32(0))
 
-    def field(self, builder: ir.IRBuilder, spec: FieldSpec) -> ir.Value:
-        """The field's value as an integer at least as wide as the field."""
-        if spec.bits > 64:
-            wide = ir.IntType(spec.bits)
-            high = builder.zext(self.member(builder, spec.member + "_hi"), wide)
-            low = builder.zext(self.member(builder, spec.member + "_lo"), wide)
-            return builder.or_(builder.shl(high, wide(64)), low)
-        value = self.member(builder, spec.member)
+    @cached_property
+    def where(self) -> ir.Value:
+        """Room for the pointer that header() and bytes() give back."""
+        builder = ir.IRBuilder(self.registers.first)
+        builder.position_at_start(self.registers.first)
+        return builder.alloca(POINTER, name="where")
+
+    @cached_property
+    def room(self) -> ir.Value:
+        """Room for bytes of the payload."""
+        builder = ir.IRBuilder(self.registers.first)
+        builder.position_at_start(self.registers.first)
+        return builder.bitcast(builder.alloca(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), name="room"), POINTER)
+
+    def field(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
+        """The field's value as an integer at least as wide as the field; branches to ``no`` where the packet ends
+        before it does."""
+        if isinstance(spec.at, str):
+            prefix = INNER if spec.name.startswith(INNER) else ""
+            value = self.member(builder, prefix + spec.at)
+        else:
+            value = big_endian(builder, self.address(builder, spec, no), spec.at, spec.size, spec.kind != "bytes")
         if spec.shift:
             value = builder.lshr(value, value.type(spec.shift))
         if spec.shift + spec.bits < value.type.width:
             value = builder.and_(value, value.type(spec.maximum))
         return value
+
+    def address(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
+        """Where the header of ``spec`` starts."""
+        header = HEADERS[spec.header or ""]
+        prefix = INNER if header.name.startswith(INNER) else ""
+        at = self.member(builder, f"{prefix}{header.slot}")
+        source = self.function.args[1]
+        if spec.kind == "bytes":
+            at = builder.add(at, I32(spec.at))
+            call = builder.call(self.external("bytes"), [source, at, I32(spec.size), self.room, self.where])
+        else:
+            room = builder.gep(
+                self.function.args[0], [I64(OFFSETS[f"{prefix}room.{header.slot}"][0])], source_etype=I8
+            )
+            call = builder.call(self.external("header"), [source, at, I32(header.size), room, self.where])
+        there = self.block("there")
+        builder.cbranch(builder.icmp_unsigned("!=", call, I32(0)), there, no)
+        builder.position_at_end(there)
+        return builder.load(self.where)
+
+
+#: Bit of each header in ``headers.present``.
+HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
+#: BLUR in bpf/packet.h, and the size of a pipeline from which the verifier needs it.
+BLUR = 1 << 31
+MANY_HEADERS, MANY_TESTS = 10, 64
+
+
+def wanted_bits(read: set[str]) -> int:
+    """What wanted() returns: the bits of ``read`` and of all headers that may stand in front of them."""
+    wanted, todo = set[str](), set(read)
+    while todo:
+        name = todo.pop()
+        wanted.add(name)
+        behind = set(HEADERS[name].behind)
+        if name.startswith(INNER):
+            behind |= {"ip", "ip6", "udp", *(t for t in TUNNEL if t != "gre.key"), "gre"}
+        todo |= behind - wanted
+    return sum(HEADER_BITS[n.removeprefix(INNER)] << (32 if n.startswith(INNER) else 0) for n in wanted)
+
+
+def big_endian(builder: ir.IRBuilder, pointer: ir.Value, at: int, size: int, aligned: bool) -> ir.Value:
+    """The number of ``size`` bytes in network order, ``at`` bytes behind ``pointer``; loads are as wide as alignment
+    allows where the header is ``aligned`` to 4 bytes."""
+    result, done, wide = None, 0, ir.IntType(8 * size)
+    if not aligned:  # bytes() points at the first of them
+        at = 0
+    while done < size:
+        step = next(n for n in (8, 4, 2, 1) if n <= size - done and (at + done) % n == 0)
+        part = ir.IntType(8 * step)
+        place = builder.bitcast(builder.gep(pointer, [I64(at + done)], source_etype=I8), part.as_pointer())
+        value = builder.load(place)
+        if step > 1:
+            value = builder.bswap(value)
+        value = builder.zext(value, wide) if step < size else value
+        result = value if result is None else builder.or_(builder.shl(result, wide(8 * step)), value)
+        done += step
+    return result
 
 
 def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
