@@ -75,15 +75,15 @@ void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 
 
 /*
  * A zero that the verifier takes for any number.  It follows known numbers (which headers are present, where they start)
- * through all the rules once for every way they can turn out; what it does not know it looks at once.
+ * through all the rules once for every way they can turn out; what it does not know it looks at once.  Each zero is a new
+ * one for LLVM too, which would find that two blurs by the same are none.
  */
-static __always_inline __u32 any_number(const struct packet *p)
-{
-	__u32 queue = p->rx_queue, same = queue;
-
-	asm("" : "+r"(same));
-	return queue ^ same;
-}
+#define ZERO(queue)                                                                                                    \
+	({                                                                                                             \
+		__u32 same = (queue);                                                                                  \
+		asm("" : "+r"(same) : "i"(__COUNTER__));                                                               \
+		(queue) ^ same;                                                                                        \
+	})
 
 #define MAX_AT 0x7fff /* of the walk: six extension headers of 2 KiB outside and inside, and some */
 
@@ -130,7 +130,7 @@ static __always_inline __u64 bit_of(__u8 number, __u64 set)
 
 /* The maximum segment size option of a TCP header at `at`, `size` bytes long (RFC 9293 section 3.2). */
 static __always_inline void walk_tcp_options(struct source *s, struct headers *h, __u32 wants, __u32 at, __u32 size,
-						     __u32 zero)
+						     __u32 queue)
 {
 	__u32 end = at + size;
 
@@ -139,7 +139,7 @@ static __always_inline void walk_tcp_options(struct source *s, struct headers *h
 	for (int i = 0; i < MAX_TCP_OPTIONS && at < end; i++) {
 		struct byte_wire kind_room, length_room;
 
-		at = blur_at(at, zero);
+		at = blur_at(at, ZERO(queue));
 		TAKE(byte_wire, kind, s, at, &kind_room);
 		if (!kind_there || kind->value == 0)
 			return;
@@ -167,7 +167,7 @@ static __always_inline void walk_tcp_options(struct source *s, struct headers *h
 #define ICMP_QUERIES (1ull << 0 | 1ull << 8 | 0x3full << 13)
 
 /* The transport header at `at`; `proto` is its protocol, -1 where there is none. */
-static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 zero,
+static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
 					   __u32 at, int proto)
 {
 	h->l4 = at;
@@ -183,7 +183,7 @@ static __always_inline void walk_transport(struct source *s, struct headers *h, 
 		FOUND(HAS_PAYLOAD);
 		h->payload = at + size;
 		if (wants & HAS_TCP_MSS)
-			walk_tcp_options(s, h, wants, at, size, zero);
+			walk_tcp_options(s, h, wants, at, size, queue);
 	} else if (proto == PROTO_UDP && wants & HAS_UDP) {
 		TAKE(udp_wire, udp, s, at, r->l4);
 		if (!udp_there)
@@ -260,7 +260,7 @@ static __always_inline int walk_ip6(struct source *s, struct headers *h, struct 
 			__u64 *kept = (__u64 *)r->frag;
 
 			*kept += (*(const __u64 *)ext - *kept) * fragment;
-			h->frag += (*at - h->frag) * fragment;
+			h->frag = (h->frag + (*at - h->frag) * fragment) & MAX_AT;
 		}
 		h->ip6_proto = next = ext->next;
 		if (fragment * (ext->frag & bpf_htons(0xfff8)))
@@ -332,11 +332,13 @@ static __always_inline __u32 walk_link(struct source *s, struct headers *h, stru
 }
 
 /* The network header of EtherType `type` at `*at` and the transport header behind it; returns that one's protocol, or -1. */
-static __always_inline int walk_network(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 zero,
+static __always_inline int walk_network(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
 					__u32 *at, __u32 type)
 {
 	int proto = -1;
 
+	if (wants & BLUR)
+		*at = blur_at(*at, ZERO(queue));
 	if (type == ETHERTYPE_IP && wants & HAS_IP)
 		proto = walk_ip(s, h, r, wants, at);
 	else if (type == ETHERTYPE_IP6 && wants & HAS_IP6)
@@ -344,13 +346,15 @@ static __always_inline int walk_network(struct source *s, struct headers *h, str
 	else if (type == ETHERTYPE_ARP && wants & HAS_ARP)
 		walk_arp(s, h, r, wants, *at);
 	if (wants & (BLUR | HAS_TCP_MSS)) {
+		__u32 zero = ZERO(queue);
+
 		h->present ^= zero;
 		h->l3 = blur_at(h->l3, zero);
 		h->frag = blur_at(h->frag, zero);
 		*at = blur_at(*at, zero);
 		asm("" : "+r"(proto)); /* not known to be one of those that have no transport header */
 	}
-	walk_transport(s, h, r, wants, zero, *at, proto);
+	walk_transport(s, h, r, wants, queue, *at, proto);
 	return proto;
 }
 
@@ -365,12 +369,15 @@ static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid,
 		__builtin_memset(&p->inner_room, 0, sizeof(p->inner_room));
 	}
 	type = walk_link(s, &p->outer, &p->room, wants, &at, tpid, tci);
-	proto = walk_network(s, &p->outer, &p->room, wants, any_number(p), &at, type);
+	proto = walk_network(s, &p->outer, &p->room, wants, p->rx_queue, &at, type);
+	if (wants & BLUR)
+		blur(&p->outer, ZERO(p->rx_queue));
 	walk_tunnel(s, p, at, proto, type);
 	if (wants & BLUR) {
-		__u32 zero = any_number(p);
+		__u32 zero = ZERO(p->rx_queue);
 
-		blur(&p->outer, zero);
+		p->outer.present ^= zero;
+		p->outer.tunnel = blur_at(p->outer.tunnel, zero);
 		blur(&p->inner, zero);
 	}
 }

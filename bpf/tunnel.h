@@ -82,7 +82,7 @@ static __always_inline __u32 enter_gre(struct source *s, struct packet *p, __u32
 	return bpf_ntohs(gre->proto);
 }
 
-static __always_inline __u32 enter_gtpu(struct source *s, __u32 *at, __u8 flags)
+static __always_inline __u32 enter_gtpu(struct source *s, __u32 queue, __u32 *at, __u8 flags)
 {
 	struct option_wire room;
 	__u8 next = 0;
@@ -98,6 +98,8 @@ static __always_inline __u32 enter_gtpu(struct source *s, __u32 *at, __u8 flags)
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MAX_GTPU_EXTENSIONS && next; i++) {
 		struct byte_wire length_room, next_room;
+
+		*at = blur_at(*at, ZERO(queue));
 		TAKE(byte_wire, length, s, *at, &length_room);
 		if (!length_there || !length->value)
 			return 0;
@@ -139,7 +141,7 @@ static __always_inline __u32 enter_udp(struct source *s, struct packet *p, __u32
 	}
 	if (port == PORT_GTPU && wants & HAS_GTPU && (tunnel->flags & 0xf0) == 0x30) {
 		p->outer.present |= HAS_GTPU;
-		return tunnel->type == 255 ? enter_gtpu(s, at, tunnel->flags) : 0;
+		return tunnel->type == 255 ? enter_gtpu(s, p->rx_queue, at, tunnel->flags) : 0;
 	}
 	return 0;
 }
@@ -147,7 +149,7 @@ static __always_inline __u32 enter_udp(struct source *s, struct packet *p, __u32
 GENERATED_CALLS void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type)
 {
 	__u64 both = wanted();
-	__u32 wants = both, inside = 0, zero = any_number(p);
+	__u32 wants = both, inside = 0, zero = ZERO(p->rx_queue);
 
 	at = blur_at(at, zero); /* one look of the verifier for all that led here, and below for all tunnels */
 	if ((type == ETHERTYPE_MPLS || type == ETHERTYPE_MPLS_MULTICAST) && wants & HAS_MPLS)
@@ -163,11 +165,13 @@ GENERATED_CALLS void walk_tunnel(struct source *s, struct packet *p, __u32 at, i
 	wants = both >> 32;
 	if (!wants)
 		return;
+	zero = ZERO(p->rx_queue);
 	at = blur_at(at, zero);
 	p->outer.present ^= zero;
+	p->outer.tunnel = blur_at(p->outer.tunnel, zero);
 	if (inside == ETHERTYPE_TEB)
 		inside = walk_link(s, &p->inner, &p->inner_room, wants, &at, 0, 0);
 	else if (inside != ETHERTYPE_IP && inside != ETHERTYPE_IP6)
 		return;
-	walk_network(s, &p->inner, &p->inner_room, wants, zero, &at, inside);
+	walk_network(s, &p->inner, &p->inner_room, wants, p->rx_queue, &at, inside);
 }

@@ -74,7 +74,9 @@ class Lowering:
             builder.ret(I32(outcome(index, rule)))
             builder.position_at_end(skip)
         builder.unreachable()
-        wanted = wanted_bits(self.read) | (BLUR if len(self.read) > MANY_HEADERS or self.tests > MANY_TESTS else 0)
+        inside = any(name.startswith(INNER) for name in self.read)
+        many = len(self.read) > (1 if inside else MANY_HEADERS) or self.tests > MANY_TESTS
+        wanted = wanted_bits(self.read) | (BLUR if many else 0)
         self.constant("reads_headers", I32(int(bool(self.read))))
         self.constant("wanted", I64(wanted))
         if not self.tunnels:
