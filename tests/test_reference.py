@@ -237,7 +237,7 @@ def test_a_chain_as_long_as_the_limit_is_walked_and_one_more_is_not():
 
 def test_a_number_that_is_no_extension_ends_the_chain():
     frame = chain(60, 59)  # 59: no next header
-    assert walk(frame).present == {"eth", "ip6"}
+    assert walk(frame).present == {"eth", "ip6", "dstopts"}
     assert true(ip6.proto == 59, frame)
 
 
@@ -275,7 +275,7 @@ CUTS = [
     (ETHER / IP(options=[IPOption_NOP()] * 4) / UDP(), {"eth": 14, "ip": 34, "udp": 46}),
     (ETHER / IPv6() / TCP(), {"eth": 14, "ip6": 54, "tcp": 74}),
     (ETHER / IPv6() / ICMPv6EchoRequest(), {"eth": 14, "ip6": 54, "icmp6": 58}),
-    (ETHER / IPv6() / IPv6ExtHdrHopByHop() / UDP(), {"eth": 14, "ip6": 54, "udp": 70}),
+    (ETHER / IPv6() / IPv6ExtHdrHopByHop() / UDP(), {"eth": 14, "ip6": 54, "hopopts": 62, "udp": 70}),
     (ETHER / Dot1Q() / Dot1Q() / IP() / UDP(), {"eth": 14, "vlan": 18, "vlan2": 22, "ip": 42, "udp": 50}),
     (ETHER / Dot1AD() / ARP(), {"eth": 14, "vlan": 18, "arp": 46}),
 ]

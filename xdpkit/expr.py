@@ -162,10 +162,12 @@ class Named:
         return self.condition() | other
 
     def __rand__(self, other: object) -> Expr:
-        return _operand(other, "&") & self.condition()
+        mine = self.condition()
+        return _operand(other, "&") & mine
 
     def __ror__(self, other: object) -> Expr:
-        return _operand(other, "|") | self.condition()
+        mine = self.condition()
+        return _operand(other, "|") | mine
 
     def __invert__(self) -> Expr:
         return ~self.condition()

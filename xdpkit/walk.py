@@ -21,7 +21,7 @@ __all__ = ["EXTENSIONS", "MAX_EXTENSIONS", "MAX_TCP_OPTIONS", "Packet", "walk"]
 
 #: How many IPv6 extension headers the walk passes, and how many TCP options.
 MAX_EXTENSIONS = 6
-MAX_TCP_OPTIONS = 16
+MAX_TCP_OPTIONS = 10
 
 TAGS = (0x8100, 0x88A8)
 ETHERTYPE_ARP = 0x0806

@@ -8,6 +8,7 @@ then show that line.  A rule that matches returns a constant: ``rule << 16 | oth
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, singledispatchmethod
 
@@ -63,9 +64,16 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        self.read: set[str] = set()
+        asked = list(headers_asked(pipeline))
+        self.read = set(asked)
+        inside = any(name.startswith(INNER) for name in self.read)
+        self.blurred = len(self.read) > (1 if inside else MANY_HEADERS) or len(asked) > MANY_TESTS
+        self.opaque = self.blurred and len(self.read) > FEW_HEADERS
         self.tests = 0
         builder = ir.IRBuilder(self.registers.body)
+        self.values: dict[str, ir.Value] = {}
+        if len(asked) >= HOIST_TESTS:
+            self.hoist(builder, pipeline)
         for index, rule in enumerate(pipeline.outcomes):
             take, skip = self.block("take"), self.block("skip")
             self.lower_expr(rule.expr, builder, take, skip)
@@ -74,9 +82,7 @@ class Lowering:
             builder.ret(I32(outcome(index, rule)))
             builder.position_at_end(skip)
         builder.unreachable()
-        inside = any(name.startswith(INNER) for name in self.read)
-        many = len(self.read) > (1 if inside else MANY_HEADERS) or self.tests > MANY_TESTS
-        wanted = wanted_bits(self.read) | (BLUR if many else 0)
+        wanted = wanted_bits(self.read) | (BLUR if self.blurred else 0)
         self.constant("reads_headers", I32(int(bool(self.read))))
         self.constant("wanted", I64(wanted))
         if not self.tunnels:
@@ -176,11 +182,14 @@ class Lowering:
 
     def present(self, builder: ir.IRBuilder, header: str) -> ir.Value:
         """i1: the header is there."""
-        self.read.add(header)
-        self.tests += 1
         prefix = INNER if header.startswith(INNER) else ""
         bit = I32(HEADER_BITS[header.removeprefix(INNER)])
-        return builder.icmp_unsigned("!=", builder.and_(self.member(builder, prefix + "present"), bit), I32(0))
+        present = self.member(builder, prefix + "present")
+        if self.opaque:
+            self.tests += 1
+            barrier = ir.InlineAsm(ir.FunctionType(I32, [I32, I32]), "", "=r,0,i", side_effect=False)
+            present = builder.call(barrier, [present, I32(self.tests)])
+        return builder.icmp_unsigned("!=", builder.and_(present, bit), I32(0))
 
     @cached_property
     def where(self) -> ir.Value:
@@ -199,16 +208,43 @@ class Lowering:
     def field(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
         """The field's value as an integer at least as wide as the field; branches to ``no`` where the packet ends
         before it does."""
+        if spec.name in self.values:
+            return self.values[spec.name]
         if isinstance(spec.at, str):
             prefix = INNER if spec.name.startswith(INNER) else ""
             value = self.member(builder, prefix + spec.at)
         else:
-            value = big_endian(builder, self.address(builder, spec, no), spec.at, spec.size, spec.kind != "bytes")
-        if spec.shift:
-            value = builder.lshr(value, value.type(spec.shift))
-        if spec.shift + spec.bits < value.type.width:
-            value = builder.and_(value, value.type(spec.maximum))
-        return value
+            value = self.read_at(builder, spec, self.address(builder, spec, no))
+        return cut(builder, value, spec)
+
+    def read_at(self, builder: ir.IRBuilder, spec: FieldSpec, pointer: ir.Value) -> ir.Value:
+        """The bytes that hold the field, in its header at ``pointer``."""
+        assert isinstance(spec.at, int)
+        return big_endian(builder, pointer, spec.at, spec.size, spec.kind != "bytes")
+
+    def hoist(self, builder: ir.IRBuilder, pipeline: Pipeline) -> None:
+        """Read all fields that the rules test, if they are few: header by header, 0 where a header is absent."""
+        tests = (node for rule in pipeline.rules for node in rule.expr.nodes() if isinstance(node, Test))
+        specs = {t.spec.name: t.spec for t in tests if not isinstance(t.spec.at, str) and t.spec.kind != "bytes"}
+        if len(specs) > HOIST_FIELDS:
+            return
+        builder.debug_metadata = self.debug.location(pipeline.where)
+        for header in dict.fromkeys(spec.header for spec in specs.values()):
+            mine = [spec for spec in specs.values() if spec.header == header]
+            start, there, done = builder.block, self.block("there"), self.block("done")
+            builder.cbranch(self.present(builder, header or ""), there, done)
+            builder.position_at_end(there)
+            pointer = self.address(builder, mine[0], done)
+            values = [cut(builder, self.read_at(builder, spec, pointer), spec) for spec in mine]
+            loaded = builder.block
+            builder.branch(done)
+            builder.position_at_end(done)
+            for spec, value in zip(mine, values, strict=True):
+                phi = builder.phi(value.type)
+                for block in (start, there):
+                    phi.add_incoming(value.type(0), block)
+                phi.add_incoming(value, loaded)
+                self.values[spec.name] = phi
 
     def address(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
         """Where the header of ``spec`` starts."""
@@ -234,7 +270,22 @@ class Lowering:
 HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
 #: BLUR in bpf/packet.h, and the size of a pipeline from which the verifier needs it.
 BLUR = 1 << 31
-MANY_HEADERS, MANY_TESTS = 10, 64
+MANY_HEADERS, MANY_TESTS = 10, 1000
+#: Where more headers are read, each test of presence stands for itself: LLVM would keep the results of all of them, and
+#: the verifier would follow every combination.
+FEW_HEADERS = 16
+#: Pipelines with this many tests of so few fields read each field once, in front of the rules.
+HOIST_TESTS, HOIST_FIELDS = 16, 16
+
+
+def headers_asked(pipeline: Pipeline) -> Iterator[str]:
+    """The header of every test of a header or field in the rules, as often as it is tested."""
+    for rule in pipeline.outcomes:
+        for node in rule.expr.nodes():
+            if isinstance(node, Present):
+                yield node.header
+            elif isinstance(node, Test) and node.spec.header is not None:
+                yield node.spec.header
 
 
 def wanted_bits(read: set[str]) -> int:
@@ -248,6 +299,15 @@ def wanted_bits(read: set[str]) -> int:
             behind |= {"ip", "ip6", "udp", *(t for t in TUNNEL if t != "gre.key"), "gre"}
         todo |= behind - wanted
     return sum(HEADER_BITS[n.removeprefix(INNER)] << (32 if n.startswith(INNER) else 0) for n in wanted)
+
+
+def cut(builder: ir.IRBuilder, value: ir.Value, spec: FieldSpec) -> ir.Value:
+    """The bits of ``value`` that are the field's."""
+    if spec.shift:
+        value = builder.lshr(value, value.type(spec.shift))
+    if spec.shift + spec.bits < value.type.width:
+        value = builder.and_(value, value.type(spec.maximum))
+    return value
 
 
 def big_endian(builder: ir.IRBuilder, pointer: ir.Value, at: int, size: int, aligned: bool) -> ir.Value:
