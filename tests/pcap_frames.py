@@ -9,7 +9,6 @@ from struct import pack
 
 from scapy.compat import raw
 from scapy.contrib.geneve import GENEVE
-from scapy.contrib.igmp import IGMP
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -62,7 +61,7 @@ def _ipv4() -> list[Packet]:
         IP(src="192.0.2.1", dst="10.0.0.1", flags="MF") / UDP(sport=53, dport=53),
         IP(src="192.0.2.1", dst="10.0.0.1", frag=100, proto=17) / UDP(sport=53, dport=53),
         IP(src="192.0.2.1", dst="10.0.0.1", flags="DF") / TCP(dport=22),
-        ip / IGMP(type=0x11),
+        IP(src="192.0.2.1", dst="224.0.0.1", proto=2) / b"\x11\0\0\0\0\0\0\0",
         IP(dst="224.0.0.13", proto=103) / b"\x20\0\0\0",
         IP(proto=112) / bytes(20), IP(proto=9) / bytes(8), IP(proto=50) / bytes(16), IP(proto=255) / b"x",
         ip / AH(nh=6, payloadlen=4, icv=bytes(12)) / TCP(dport=443),
@@ -122,10 +121,10 @@ def _others() -> list[Packet | bytes]:
     e = bytes.fromhex("020000000002020000000001")
     return [
         ethernet(A, BROADCAST) / ARP(op=1, **addresses), ethernet() / ARP(op=2, **addresses),
-        Ether(dst=BROADCAST, type=0x8035) / ARP(op=3, **addresses),
-        Dot3(dst="01:80:c2:00:00:00") / LLC() / STP(), Dot3() / LLC() / SNAP(code=0x80F3, OUI=0) / bytes(20),
-        Dot3() / LLC() / SNAP(code=0x809B, OUI=0x080007) / bytes(20), Dot3() / (b"\xff\xff" + bytes(30)),
-        Dot3() / LLC() / SNAP(code=0x8137, OUI=0) / bytes(20),
+        Ether(src=A, dst=BROADCAST, type=0x8035) / ARP(op=3, **addresses),
+        Dot3(src=A, dst="01:80:c2:00:00:00") / LLC() / STP(), Dot3(src=A, dst=B) / LLC() / SNAP(code=0x80F3, OUI=0) / bytes(20),
+        Dot3(src=A, dst=B) / LLC() / SNAP(code=0x809B, OUI=0x080007) / bytes(20), Dot3(src=A, dst=B) / (b"\xff\xff" + bytes(30)),
+        Dot3(src=A, dst=B) / LLC() / SNAP(code=0x8137, OUI=0) / bytes(20),
         *(e + pack("!H", kind) + bytes(range(40)) for kind in (0x80F3, 0x809B, 0x6001, 0x6002, 0x6003, 0x6004, 0x8137, 0x88CC, 0x9000, 0x05DC, 0x0600, 0xFFFF)),
         *(e + pack("!H", 0x6003) + pack("<H", 20) + body for body in (b"\x02" + pack("<HH", 0x0402, 0x0402) + bytes(20), b"\x81\x02" + pack("<HH", 0x0402, 1) + bytes(20), b"\x06" + bytes(7) + pack("<H", 0x0402) + bytes(6) + pack("<H", 0x0402) + bytes(9), b"\x81\x06" + bytes(7) + pack("<H", 1) + bytes(6) + pack("<H", 0x0402) + bytes(9))),
         ethernet() / PPPoED(sessionid=0) / bytes(20),
@@ -142,8 +141,8 @@ def _encapsulated() -> list[Packet]:
         out += [
             ethernet() / Dot1Q(vlan=5) / packet,
             ethernet() / Dot1Q(vlan=5) / Dot1Q(vlan=6) / packet,
-            Ether(type=0x88A8) / Dot1Q(vlan=4095) / Dot1Q(vlan=5) / packet,
-            Ether(type=0x9100) / Dot1Q(vlan=0) / packet,
+            Ether(src=A, dst=B, type=0x88A8) / Dot1Q(vlan=4095) / Dot1Q(vlan=5) / packet,
+            Ether(src=A, dst=B, type=0x9100) / Dot1Q(vlan=0) / packet,
             ethernet() / Dot1Q(vlan=5) / Dot1Q(vlan=6) / Dot1Q(vlan=7) / packet,
         ]
         if not isinstance(packet, ARP):
