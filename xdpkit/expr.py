@@ -45,6 +45,12 @@ class Expr:
     def __or__(self, other: Expr) -> Expr:
         return Or((self, _operand(other, "|")), where=here())
 
+    def __rand__(self, other: object) -> Expr:
+        return And((_operand(other, "&"), self), where=here())
+
+    def __ror__(self, other: object) -> Expr:
+        return Or((_operand(other, "|"), self), where=here())
+
     def __invert__(self) -> Expr:
         return Not(self, where=here())
 

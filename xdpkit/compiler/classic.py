@@ -16,8 +16,37 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from ..classic import (
-    ABS, ADD, ALU, AND, DIV, IMM, IND, JA, JEQ, JGE, JGT, JMP, JSET, LD, LDX, LEN, LSH, MAX_TURNS, MEM, MISC, MOD, MSH,
-    MUL, NEG, OR, RET, RET_A, RSH, ST, STX, SUB, TXA, XOR, Classic, Instruction, has_loops,
+    ABS,
+    ADD,
+    AND,
+    DIV,
+    IND,
+    JA,
+    JEQ,
+    JGE,
+    JGT,
+    JMP,
+    JSET,
+    LD,
+    LDX,
+    LSH,
+    MAX_TURNS,
+    MEM,
+    MOD,
+    MSH,
+    MUL,
+    NEG,
+    OR,
+    RET_A,
+    RSH,
+    ST,
+    STX,
+    SUB,
+    TXA,
+    XOR,
+    Classic,
+    Instruction,
+    has_loops,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -41,9 +70,7 @@ _ALU: dict[int, Callable[[ir.IRBuilder, Any, Any], Any]] = {
 _COMPARE = {JEQ: "==", JGT: ">", JGE: ">="}
 
 
-def lower_classic(
-    lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block
-) -> None:
+def lower_classic(lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
     """Branch to ``yes`` if the program returns anything but 0, else to ``no``."""
     builder.debug_metadata = lowering.debug.location(expr.where)
     packet, source = lowering.function.args
@@ -282,7 +309,7 @@ def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
 def bytes_found(instructions: tuple[Instruction, ...], reached: list[int]) -> dict[int, int]:
     """For each instruction, how many bytes of the packet every way there has found.  Nothing is known where a turn of a
     loop starts."""
-    found = {at: 1 << 32 for at in reached} | {0: 0}
+    found = dict.fromkeys(reached, 1 << 32) | {0: 0}
     found |= {target: 0 for at in reached for target in instructions[at].targets(at) if target <= at}
     for at in reached:
         ins = instructions[at]
