@@ -107,7 +107,7 @@ def load_file(path: str | Path) -> Pipeline:
     Raises OSError if the file cannot be read and PipelineError, with the line, if it cannot be run.
     """
     path = Path(path)
-    source = path.read_text(encoding="utf-8")
+    source = path.read_bytes()
     scope: dict[str, object] = {"__name__": "__pipeline__", "__file__": str(path)}
     try:
         exec(compile(source, str(path.absolute()), "exec"), scope)

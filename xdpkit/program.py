@@ -165,7 +165,10 @@ def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
 
 
 def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:
-    """The rule that a line belongs to: the last one that starts at or before it and whose successor starts after."""
+    """The rule that a line belongs to: one that was declared or has a condition there, else the last one before it."""
+    for rule in pipeline.outcomes:
+        if where == rule.where or any(where == node.where for node in rule.expr.nodes()):
+            return rule
     before = [r for r in pipeline.outcomes if r.where.file == where.file and r.where.line <= where.line]
     return max(before, key=lambda r: r.where.line, default=None)
 
