@@ -204,16 +204,19 @@ class Socket:
             self._free()
 
     def recycle(self, addr: U64) -> None:
-        """Give held frames back; nothing happens after close()."""
-        if self._final is not None or not len(addr):
+        """Give held frames back, and those whose last view has gone meanwhile; nothing happens after close()."""
+        if self._final is not None:
             return
+        if self._held:
+            gone = [self._held.popleft() for _ in range(len(self._held))]
+            addr = np.concatenate([addr, np.array(gone, np.uint64)])
         addr = np.ascontiguousarray(addr)
         check(lib.xk_xsk_recycle(self.xsk, _array("uint64_t", addr), len(addr)), f"{self.device} queue {self.queue}")
 
     def reclaim(self) -> bool:
         """Give back the frames whose last view has gone since their batch ended; False if others are still viewed."""
         if self._held:
-            self.recycle(np.array([self._held.popleft() for _ in range(len(self._held))], np.uint64))
+            self.recycle(np.empty(0, np.uint64))
         return not self._views
 
     def close(self) -> None:
