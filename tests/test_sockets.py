@@ -366,8 +366,7 @@ def test_timestamps_increase_within_a_queue_and_rules_are_those_that_matched(mak
     with right.namespace, attach(pipe, right.name, timestamps=True) as link, link.sockets() as sockets:
         before = time.time_ns()
         for queue in (0, 1):
-            for n in range(200):
-                left.send([by_port[n % 3][n]], queue=queue)
+            left.send([by_port[n % 3][n] for n in range(200)], queue=queue)
         after = time.time_ns()
         for batch in sockets.batches(timeout=5):
             times[batch.queue] += batch.timestamps.tolist()
