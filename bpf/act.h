@@ -29,6 +29,9 @@ __u32 classify(const struct packet *p, struct source *s);
 /* Generated, a constant: does any rule read what walk() finds? */
 __u32 reads_headers(void);
 
+/* Set before load: the program returns what classify() said and neither counts nor acts.  For BPF_PROG_TEST_RUN only. */
+const volatile __u32 explain = 0;
+
 static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 {
 	struct counter *c = bpf_map_lookup_elem(&counters, &rule);

@@ -17,6 +17,8 @@ int xdpkit(struct __sk_buff *skb)
 	if (reads_headers())
 		walk(&s, &p, s.tpid, s.tci);
 	outcome = classify(&p, &s);
+	if (explain)
+		return outcome;
 	count(outcome >> 16, p.len);
 	return (outcome & 0xff) == XDP_REDIRECT ? -1 : 0;
 }

@@ -139,6 +139,8 @@ int xdpkit(struct xdp_md *ctx)
 	if (reads_headers())
 		walk(&s, &p, 0, 0);
 	outcome = classify(&p, &s);
+	if (explain)
+		return outcome;
 	c = count(outcome >> 16, p.len);
 	switch (outcome & 0xff) {
 	case XDP_REDIRECT:

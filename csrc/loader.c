@@ -244,13 +244,20 @@ int xk_program_info(int prog_fd, struct xk_program_info *out)
 	return 0;
 }
 
+int xk_program_by_id(uint32_t id)
+{
+	int fd = bpf_prog_get_fd_by_id(id);
+
+	return fd < 0 ? xk_fail("bpf(BPF_PROG_GET_FD_BY_ID)", errno) : fd;
+}
+
 int xk_program_name(uint32_t id, char name[16])
 {
 	struct xk_program_info info;
-	int fd = bpf_prog_get_fd_by_id(id), error;
+	int fd = xk_program_by_id(id), error;
 
 	if (fd < 0)
-		return xk_fail("bpf(BPF_PROG_GET_FD_BY_ID)", errno);
+		return fd;
 	error = xk_program_info(fd, &info);
 	close(fd);
 	if (!error)

@@ -341,6 +341,13 @@ def test_strings_join_with_fields_and_each_other():
             assert program.judge(frame)[0].name == evaluate(pipe, frame).name == wanted
 
 
+def test_a_length_is_that_on_the_wire():
+    pipe = Pipeline("cut")
+    rule = pipe.rule(pcap("greater 1000"), DROP)
+    assert evaluate(pipe, bytes(60), wire_bytes=1000) is rule
+    assert evaluate(pipe, bytes(60)) is not rule
+
+
 @pytest.mark.parametrize("text", ["", "  "])
 def test_the_empty_string_matches_everything(text: str):
     expr = node(text)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,10 +19,14 @@ from rich.live import Live
 
 from . import netdev
 from .attach import BINDS, MODES, Link, attach, parse_choice
-from .compiler import HOOKS, compile_pipeline
-from .compiler.listing import listing
+from .built import load
+from .doctor import examine
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
+from .findings import as_json as findings_json
+from .findings import render
+from .holders import clean
 from .live import headline, table
+from .offline import PipelineFile, build_command, replay_command, show_command
 from .pipeline import load_file
 from .sockets import Workers, open_capture
 
@@ -36,10 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-PipelineFile = Annotated[
-    Path, typer.Argument(metavar="PIPELINE.py", exists=True, dir_okay=False, help="Python file that declares `pipe`.")
-]
 
 
 def main() -> NoReturn:
@@ -78,6 +77,8 @@ def parse_queues(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         low, _, high = part.partition("-")
         try:
+            if int(high or low) >= 1 << 16:  # the kernel's devices have fewer
+                raise ValueError
             queues.update(range(int(low), int(high or low) + 1))
         except ValueError:
             raise typer.BadParameter(f"{text!r}: queues are written 0-3,5") from None
@@ -118,7 +119,8 @@ def run(
     """
     if write == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    pipe = load_file(pipeline)
+    built = load(pipeline)
+    pipe = built.pipeline
     wanted = parse_queues(queues) if queues else None
     redirects = "REDIRECT" in pipe.verdicts
     if write and not redirects:
@@ -128,7 +130,7 @@ def run(
         file = stack.enter_context(_capture_file(write)) if write else None
         stop = stack.enter_context(_stop_signals())
         try:
-            link = attach(pipe, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
+            link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         failure: OSError | None = None
@@ -162,7 +164,7 @@ def run(
 def _watch(
     link: Link,
     workers: Workers | None,
-    stop: threading.Event,
+    stop: Stop,
     duration: float,
     count: int,
     console: Console,
@@ -206,16 +208,36 @@ def _capture_file(path: str) -> Iterator[IO[bytes]]:
             os.unlink(path)
 
 
+class Stop:
+    """What SIGINT, SIGTERM and SIGHUP ask for.  No threading.Event: its lock is held for a moment by who waits, and a
+    signal handler that runs in that moment, in the same thread, would wait for it for ever."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def set(self, *_: object) -> None:
+        """The signal handler."""
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, timeout: float) -> bool:
+        """True once a signal came; False after ``timeout`` seconds."""
+        return bool(select.select([self._fd], [], [], timeout)[0])
+
+    def close(self) -> None:
+        """Close the descriptor; the handlers are gone."""
+        os.close(self._fd)
+
+
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set."""
-    event = threading.Event()
-    previous = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+def _stop_signals() -> Iterator[Stop]:
+    stop = Stop()
+    previous = {s: signal.signal(s, stop.set) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        stop.close()
 
 
 @app.command("demo")
@@ -255,43 +277,36 @@ def run_demo(
     )
 
 
-@app.command()
-def show(
-    pipeline: PipelineFile,
-    hook: Annotated[str, typer.Option(help=f"Which program: {', '.join(HOOKS)}.")] = "xdp",
-    rules_only: Annotated[bool, typer.Option("--rules", help="Only the instructions that came from rules.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+@app.command("doctor")
+def run_doctor(
+    device: Annotated[str, typer.Argument(metavar="[DEV]", help="A device to look at as well.")] = "",
+    clean_up: Annotated[
+        bool, typer.Option("--clean", help="Take off XDP programs that nobody holds any more.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Print the compiled program beside the Python lines it came from.  Needs no privilege.
+    """Say what kernel, driver and device can do, who holds the device, and what to do about each problem.
 
-    Example: xdpkit show pipelines/firewall.py --rules
+    Exit status 1 if there is a problem.  Example: xdpkit doctor eth1
     """
-    if hook not in HOOKS:
-        raise typer.BadParameter(f"--hook {hook!r}: one of {', '.join(HOOKS)}")
-    pipe = load_file(pipeline)
-    compiled = compile_pipeline(pipe, hook, assembly=True)
-    blocks = [b for b in listing(compiled.assembly) if b.python or not rules_only]
-    if as_json:
-        rows = [
-            {
-                "file": b.where.file,
-                "line": b.where.line,
-                "text": b.text,
-                "instructions": [list(i) for i in b.instructions],
-            }
-            for b in blocks
-        ]
-        print(json.dumps({"pipeline": pipe.name, "hook": hook, "digest": pipe.digest(), "blocks": rows}))
+    if clean_up and not device:
+        raise typer.BadParameter("--clean wants a device")
+    if clean_up:
+        for line in clean(device):
+            print(line)
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
-    for index, rule in enumerate(pipe.outcomes):
-        console.print(f"{index:>5}  {rule.name}: {rule}", markup=False)
-    for block in blocks:
-        place = f"{os.path.basename(block.where.file)}:{block.where.line}"
-        console.print(f"{place}  {block.text}".rstrip(), style="bold green" if block.python else "dim", markup=False)
-        for number, text in block.instructions:
-            console.print(f"{text}" if number is None else f"{number:>8}: {text}", markup=False)
+    findings = examine(device or None)
+    if as_json:
+        print(findings_json(findings))
+    else:
+        render(findings, Console(highlight=False))
+    if any(f.status == "problem" for f in findings):
+        sys.exit(1)
+
+
+app.command("show")(show_command)
+app.command("replay")(replay_command)
+app.command("build")(build_command)
 
 
 @app.command("version")

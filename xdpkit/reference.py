@@ -82,9 +82,11 @@ class Packet:
         self.members.update(members)
 
 
-def walk(frame: bytes, *, rx_queue: int = 0) -> Packet:
-    """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``."""
-    packet = Packet(frame, members={"len": len(frame), "rx_queue": rx_queue})
+def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Packet:
+    """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``.
+    ``wire_bytes``: its length where ``frame`` is only the beginning of it."""
+    length = len(frame) if wire_bytes is None else wire_bytes
+    packet = Packet(frame, members={"len": length, "rx_queue": rx_queue})
     ethernet = packet._take(_ETHERNET, 0)
     if ethernet is None:
         return packet
@@ -221,11 +223,11 @@ def _(expr: Or, packet: Packet) -> bool:
 
 @holds.register
 def _(expr: Classic, packet: Packet) -> bool:
-    return interpret(expr.instructions, packet.frame) != 0
+    return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
 
 
-def evaluate(pipeline: Pipeline, frame: bytes, *, rx_queue: int = 0) -> Rule:
+def evaluate(pipeline: Pipeline, frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Rule:
     """The rule that takes ``frame``: the first whose condition holds, else the default.  Its ``action.verdict`` is the
     verdict."""
-    packet = walk(frame, rx_queue=rx_queue)
+    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes)
     return next(rule for rule in pipeline.outcomes if holds(rule.expr, packet))
