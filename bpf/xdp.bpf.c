@@ -43,8 +43,11 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 	return from + size <= s->end;
 }
 
-/* Offsets that the verifier follows in packet pointers: MAX_PACKET_OFF. */
-#define MAX_OFFSET 0xffff
+/*
+ * The verifier follows packet pointers up to MAX_PACKET_OFF, 0xffff, the size of the load included.  One bound for all
+ * sizes: LLVM makes one pointer of two loads at one place.
+ */
+#define MAX_OFFSET (0xffff - 8)
 
 /*
  * The barriers keep check and use in one register: LLVM would compute offset and pointer once more for the use, and the
@@ -56,7 +59,7 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 		const __u##bits *from;                                                                                 \
                                                                                                                        \
 		asm("" : "+r"(offset));                                                                                \
-		if (offset > MAX_OFFSET - sizeof(*from))                                                               \
+		if (offset > MAX_OFFSET)                                                                               \
 			return -1;                                                                                     \
 		from = s->data + offset;                                                                               \
 		asm("" : "+r"(from));                                                                                  \
@@ -66,7 +69,7 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 	{                                                                                                              \
 		const __u##bits *from = s->data + offset;                                                              \
                                                                                                                        \
-		if (offset > MAX_OFFSET - sizeof(*from))                                                               \
+		if (offset > MAX_OFFSET)                                                                               \
 			return -1;                                                                                     \
 		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
 	}                                                                                                              \

@@ -15,7 +15,7 @@ from struct import pack
 from typing import Any
 
 import pytest
-from hypothesis import given, note
+from hypothesis import example, given, note
 from hypothesis import strategies as st
 from pcap_frames import samples, spoiled
 from strategies import FUZZ, again, examples
@@ -203,6 +203,7 @@ def filters() -> st.SearchStrategy[str]:
 
 @examples(120)
 @given(filters())
+@example("((len = ether[len]) and (0 = ether[len:2]))")  # two sizes at one place: one bound for both
 def test_random_filters_mean_the_same_to_all(text: str):
     note(again("test_pcap.py"))
     try:
