@@ -250,10 +250,10 @@ def no_xdp(monkeypatch):
     """A kernel that has no XDP for any device."""
     real = attaching._attach
 
-    def fake(pipeline, pipe, device, mode, *rest):
+    def fake(built, device, mode, *rest):
         if mode != "af_packet":
             raise OSError(errno.EOPNOTSUPP, f"no {mode} here")
-        return real(pipeline, pipe, device, mode, *rest)
+        return real(built, device, mode, *rest)
 
     monkeypatch.setattr(attaching, "_attach", fake)
 
@@ -351,11 +351,11 @@ def test_closing_twice_is_harmless_and_the_ledger_stays(make_veth):
 def test_an_attachment_whose_link_cannot_be_made_is_taken_back(make_veth, monkeypatch):
     _, right = make_veth()
 
-    def fails(index):
+    def fails():
         raise OSError(errno.ENOBUFS, "no room for the answer")
 
     with right.namespace:
-        monkeypatch.setattr(attaching.netdev, "stats", fails)
+        monkeypatch.setattr(attaching, "namespace_id", fails)
         with pytest.raises(OSError, match="no room"):
             attach(dns(), right.name, mode="native")
         monkeypatch.undo()
