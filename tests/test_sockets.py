@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -685,3 +686,24 @@ def test_a_reader_that_goes_away_ends_the_sink_and_the_packets_count_as_refused(
                 workers.close()
     ledger = link.ledger()
     assert (ledger.delivered, ledger.written, ledger.refused, ledger.problems()) == (10, 0, 10, ())
+
+
+def test_a_reader_of_a_pipe_that_does_not_read_cannot_keep_the_workers_from_stopping(make_veth):
+    left, right = make_veth(queues=2)
+    reader, writer = os.pipe()
+    with right.namespace, attach(DNS, right.name) as link, link.sockets() as sockets:
+        with os.fdopen(writer, "wb", buffering=0) as file:
+            workers = sockets.write(file)
+            for queue in (0, 1):  # more than the 64 KiB of the pipe
+                left.send(frames(left, right, range(200), size=1000), queue=queue)
+            until(lambda: full(writer), "a full pipe")
+            with pytest.raises(TimeoutError):
+                workers.close()
+    os.close(reader)
+    ledger = link.ledger()
+    assert (ledger.delivered, ledger.written + ledger.refused, ledger.problems()) == (400, 400, ())
+    assert ledger.refused > 0
+
+
+def full(pipe):
+    return not select.select([], [pipe], [], 0)[1]
