@@ -78,8 +78,9 @@ int xk_program_set_entries(struct xk_program *p, const char *name, uint32_t entr
 	return 0;
 }
 
-/* Where a global variable lives: the value area of its section's map, before load or mapped after it. */
-static void *variable(const struct xk_program *p, const char *section, const char *name, size_t size)
+/* The map that holds a global variable and its offset in the map's only value; NULL if there is none. */
+static struct bpf_map *variable(const struct xk_program *p, const char *section, const char *name, size_t size,
+				uint32_t *offset)
 {
 	const struct btf *btf = bpf_object__btf(p->object);
 	int id = btf ? btf__find_by_name_kind(btf, section, BTF_KIND_DATASEC) : -ENOENT;
@@ -98,13 +99,11 @@ static void *variable(const struct xk_program *p, const char *section, const cha
 			continue;
 		bpf_object__for_each_map(map, p->object) {
 			const char *suffix = strrchr(bpf_map__name(map), '.');
-			size_t area_size;
-			const uint8_t *area;
 
 			if (!suffix || strcmp(suffix, section))
 				continue;
-			area = bpf_map__initial_value(map, &area_size);
-			return area && var->offset + size <= area_size ? (void *)(area + var->offset) : NULL;
+			*offset = var->offset;
+			return var->offset + size <= bpf_map__value_size(map) ? map : NULL;
 		}
 	}
 	return NULL;
@@ -112,22 +111,36 @@ static void *variable(const struct xk_program *p, const char *section, const cha
 
 int xk_program_set_u32(struct xk_program *p, const char *name, uint32_t value)
 {
-	uint32_t *at = variable(p, ".rodata", name, sizeof(value));
+	uint32_t offset;
+	struct bpf_map *map = variable(p, ".rodata", name, sizeof(value), &offset);
+	size_t size;
+	uint8_t *area = map ? bpf_map__initial_value(map, &size) : NULL;
 
-	if (!at)
+	if (!area)
 		return xk_fail("a constant of the eBPF object", ENOENT);
-	*at = value;
+	memcpy(area + offset, &value, sizeof(value));
 	return 0;
 }
 
 int xk_program_get_u64(const struct xk_program *p, const char *name, uint64_t *value)
 {
-	const uint64_t *at = variable(p, ".bss", name, sizeof(*value));
+	uint32_t offset, key = 0;
+	struct bpf_map *map = variable(p, ".bss", name, sizeof(*value), &offset);
+	uint8_t *area;
+	int error = 0;
 
-	if (!at)
+	if (!map)
 		return xk_fail("a variable of the eBPF object", ENOENT);
-	*value = __atomic_load_n(at, __ATOMIC_RELAXED);
-	return 0;
+	area = malloc(bpf_map__value_size(map));
+	if (!area)
+		return xk_fail("malloc", ENOMEM);
+	/* asked of the kernel: the area that libbpf before 1.5 shows is its own copy, from before the load */
+	if (bpf_map_lookup_elem(bpf_map__fd(map), &key, area))
+		error = xk_fail("bpf(BPF_MAP_LOOKUP_ELEM)", errno);
+	else
+		memcpy(value, area + offset, sizeof(*value));
+	free(area);
+	return error;
 }
 
 int xk_program_load(struct xk_program *p, char *log, size_t log_size)
@@ -231,13 +244,20 @@ int xk_program_info(int prog_fd, struct xk_program_info *out)
 	return 0;
 }
 
+int xk_program_by_id(uint32_t id)
+{
+	int fd = bpf_prog_get_fd_by_id(id);
+
+	return fd < 0 ? xk_fail("bpf(BPF_PROG_GET_FD_BY_ID)", errno) : fd;
+}
+
 int xk_program_name(uint32_t id, char name[16])
 {
 	struct xk_program_info info;
-	int fd = bpf_prog_get_fd_by_id(id), error;
+	int fd = xk_program_by_id(id), error;
 
 	if (fd < 0)
-		return xk_fail("bpf(BPF_PROG_GET_FD_BY_ID)", errno);
+		return fd;
 	error = xk_program_info(fd, &info);
 	close(fd);
 	if (!error)

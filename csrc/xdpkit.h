@@ -44,14 +44,14 @@ int xk_program_open(const void *object, size_t size, const char *name, struct xk
 int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
 /*
- * Load (CAP_BPF + CAP_NET_ADMIN, or CAP_SYS_ADMIN).  The verifier's log and libbpf's words go to `log`, cut to
+ * Load (CAP_BPF + CAP_PERFMON, or CAP_SYS_ADMIN; and CAP_NET_ADMIN).  The verifier's log and libbpf's words go to `log`, cut to
  * `log_size` from the front when they are longer.
  */
 int xk_program_load(struct xk_program *p, char *log, size_t log_size);
 int xk_program_fd(const struct xk_program *p);
 /* fd of a map, owned by the program; -ENOENT. */
 int xk_program_map(const struct xk_program *p, const char *map);
-/* Read a 64-bit variable of .data or .bss. */
+/* Read a 64-bit variable of .bss of a loaded program. */
 int xk_program_get_u64(const struct xk_program *p, const char *variable, uint64_t *value);
 void xk_program_close(struct xk_program *p);
 
@@ -75,7 +75,8 @@ struct xk_program_info {
 	char name[16];
 };
 int xk_program_info(int prog_fd, struct xk_program_info *out);
-/* Name of a program that is loaded somewhere (CAP_SYS_ADMIN). */
+/* A new fd of a program that is loaded somewhere (CAP_SYS_ADMIN); its name. */
+int xk_program_by_id(uint32_t id);
 int xk_program_name(uint32_t id, char name[16]);
 
 /* Attach with a bpf_link: the attachment lives as long as the returned fd.  flags: XDP_FLAGS_DRV_MODE or _SKB_MODE. */

@@ -351,11 +351,11 @@ def test_closing_twice_is_harmless_and_the_ledger_stays(make_veth):
 def test_an_attachment_whose_link_cannot_be_made_is_taken_back(make_veth, monkeypatch):
     _, right = make_veth()
 
-    def fails(index):
+    def fails(link):
         raise OSError(errno.ENOBUFS, "no room for the answer")
 
     with right.namespace:
-        monkeypatch.setattr(attaching.netdev, "stats", fails)
+        monkeypatch.setattr(attaching.Link, "_device_dropped", fails)
         with pytest.raises(OSError, match="no room"):
             attach(dns(), right.name, mode="native")
         monkeypatch.undo()

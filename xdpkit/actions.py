@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from .errors import PipelineError
+from .expr import here
 
 __all__ = ["DROP", "PASS", "REDIRECT", "TX", "Action", "Redirect", "Verdict"]
 
@@ -40,7 +41,7 @@ class Redirect(Action):
 
     def __post_init__(self) -> None:
         if self.otherwise not in (PASS, DROP):
-            raise PipelineError(f"REDIRECT falls back to PASS or DROP, not {self.otherwise}")
+            raise PipelineError(f"REDIRECT falls back to PASS or DROP, not {self.otherwise}", here())
 
     def __str__(self) -> str:
         return "REDIRECT" if self.otherwise == PASS else f"REDIRECT else {self.otherwise}"

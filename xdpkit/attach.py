@@ -19,13 +19,14 @@ from dataclasses import replace
 from types import TracebackType
 
 from . import netdev
-from .compiler import Compiled, compile_pipeline
+from .built import Built
 from .core import ffi, lib, text
 from .got import Got, ranges
+from .holders import describe, owners
 from .ledger import Ledger, LedgerRule
-from .netdev import Device
+from .netdev import Device, Holder
 from .pipeline import Pipeline
-from .program import Program, program_name
+from .program import Program
 from .sockets import Sockets
 from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
 
@@ -37,7 +38,7 @@ _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 
 
 def attach(
-    pipeline: Pipeline | Compiled,
+    pipeline: Pipeline | Built,
     device: str,
     *,
     mode: str = "auto",
@@ -46,7 +47,8 @@ def attach(
     timestamps: bool = False,
     options: SocketOptions | None = None,
 ) -> Link:
-    """Load ``pipeline`` and attach it to ``device`` of the calling thread's network namespace.
+    """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, which is one of the
+    calling thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all).  ``timestamps``: the program stamps each redirected packet
     and notes its rule.  Raises OSError (names the call, and the program that holds a busy device), VerifierError,
@@ -56,7 +58,8 @@ def attach(
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     wanted = _queues(found, queues)
-    pipe = pipeline.pipeline if isinstance(pipeline, Compiled) else pipeline
+    built = pipeline if isinstance(pipeline, Built) else Built(pipeline, {})
+    pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
     if mode == "af_packet" and not redirects:
@@ -69,7 +72,7 @@ def attach(
         if step == "af_packet" and last is not None and (acts or not redirects):
             break  # it could not do what the pipeline declares
         try:
-            link = _attach(pipeline, pipe, found, step, binds, wanted, timestamps, options)
+            link = _attach(built, found, step, binds, wanted, timestamps, options)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
                 raise
@@ -85,8 +88,7 @@ def attach(
 
 
 def _attach(
-    pipeline: Pipeline | Compiled,
-    pipe: Pipeline,
+    built: Built,
     device: Device,
     mode: str,
     binds: tuple[str, ...],
@@ -95,8 +97,7 @@ def _attach(
     options: SocketOptions,
 ) -> Link:
     hook = "socket" if mode == "af_packet" else "xdp"
-    compiled = pipeline if isinstance(pipeline, Compiled) and pipeline.hook == hook else compile_pipeline(pipe, hook)
-    program = Program(compiled, queues=device.rx_queues, metadata=timestamps)
+    program = Program(built.compiled(hook), queues=device.rx_queues, metadata=timestamps)
     fd = -1
     try:
         if mode != "af_packet":
@@ -117,12 +118,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)
     if error in (errno.EBUSY, errno.EEXIST) and holders:
-        names = ", ".join(f"program {program_name(h.prog_id)!r} (id {h.prog_id}, {h.mode})" for h in holders)
-        return OSError(
-            error,
-            f"{what}: {device.name} is held by {names}: stop its owner, or "
-            f"'ip link set dev {device.name} xdp off' if it has none; mode af_packet captures beside it",
-        )
+        return OSError(error, f"{what}: held by {'; '.join(map(_held, holders))}")
     said = ffi.new("char[512]")
     lib.xk_attach_reason(program.fd, device.index, _XDP_FLAGS[mode], said, 512)
     reason = text(said) or os.strerror(error)
@@ -138,6 +134,13 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     return OSError(error, f"{what}: {reason}")
 
 
+def _held(holder: Holder) -> str:
+    """Who holds the device, and how to live beside it."""
+    who = " and ".join(map(str, owners(holder.prog_id)))
+    advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
+    return f"{describe(holder)}, {advice}, or use mode af_packet to capture beside it"
+
+
 class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
@@ -150,7 +153,7 @@ class Link:
         self._sockets: Sockets | None = None
         self._past = SocketStats()
         self._sink = ("none", 0, 0)
-        self._dropped_before = netdev.stats(device.index).get("rx_dropped", 0)
+        self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
 
@@ -194,7 +197,7 @@ class Link:
         dropped = 0
         if namespace_id() == self._namespace:
             with suppress(OSError):  # the device is gone
-                dropped = netdev.stats(self.device.index).get("rx_dropped", 0) - self._dropped_before
+                dropped = self._device_dropped() - self._dropped_before
         return Ledger(
             pipeline=self.program.pipeline.name,
             device=self.device.name,
@@ -212,6 +215,10 @@ class Link:
             device_dropped=max(0, dropped),
             final=final,
         )
+
+    def _device_dropped(self) -> int:
+        """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""
+        return 0 if self.device.driver == "veth" else netdev.stats(self.device.index).get("rx_dropped", 0)
 
     def close(self) -> None:
         """Close the sockets, detach, take the final ledger, let go of the program."""

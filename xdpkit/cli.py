@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -20,10 +19,14 @@ from rich.live import Live
 
 from . import netdev
 from .attach import BINDS, MODES, Link, attach, parse_choice
-from .compiler import HOOKS, compile_pipeline
-from .compiler.listing import listing
+from .built import load
+from .doctor import examine
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
+from .findings import as_json as findings_json
+from .findings import render
+from .holders import clean
 from .live import headline, table
+from .offline import PipelineFile, build_command, replay_command, show_command
 from .pipeline import load_file
 from .sockets import Workers, open_capture
 
@@ -36,10 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-PipelineFile = Annotated[
-    Path, typer.Argument(metavar="PIPELINE.py", exists=True, dir_okay=False, help="Python file that declares `pipe`.")
-]
 
 
 def main() -> NoReturn:
@@ -120,7 +119,8 @@ def run(
     """
     if write == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    pipe = load_file(pipeline)
+    built = load(pipeline)
+    pipe = built.pipeline
     wanted = parse_queues(queues) if queues else None
     redirects = "REDIRECT" in pipe.verdicts
     if write and not redirects:
@@ -130,7 +130,7 @@ def run(
         file = stack.enter_context(_capture_file(write)) if write else None
         stop = stack.enter_context(_stop_signals())
         try:
-            link = attach(pipe, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
+            link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         failure: OSError | None = None
@@ -240,43 +240,73 @@ def _stop_signals() -> Iterator[Stop]:
         stop.close()
 
 
-@app.command()
-def show(
-    pipeline: PipelineFile,
-    hook: Annotated[str, typer.Option(help=f"Which program: {', '.join(HOOKS)}.")] = "xdp",
-    rules_only: Annotated[bool, typer.Option("--rules", help="Only the instructions that came from rules.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+@app.command("demo")
+def run_demo(
+    write: Annotated[Path, typer.Option("-w", "--write", metavar="FILE", help="The capture file.")] = Path(
+        "demo.pcapng"
+    ),
+    duration: Annotated[float, typer.Option("--duration", min=0.1, help="Seconds of traffic.")] = 3,
 ) -> None:
-    """Print the compiled program beside the Python lines it came from.  Needs no privilege.
+    """See it work: a veth lab of its own, live traffic filtered, captured and counted.  Needs root, touches no device.
 
-    Example: xdpkit show pipelines/firewall.py --rules
+    Example: xdpkit demo -w /tmp/demo.pcapng
     """
-    if hook not in HOOKS:
-        raise typer.BadParameter(f"--hook {hook!r}: one of {', '.join(HOOKS)}")
-    pipe = load_file(pipeline)
-    compiled = compile_pipeline(pipe, hook, assembly=True)
-    blocks = [b for b in listing(compiled.assembly) if b.python or not rules_only]
-    if as_json:
-        rows = [
-            {
-                "file": b.where.file,
-                "line": b.where.line,
-                "text": b.text,
-                "instructions": [list(i) for i in b.instructions],
-            }
-            for b in blocks
-        ]
-        print(json.dumps({"pipeline": pipe.name, "hook": hook, "digest": pipe.digest(), "blocks": rows}))
+    from .demo import PIPELINE, RATE_PPS, demo  # noqa: PLC0415  scapy takes half a second to import
+
+    console = Console()
+    console.print(f"pipeline {os.path.relpath(PIPELINE)}:", style="bold")
+    for rule in load_file(PIPELINE).outcomes:
+        console.print(f"  {rule.name:<8} {rule}", markup=False, highlight=False)
+    console.print(f"traffic: {RATE_PPS:,} packets/s for {duration:g} s over a veth pair of two queues\n")
+    with _stop_signals() as stop:
+
+        def watch(link: Link, workers: Workers, seconds: float) -> None:
+            _watch(link, workers, stop, seconds, 0, console, False)
+
+        ledger, arrived = demo(write, duration, watch)
+    console.print(headline(ledger), soft_wrap=True)
+    console.print(table(ledger))
+    for problem in ledger.problems():
+        raise OSError(f"the ledger does not sum: {problem}")
+    if arrived != ledger.seen:
+        raise OSError(f"{arrived} packets arrived but the program saw {ledger.seen}")
+    size = write.stat().st_size
+    console.print(f"\nevery packet is accounted for: {arrived:,} sent, {ledger.seen:,} seen, {ledger.lost:,} lost")
+    console.print(
+        f"capture: {write} ({size:,} bytes); look at it with: tcpdump -nr {write}", soft_wrap=True, highlight=False
+    )
+
+
+@app.command("doctor")
+def run_doctor(
+    device: Annotated[str, typer.Argument(metavar="[DEV]", help="A device to look at as well.")] = "",
+    clean_up: Annotated[
+        bool, typer.Option("--clean", help="Take off XDP programs that nobody holds any more.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Say what kernel, driver and device can do, who holds the device, and what to do about each problem.
+
+    Exit status 1 if there is a problem.  Example: xdpkit doctor eth1
+    """
+    if clean_up and not device:
+        raise typer.BadParameter("--clean wants a device")
+    if clean_up:
+        for line in clean(device):
+            print(line)
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
-    for index, rule in enumerate(pipe.outcomes):
-        console.print(f"{index:>5}  {rule.name}: {rule}", markup=False)
-    for block in blocks:
-        place = f"{os.path.basename(block.where.file)}:{block.where.line}"
-        console.print(f"{place}  {block.text}".rstrip(), style="bold green" if block.python else "dim", markup=False)
-        for number, text in block.instructions:
-            console.print(f"{text}" if number is None else f"{number:>8}: {text}", markup=False)
+    findings = examine(device or None)
+    if as_json:
+        print(findings_json(findings))
+    else:
+        render(findings, Console(highlight=False))
+    if any(f.status == "problem" for f in findings):
+        sys.exit(1)
+
+
+app.command("show")(show_command)
+app.command("replay")(replay_command)
+app.command("build")(build_command)
 
 
 @app.command("version")

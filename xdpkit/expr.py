@@ -14,12 +14,17 @@ from __future__ import annotations
 import ipaddress
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .errors import PipelineError, Where
 from .fields import FIELDS, HEADERS, FieldSpec
+
+_NO_TRUTH_VALUE = (
+    "a condition has no truth value while it is declared: write & | ~ for and, or, not, "
+    "and field.between(low, high) for a range"
+)
 
 Intervals = tuple[tuple[int, int], ...]
 _PACKAGE = __name__.rpartition(".")[0]
@@ -39,21 +44,29 @@ class Expr:
 
     where: Where = field(kw_only=True)
 
-    def __and__(self, other: Expr) -> Expr:
-        return And((self, _operand(other, "&")), where=here())
+    def nodes(self) -> Iterator[Expr]:
+        """This condition and all that it is made of."""
+        yield self
+        for term in getattr(self, "terms", ()):
+            yield from term.nodes()
 
-    def __or__(self, other: Expr) -> Expr:
-        return Or((self, _operand(other, "|")), where=here())
+    def __and__(self, other: object) -> Expr:
+        return And((*_terms(self, And), *_terms(_operand(other, "&"), And)), where=here())
+
+    def __or__(self, other: object) -> Expr:
+        return Or((*_terms(self, Or), *_terms(_operand(other, "|"), Or)), where=here())
+
+    def __rand__(self, other: object) -> Expr:
+        return _operand(other, "&") & self
+
+    def __ror__(self, other: object) -> Expr:
+        return _operand(other, "|") | self
 
     def __invert__(self) -> Expr:
         return Not(self, where=here())
 
     def __bool__(self) -> NoReturn:
-        raise PipelineError(
-            "a condition has no truth value while it is declared: write & | ~ for and, or, not, "
-            "and field.between(low, high) for a range",
-            here(),
-        )
+        raise PipelineError(_NO_TRUTH_VALUE, here())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,8 +119,12 @@ class Not(Expr):
 
     term: Expr
 
+    @property
+    def terms(self) -> tuple[Expr, ...]:
+        return (self.term,)
+
     def __str__(self) -> str:
-        return f"~{_bracket(self.term, (And, Or, Test))}"
+        return f"~{_bracket(self.term, (And, Or))}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +136,13 @@ class Always(Expr):
 
 
 def _bracket(term: Expr, kinds: type | tuple[type, ...]) -> str:
-    return f"({term})" if isinstance(term, kinds) else str(term)
+    comparison = isinstance(term, Test) and not term.text.endswith(")")
+    return f"({term})" if comparison or isinstance(term, kinds) else str(term)
+
+
+def _terms(expr: Expr, kind: type[And] | type[Or]) -> tuple[Expr, ...]:
+    """The terms of a chain, so that ``a | b | c`` is one node: chains may be longer than Python's stack is deep."""
+    return expr.terms if isinstance(expr, kind) else (expr,)
 
 
 def _operand(other: object, operator: str) -> Expr:
@@ -205,6 +228,20 @@ class Field:
 
     __hash__ = object.__hash__
 
+    def __bool__(self) -> NoReturn:
+        raise PipelineError(_NO_TRUTH_VALUE, here())
+
+    def _join(self, other: object) -> NoReturn:
+        raise PipelineError(
+            f"{self.spec.name} is no condition: compare it with something, in brackets beside & and |",
+            here(),
+        )
+
+    __and__ = __rand__ = __or__ = __ror__ = _join
+
+    def __invert__(self) -> NoReturn:
+        self._join(None)
+
     def _test(self, intervals: Iterable[tuple[int, int]], text: str) -> Test:
         merged = merge(intervals)
         if not merged:
@@ -248,6 +285,8 @@ class Field:
 
     def isin(self, values: Iterable[object]) -> Test:
         """The field equals one of ``values``."""
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise PipelineError(f"{self.spec.name}.isin wants a list of values, not {values!r}", here())
         values = tuple(values)
         numbers = [parse_value(self.spec, v) for v in values]
         return self._test([(n, n) for n in numbers], f"{self.spec.name}.isin([{_commas(values)}])")
@@ -310,17 +349,26 @@ class Header:
             return Always(where=here())
         return Present(self._name, where=here())
 
-    def __and__(self, other: Any) -> Expr:
-        return self.present & as_expr(other)
+    def __bool__(self) -> NoReturn:
+        raise PipelineError(_NO_TRUTH_VALUE, here())
 
-    def __or__(self, other: Any) -> Expr:
-        return self.present | as_expr(other)
+    def _compare(self, other: object) -> NoReturn:
+        raise PipelineError(f"{self._name} is a header: compare one of its fields, {', '.join(self._fields)}", here())
 
-    def __rand__(self, other: Expr) -> Expr:
-        return as_expr(other) & self.present
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compare
+    __hash__ = object.__hash__
 
-    def __ror__(self, other: Expr) -> Expr:
-        return as_expr(other) | self.present
+    def __and__(self, other: object) -> Expr:
+        return self.present & other
+
+    def __or__(self, other: object) -> Expr:
+        return self.present | other
+
+    def __rand__(self, other: object) -> Expr:
+        return _operand(other, "&") & self.present
+
+    def __ror__(self, other: object) -> Expr:
+        return _operand(other, "|") | self.present
 
     def __invert__(self) -> Expr:
         return ~self.present

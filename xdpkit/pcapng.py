@@ -9,7 +9,7 @@ import platform
 import struct
 from dataclasses import dataclass
 
-__all__ = ["InterfaceStatistics", "interface", "section", "statistics"]
+__all__ = ["InterfaceStatistics", "interface", "packet", "section", "statistics"]
 
 LINKTYPE_ETHERNET = 1
 
@@ -50,6 +50,12 @@ def interface(name: str, *, description: str = "", filter_text: str = "", snaple
     if filter_text:
         options += _option(11, b"\0" + filter_text.encode())
     return _block(1, struct.pack("=HHI", LINKTYPE_ETHERNET, 0, snaplen) + options + _option(0, b""))
+
+
+def packet(interface_id: int, time_ns: int, data: bytes, wire_bytes: int) -> bytes:
+    """Enhanced Packet Block (4.3) without options."""
+    head = struct.pack("=IIIII", interface_id, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), wire_bytes)
+    return _block(6, head + data + b"\0" * (-len(data) % 4))
 
 
 def statistics(interface_id: int, time_ns: int, start_ns: int, counts: InterfaceStatistics) -> bytes:

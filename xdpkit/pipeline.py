@@ -44,9 +44,10 @@ class Pipeline:
     """
 
     def __init__(self, name: str, *, default: Action = PASS):
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", name or ""):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", name):
             raise PipelineError(f"pipeline name {name!r}: letters, digits, '_', '.', '-', at most 63", here())
         self.name, self.default, self.where = name, _action(default), here()
+        self._otherwise = Rule(DEFAULT_NAME, Always(where=self.where), self.default, self.where)
         self._rules: list[Rule] = []
         self._names: set[str] = {DEFAULT_NAME}
 
@@ -64,6 +65,12 @@ class Pipeline:
         self._rules.append(rule)
         return rule
 
+    def restore(self, rules: Iterable[Rule]) -> None:
+        """Append rules that were declared before, as a built file has them."""
+        for rule in rules:
+            self._rules.append(rule)
+            self._names.add(rule.name)
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules as declared, the default not among them."""
@@ -72,7 +79,7 @@ class Pipeline:
     @property
     def outcomes(self) -> tuple[Rule, ...]:
         """The rules and, last, the default as a rule that takes every packet: one counter each."""
-        return (*self._rules, Rule(DEFAULT_NAME, Always(where=self.where), self.default, self.where))
+        return (*self._rules, self._otherwise)
 
     @property
     def verdicts(self) -> frozenset[str]:

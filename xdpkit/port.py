@@ -16,14 +16,17 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import SupportsBytes
+from typing import TYPE_CHECKING, Any, SupportsBytes
 
 from . import netdev
 from .netlink import NetlinkError, iproute, outside_loop
 from .netns import Namespace
+
+if TYPE_CHECKING:
+    from .generator import Generator
 
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_AUXDATA, _PACKET_IGNORE_OUTGOING = 263, 6, 8, 23
@@ -128,6 +131,12 @@ class Port:
                 _send(sock, bytes(packet), self.name)
                 sent += 1
         return sent
+
+    def generator(self, templates: Sequence[SupportsBytes], **options: Any) -> Generator:
+        """A fast sender of copies of `templates` out of this port; options as for `xdpkit.generator.Generator`."""
+        from .generator import Generator  # noqa: PLC0415  (the lab itself works without the C core)
+
+        return Generator(self, templates, **options)
 
     @contextmanager
     def capture(self) -> Iterator[Capture]:

@@ -1,6 +1,6 @@
 """A compiled pipeline in the kernel: load it, read its counters and its line info, run it on a packet.
 
-Loading needs CAP_BPF and CAP_NET_ADMIN (or CAP_SYS_ADMIN); nothing is attached here.
+Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (CAP_SYS_ADMIN stands for the first two); nothing is attached here.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ class SourceLine:
 class Program:
     """A loaded program.  Close it, or use it as a context manager; an attached link keeps it alive in the kernel."""
 
-    def __init__(self, compiled: Compiled, *, queues: int = 1, metadata: bool = False):
+    def __init__(self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False):
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
+        ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
+        self.explains = explain
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         out = ffi.new("struct xk_program **")
@@ -54,6 +56,7 @@ class Program:
         self._program = out[0]
         try:
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
+            check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             if self.hook == "xdp":
                 check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
@@ -68,8 +71,8 @@ class Program:
         if result >= 0:
             return
         said = text(log)
-        if result == -errno.EPERM:
-            check(result, "load", "loading eBPF needs CAP_BPF and CAP_NET_ADMIN: run as root")
+        if result == -errno.EPERM or "prohibited for !root" in said:
+            raise PermissionError(errno.EPERM, "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         raise verifier_error(self.pipeline, said)
 
     @property
@@ -112,7 +115,11 @@ class Program:
         return verdict[0], ns[0]
 
     def judge(self, packet: bytes) -> tuple[Rule, Verdict]:
-        """Which rule takes ``packet``, read off the counters around a test run, and the verdict it declares."""
+        """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
+        answers itself; else it is read off the counters around the run."""
+        if self.explains:
+            rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
+            return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
         (hit,) = [b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets]
@@ -158,7 +165,10 @@ def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
 
 
 def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:
-    """The rule that a line belongs to: the last one that starts at or before it and whose successor starts after."""
+    """The rule that a line belongs to: one that was declared or has a condition there, else the last one before it."""
+    for rule in pipeline.outcomes:
+        if where == rule.where or any(where == node.where for node in rule.expr.nodes()):
+            return rule
     before = [r for r in pipeline.outcomes if r.where.file == where.file and r.where.line <= where.line]
     return max(before, key=lambda r: r.where.line, default=None)
 

@@ -1,4 +1,4 @@
-"""pytest fixtures for packet tests: `lab`, `veth_pair`, `make_veth`. Fresh namespaces for each test.
+"""pytest fixtures for packet tests: `lab`, `veth_pair`, `make_veth`, `generator`. Fresh namespaces for each test.
 
 They need CAP_SYS_ADMIN and CAP_NET_ADMIN. Without them a test that asks for one fails, it is not skipped: a
 green run must mean that the packets flowed.
@@ -7,11 +7,15 @@ green run must mean that the packets flowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .lab import Lab, Namespace, Port
+
+if TYPE_CHECKING:
+    from .generator import Generator
 
 MakeVeth = Callable[..., tuple[Port, Port]]
 
@@ -41,3 +45,10 @@ def make_veth(lab: Lab) -> MakeVeth:
 def veth_pair(make_veth: MakeVeth) -> tuple[Port, Port]:
     """Two ports joined by a veth pair with one queue, each in a namespace of its own."""
     return make_veth()
+
+
+@pytest.fixture
+def generator(lab: Lab) -> Iterator[Callable[..., Generator]]:
+    """`generator(port, templates, ...)`: an open `xdpkit.generator.Generator`, closed before the lab is."""
+    with ExitStack() as stack:
+        yield lambda port, templates, **options: stack.enter_context(port.generator(templates, **options))

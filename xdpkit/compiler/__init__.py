@@ -1,7 +1,8 @@
 """From pipeline to eBPF object, in process: ``lower`` (expressions to LLVM IR), ``link`` (with the bitcode of the fixed
 data plane, optimise, emit), ``listing`` (the result beside the Python lines).
 
-Nothing here does I/O but reading the bitcode that ships in the package; nothing knows the kernel.
+Nothing here does I/O but reading the bitcode that ships in the package; nothing knows the kernel.  llvmlite is imported
+when something is compiled: pipelines that were built ahead run without it.
 """
 
 from __future__ import annotations
@@ -9,30 +10,55 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from ..errors import NotSupported
 from ..pipeline import Pipeline
-from .link import HOOKS, emit_assembly, emit_object, link_module
-from .lower import lower
 
 __all__ = ["HOOKS", "Compiled", "compile_pipeline"]
+
+#: The hooks a pipeline compiles for; each has its bitcode in the package.
+HOOKS = ("xdp", "socket")
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters."""
+    """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters.  ``ir``: the LLVM
+    IR of classify() before linking; ``assembly``: BPF assembly, empty unless asked for; ``steps_ns``: what each step of
+    compiling took."""
 
     pipeline: Pipeline
     hook: str
     object: bytes = field(repr=False)
-    ir: str = field(repr=False)
-    assembly: str = field(repr=False)
-    compile_ns: int
+    ir: str = field(default="", repr=False)
+    assembly: str = field(default="", repr=False)
+    steps_ns: tuple[tuple[str, int], ...] = ()
 
 
 def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False) -> Compiled:
-    """Compile ``pipeline`` for ``hook`` ("xdp" or "socket").  ``assembly=True`` also keeps the BPF assembly."""
-    start = time.perf_counter_ns()
+    """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly.
+    Raises NotSupported where llvmlite is missing."""
+    if hook not in HOOKS:
+        raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
+    try:
+        from .link import emit_assembly, emit_object, link_module, optimise  # noqa: PLC0415  see above
+        from .lower import lower  # noqa: PLC0415
+    except ImportError as error:
+        raise NotSupported("compiling a pipeline", f"pip install llvmlite, or build it elsewhere ({error})") from error
+    steps, last = [], time.perf_counter_ns()
+
+    def step(name: str) -> None:
+        nonlocal last
+        now = time.perf_counter_ns()
+        steps.append((name, now - last))
+        last = now
+
     ir = lower(pipeline)
-    module, machine = link_module(ir, hook)
+    step("lower")
+    module = link_module(ir, hook)
+    step("link")
+    machine = optimise(module)
+    step("optimise")
     text = emit_assembly(module, machine) if assembly else ""
+    last = time.perf_counter_ns()
     code = emit_object(module, machine)
-    return Compiled(pipeline, hook, code, ir, text, time.perf_counter_ns() - start)
+    step("emit")
+    return Compiled(pipeline, hook, code, ir, text, tuple(steps))

@@ -10,17 +10,15 @@ from importlib import resources
 
 import llvmlite.binding as llvm
 
-#: The hooks a pipeline compiles for; each has its bitcode in the package.
-HOOKS = ("xdp", "socket")
 #: BPF instruction set v3 (kernel 5.1 and later): 32-bit ALU and jumps.
 CPU = "v3"
+#: The program's function in every hook; all others are inlined or dropped.
+ENTRY = "xdpkit"
 
 
 @cache
 def bitcode(hook: str) -> bytes:
     """The bitcode of a hook, as clang wrote it when the package was built."""
-    if hook not in HOOKS:
-        raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     return resources.files("xdpkit").joinpath(f"bitcode/{hook}.bc").read_bytes()
 
 
@@ -31,18 +29,25 @@ def _target() -> llvm.Target:
     return llvm.Target.from_triple("bpfel")
 
 
-def link_module(ir: str, hook: str) -> tuple[llvm.ModuleRef, llvm.TargetMachine]:
-    """The optimised module of ``ir`` (text) and the data plane of ``hook``, and the machine to emit it with."""
+def link_module(ir: str, hook: str) -> llvm.ModuleRef:
+    """The module of ``ir`` (text) and the data plane of ``hook``."""
     module = llvm.parse_bitcode(bitcode(hook))
     rules = llvm.parse_assembly(ir)
     rules.triple, rules.data_layout = module.triple, module.data_layout
     module.link_in(rules)
-    module.get_function("classify").linkage = "internal"
+    for function in module.functions:
+        if not function.is_declaration and function.name != ENTRY:
+            function.linkage = "internal"
+    return module
+
+
+def optimise(module: llvm.ModuleRef) -> llvm.TargetMachine:
+    """Inline and optimise in place; the machine to emit with."""
     machine = _target().create_target_machine(cpu=CPU, opt=2)
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    passes = llvm.create_pass_builder(machine, options).getModulePassManager()
-    passes.run(module, llvm.create_pass_builder(machine, options))
-    return module, machine
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine
 
 
 def emit_object(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> bytes:

@@ -1,0 +1,46 @@
+# xdpkit.  `make` alone lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# what the build, the demo and the tests need from Debian 12
+DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1g-dev pkg-config \
+          python3-dev python3-venv util-linux
+TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping
+
+.PHONY: help deps test-deps install run test lint perf clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps:
+	@missing=$$(for p in $(DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
+
+test-deps:
+	@missing=$$(for p in $(TEST_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
+
+$(STAMP): pyproject.toml setup.py xdpkit/fields.py $(wildcard bpf/* csrc/*)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: deps $(STAMP) ## Install what is missing, build into .venv
+
+run: install ## Set up and run the demo: a veth lab of its own, live traffic filtered, captured, counted (root)
+	$(BIN)/xdpkit demo
+
+test: install test-deps ## Set up and run every test (root)
+	$(BIN)/python -m pytest
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+perf: install ## Compare the receive paths on this machine (root)
+	$(BIN)/python perf/receive.py
+
+clean: ## Remove what was built
+	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,213 @@
+"""Every engine agrees with the reference on every frame.
+
+Three engines: the XDP program under BPF_PROG_TEST_RUN, the XDP program attached to a veth port, and the socket filter
+on an AF_PACKET socket there (BPF_PROG_TEST_RUN hides the Ethernet header from socket filters: it cannot judge them).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+from operator import or_
+
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+from strategies import again, batches, examples, frames, listing, pipelines, truncations
+
+from xdpkit.actions import DROP, PASS, TX, Verdict
+from xdpkit.compiler import compile_pipeline
+from xdpkit.core import check, ffi, lib
+from xdpkit.expr import HEADER_OBJECTS, pkt
+from xdpkit.fields import FIELDS
+from xdpkit.lab import Lab, Port
+from xdpkit.pipeline import Pipeline
+from xdpkit.program import Program
+from xdpkit.reference import evaluate, walk
+
+XDP_FLAGS_DRV_MODE = 1 << 2
+#: The kernel drops a tagged frame that ends before the EtherType behind the tag and one byte pair more.
+SHORTEST_TAGGED = 20
+
+
+def expected(pipe: Pipeline, batch: list[bytes]) -> Counter[str]:
+    """Packets by the name of the rule that takes them."""
+    return Counter(evaluate(pipe, frame).name for frame in batch)
+
+
+def counted(program: Program) -> Counter[str]:
+    """The same, from the counters of a loaded program."""
+    return Counter({count.rule.name: count.packets for count in program.counts() if count.packets})
+
+
+# ---- XDP, one frame at a time ----
+
+
+def assert_judged_alike(pipe: Pipeline, batch: list[bytes]) -> None:
+    note(f"{pipe}\n{listing(pipe)}")
+    with Program(compile_pipeline(pipe, "xdp")) as program:
+        wrong = [frame for frame in batch if program.judge(frame)[0] is not evaluate(pipe, frame)]
+        if wrong:
+            frame = min(wrong, key=len)
+            engine, reference = program.judge(frame)[0].name, evaluate(pipe, frame).name
+            pytest.fail(
+                f"{len(wrong)} of {len(batch)} frames; the shortest, {frame.hex()}, is {walk(frame)}: "
+                f"XDP takes it by {engine!r}, the reference by {reference!r}"
+            )
+
+
+@examples(70)
+@given(pipelines(), batches(150))
+def test_xdp_judges_every_frame_as_the_reference_does(pipe: Pipeline, batch: list[bytes]):
+    note(again("test_engines.py"))
+    assert_judged_alike(pipe, batch)
+
+
+@examples(20)
+@given(pipelines(), st.lists(frames(), min_size=4, max_size=8))
+def test_xdp_agrees_at_every_length_a_frame_may_be_cut_to(pipe: Pipeline, wholes: list[bytes]):
+    note(again("test_engines.py"))
+    assert_judged_alike(pipe, [part for whole in wholes for part in truncations(whole)])
+
+
+def deviations(frame: bytes) -> Pipeline:
+    """A pipeline whose rules match where a field is not what the reference reads from ``frame``."""
+    pipe, packet = Pipeline("fields"), walk(frame)
+    for spec in FIELDS:
+        header, _, name = spec.name.partition(".")
+        value = packet.value(spec)
+        field = getattr(HEADER_OBJECTS[header], name)
+        pipe.rule(HEADER_OBJECTS[header] if value is None else ~(field == value), DROP, name=spec.name)
+    return pipe
+
+
+@examples(40)
+@given(frames())
+def test_xdp_reads_every_field_as_the_reference_does(frame: bytes):
+    note(again("test_engines.py"))
+    with Program(compile_pipeline(deviations(frame), "xdp")) as program:
+        assert program.judge(frame)[0].name == "default", frame.hex()
+
+
+def test_a_condition_may_have_thousands_of_terms():
+    """No recursion: longer than Python's stack."""
+    pipe = Pipeline("long")
+    taken = pipe.rule(reduce(or_, (pkt.len == size for size in range(20, 4020, 2))), DROP)
+    with Program(compile_pipeline(pipe)) as program:
+        for size in (18, 19, 20, 21, 1000, 1001):
+            frame = bytes(size)
+            assert (
+                program.judge(frame)[0]
+                is evaluate(pipe, frame)
+                is (taken if size >= 20 and size % 2 == 0 else pipe.outcomes[-1])
+            )
+
+
+# ---- on the wire ----
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Port]:
+    """A port; what its peer sends arrives there, on one queue, and nothing else."""
+    with Lab.pair() as (_, right):
+        yield right
+
+
+def live(batch: list[bytes]) -> list[bytes]:
+    """Without those that the kernel drops before anyone sees them."""
+    tags = (b"\x81\x00", b"\x88\xa8")
+    return [frame for frame in batch if frame[12:14] not in tags or len(frame) >= SHORTEST_TAGGED]
+
+
+@contextmanager
+def packet_socket(port: Port, program: Program, kind: int) -> Iterator[object]:
+    config = ffi.new("struct xk_packet_config *")
+    config.kind, config.filter_prog_fd, config.buffer_bytes = kind, program.fd, 1 << 24
+    config.block_size, config.blocks, config.retire_ms = 1 << 18, 8, 1
+    out = ffi.new("struct xk_packet **")
+    with port.namespace:
+        check(lib.xk_packet_open(port.index, config, out))
+    try:
+        yield out[0]
+    finally:
+        lib.xk_packet_close(out[0])
+
+
+def drain(sock: object, count: int) -> list[bytes]:
+    """``count`` frames from the socket, and all else that is there with them."""
+    got: list[bytes] = []
+    room, lengths, times = ffi.new("uint8_t[]", 1 << 20), ffi.new("uint32_t[]", 256), ffi.new("uint64_t[]", 256)
+    while len(got) < count:
+        assert lib.xk_packet_wait(sock, 5000) == 1, f"{len(got)} of {count} frames came"
+        at = 0
+        for i in range(check(lib.xk_packet_receive(sock, 256, room, len(room), lengths, times))):
+            got.append(bytes(room[at : at + lengths[i]]))
+            at += lengths[i]
+    return got
+
+
+@examples(40)
+@given(pipelines(), batches(200), st.sampled_from([lib.XK_RECVMMSG, lib.XK_TPACKET_V3]))
+def test_the_socket_filter_judges_as_the_reference_and_hands_out_what_it_redirects_whole(
+    wire: Port, pipe: Pipeline, batch: list[bytes], kind: int
+):
+    note(again("test_engines.py"))
+    note(f"{pipe}\n{listing(pipe)}")
+    batch = live(batch)
+    wanted = [frame for frame in batch if evaluate(pipe, frame).action.verdict == Verdict.REDIRECT]
+    with Program(compile_pipeline(pipe, "socket")) as program, wire.capture() as seen:
+        with packet_socket(wire, program, kind) as sock:
+            wire.peer.send(batch)
+            assert seen.wait(len(batch)) == batch, "the wire itself"
+            check(lib.xk_quiesce())  # the last frame is with all sockets now
+            assert counted(program) == expected(pipe, batch)
+            assert drain(sock, len(wanted)) == wanted
+            packets, drops = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+            check(lib.xk_packet_stats(sock, packets, drops))
+            assert (packets[0], drops[0]) == (len(wanted), 0)
+
+
+@pytest.fixture(scope="module")
+def reflected(wire: Port) -> Iterator[None]:
+    """A veth end takes what XDP_TX sends it only when something wakes it; an XDP program there makes TX do so."""
+    with Program(compile_pipeline(Pipeline("all"))) as program, attached(program, wire.peer):
+        yield
+
+
+@examples(25, shrink=False)
+@given(pipelines(), batches(200))
+def test_xdp_on_a_device_judges_as_the_reference(wire: Port, reflected: None, pipe: Pipeline, batch: list[bytes]):
+    """And REDIRECT without a socket falls back as declared, PASS reaches the stack, TX comes back, DROP vanishes."""
+    note(again("test_engines.py"))
+    note(f"{pipe}\n{listing(pipe)}")
+    batch = live(batch)
+    fates = [(evaluate(pipe, frame), frame) for frame in batch]
+    ends = [(getattr(rule.action, "otherwise", rule.action), frame) for rule, frame in fates]
+    passed = [frame for action, frame in ends if action == PASS]
+    returned = [frame[6:12] + frame[:6] + frame[12:] for action, frame in ends if action == TX]
+    with Program(compile_pipeline(pipe, "xdp")) as program:
+        with wire.capture() as stack, wire.peer.capture() as back, attached(program, wire):
+            wire.peer.send(batch)
+            stack.wait(len(passed))
+            back.wait(len(live(returned)))
+            for _ in range(1000):
+                if counted(program).total() >= len(batch):
+                    break
+                check(lib.xk_quiesce())  # a grace period: the poll that was under way has ended
+        assert (stack, back) == (passed, live(returned))
+        assert counted(program) == expected(pipe, batch)
+        fallen_back = sum(count.no_socket for count in program.counts())
+        assert fallen_back == sum(rule.action.verdict == Verdict.REDIRECT for rule, _ in fates)
+
+
+@contextmanager
+def attached(program: Program, port: Port) -> Iterator[None]:
+    with port.namespace:
+        link = check(lib.xk_link_xdp(program.fd, port.index, XDP_FLAGS_DRV_MODE))
+    try:
+        yield
+    finally:
+        os.close(link)

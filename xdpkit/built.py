@@ -1,0 +1,159 @@
+"""Pipelines built ahead: one file with the compiled programs and everything needed to run, replay and show them.
+
+The file is a zip archive: ``manifest.json`` (format, name, rules with their conditions, actions and lines, digest,
+what each program needs of the kernel), and for each hook an eBPF object and its assembly.  No llvmlite is needed to
+load it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .actions import Action, Redirect, Verdict
+from .compiler import HOOKS, Compiled, compile_pipeline
+from .errors import PipelineError, Where
+from .expr import Expr
+from .fields import FIELDS, FieldSpec
+from .pipeline import Pipeline, Rule, load_file
+
+__all__ = ["Built", "build", "load", "read", "write"]
+
+FORMAT = 1
+#: What a program needs of the kernel, by hook.
+NEEDS = {
+    "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
+    "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
+    "tc": ("Linux 6.6: tcx links",),
+}
+_SPECS = {spec.name: spec for spec in FIELDS}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A pipeline with its compiled programs by hook."""
+
+    pipeline: Pipeline
+    programs: dict[str, Compiled]
+
+    def compiled(self, hook: str) -> Compiled:
+        """The program for ``hook``; compiled now if it was not built ahead."""
+        return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+
+def build(pipeline: Pipeline) -> Built:
+    """Compile ``pipeline`` for every hook."""
+    return Built(pipeline, {hook: compile_pipeline(pipeline, hook, assembly=True) for hook in HOOKS})
+
+
+def write(built: Built, path: str | Path) -> None:
+    """Write ``built`` to a file, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    pipe = built.pipeline
+    manifest = {
+        "format": FORMAT,
+        "xdpkit": version("xdpkit"),
+        "name": pipe.name,
+        "default": _encode(pipe.default),
+        "where": _encode(pipe.where),
+        "rules": [_encode(rule) for rule in pipe.rules],
+        "digest": pipe.digest(),
+        "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
+    }
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            _store(archive, "manifest.json", json.dumps(manifest, indent=1).encode())
+            for hook, compiled in built.programs.items():
+                _store(archive, f"{hook}.o", compiled.object)
+                _store(archive, f"{hook}.s", compiled.assembly.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # no clock: the same input, the same file
+
+
+def read(path: str | Path) -> Built:
+    """Read a file that :func:`write` made.  OSError if it cannot be read, PipelineError if it is something else."""
+    place = Where(str(path), 0)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read("manifest.json"))
+            if manifest.get("format") != FORMAT:
+                raise PipelineError(
+                    f"built in format {manifest.get('format')!r}, this xdpkit reads format {FORMAT}: build it again",
+                    place,
+                )
+            pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
+            pipe.where = _decode(manifest["where"])
+            pipe.restore(_decode(rule) for rule in manifest["rules"])
+            programs = {
+                hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
+                for hook in manifest["needs"]
+            }
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
+    if pipe.digest() != manifest["digest"]:
+        raise PipelineError("the rules do not have the digest that was noted when it was built", place)
+    return Built(pipe, programs)
+
+
+def load(path: str | Path) -> Built:
+    """A pipeline from a Python file, to be compiled when asked, or from a built file; told apart by content."""
+    if zipfile.is_zipfile(path):
+        return read(path)
+    return Built(load_file(path), {})
+
+
+# ---- values as JSON: {"kind": class name, ...fields}; nothing but the classes below is ever made from a file
+
+
+def _kinds() -> dict[str, type]:
+    found: dict[str, type] = {c.__name__: c for c in (Action, Redirect, Rule, Where)}
+    waiting: list[type] = [Expr]
+    while waiting:
+        below: list[type] = waiting.pop().__subclasses__()
+        found |= {kind.__name__: kind for kind in below}
+        waiting += below
+    return found
+
+
+def _encode(value: object) -> Any:
+    if isinstance(value, FieldSpec):
+        return {"kind": "field", "name": value.name}
+    if isinstance(value, Verdict):
+        return {"kind": "verdict", "name": value.name}
+    if isinstance(value, tuple):
+        return [_encode(v) for v in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, bytes):
+        return {"kind": "bytes", "hex": value.hex()}
+    if type(value).__name__ in _kinds():
+        return {"kind": type(value).__name__} | {f.name: _encode(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    raise TypeError(f"{type(value).__name__} has no form in a built file")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value["kind"]
+    if kind == "field":
+        return _SPECS[value["name"]]
+    if kind == "verdict":
+        return Verdict[value["name"]]
+    if kind == "bytes":
+        return bytes.fromhex(value["hex"])
+    arguments = {k: _decode(v) for k, v in value.items() if k != "kind"}
+    return _kinds()[kind](**arguments)

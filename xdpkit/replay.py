@@ -1,0 +1,159 @@
+"""Run captures through a pipeline, offline: verdicts per rule, and where two rulesets differ.
+
+Two engines judge a packet: the kernel (the compiled program, by BPF_PROG_TEST_RUN; needs root) and the reference
+evaluator (plain Python; no privilege).  They agree on every packet.  The kernel's test run takes whole packets of 14 to
+3,520 bytes; the kernel engine leaves others, and those that the capture cut short, to the reference and says how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from . import reference
+from .built import Built
+from .captures import CapturedPacket
+from .pipeline import Rule
+from .program import Program
+
+__all__ = ["ENGINES", "Difference", "Judge", "Replay", "replay"]
+
+ENGINES = ("kernel", "reference")
+#: What BPF_PROG_TEST_RUN takes for XDP: an Ethernet header at least, one page less headroom and tailroom at most.
+TEST_RUN_BYTES = range(14, 3521)
+EXAMPLES = 3
+
+
+class Judge:
+    """Finds the rule that takes a packet.  Context manager."""
+
+    def __init__(self, built: Built, engine: str):
+        self.outcomes = built.pipeline.outcomes
+        self.pipeline = built.pipeline
+        self.by_reference = 0  # packets that the kernel engine left to the reference
+        self._stack = ExitStack()
+        self._program: Program | None = None
+        if engine == "kernel":
+            self._program = self._stack.enter_context(Program(built.compiled("xdp"), explain=True))
+
+    def __call__(self, packet: CapturedPacket) -> Rule:
+        """The rule that takes ``packet``, the default among them."""
+        if self._program is not None:
+            if len(packet.data) in TEST_RUN_BYTES and not packet.cut:
+                return self._program.judge(packet.data)[0]
+            self.by_reference += 1
+        return reference.evaluate(self.pipeline, packet.data, wire_bytes=packet.wire_bytes)
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+@dataclass(slots=True)
+class Difference:
+    """Packets that two rulesets treat differently in one way: ``rule`` and verdict here, ``other`` there."""
+
+    rule: Rule
+    other: Rule
+    packets: int = 0
+    examples: list[CapturedPacket] = field(default_factory=list)
+
+    @property
+    def changes_verdict(self) -> bool:
+        """The packets fare differently; else only another rule takes them."""
+        return self.rule.action != self.other.action
+
+
+@dataclass(slots=True)
+class Replay:
+    """What became of the packets: counts by rule name in rule order, and the differences, most packets first."""
+
+    rules: tuple[Rule, ...]
+    packets: dict[str, int]
+    bytes: dict[str, int]
+    differences: list[Difference]
+    by_reference: int = 0
+    written: int = 0
+    error: OSError | None = None
+
+    @property
+    def total(self) -> int:
+        """Packets in all."""
+        return sum(self.packets.values())
+
+    def as_dict(self) -> dict[str, object]:
+        """Ready for JSON."""
+        return {
+            "packets": self.total,
+            "rules": [
+                {"name": r.name, "action": str(r.action), "packets": self.packets[r.name], "bytes": self.bytes[r.name]}
+                for r in self.rules
+            ],
+            "judged_by_reference": self.by_reference,
+            "written": self.written,
+            "differences": [
+                {
+                    "packets": d.packets,
+                    "rule": d.rule.name,
+                    "action": str(d.rule.action),
+                    "other_rule": d.other.name,
+                    "other_action": str(d.other.action),
+                    "changes_verdict": d.changes_verdict,
+                    "examples": [{"file": e.file, "number": e.number, "hex": e.data.hex()} for e in d.examples],
+                }
+                for d in self.differences
+            ],
+        }
+
+
+def replay(
+    packets: Iterable[CapturedPacket],
+    built: Built,
+    *,
+    against: Built | None = None,
+    engine: str = "reference",
+    take: Callable[[CapturedPacket, Rule], bool] = lambda *_: False,
+) -> Replay:
+    """Judge ``packets``; ``take`` sees each with its rule and says whether it kept it (counted as written).
+
+    An OSError that ``packets`` raises in the middle ends it: what was found until then is returned with the ``error``.
+    """
+    outcomes = built.pipeline.outcomes
+    out = Replay(outcomes, {r.name: 0 for r in outcomes}, {r.name: 0 for r in outcomes}, [])
+    found: dict[tuple[str, str], Difference] = {}
+    with ExitStack() as stack:
+        judge = stack.enter_context(Judge(built, engine))
+        other_judge = stack.enter_context(Judge(against, engine)) if against else None
+        try:
+            for packet in packets:
+                rule = judge(packet)
+                out.packets[rule.name] += 1
+                out.bytes[rule.name] += packet.wire_bytes
+                out.written += take(packet, rule)
+                if other_judge:
+                    _compare(found, packet, rule, other_judge(packet))
+        except OSError as error:
+            out.error = error
+        finally:
+            out.by_reference = judge.by_reference
+            out.differences = sorted(found.values(), key=lambda d: (not d.changes_verdict, -d.packets))
+    return out
+
+
+def _compare(found: dict[tuple[str, str], Difference], packet: CapturedPacket, rule: Rule, other: Rule) -> None:
+    if rule.action == other.action and rule.name == other.name:
+        return
+    difference = found.setdefault((rule.name, other.name), Difference(rule, other))
+    difference.packets += 1
+    if len(difference.examples) < EXAMPLES:
+        difference.examples.append(packet)
+
+
+def summary(data: bytes) -> str:
+    """One line about a packet, as scapy sums it up."""
+    from scapy.all import Ether  # type: ignore[attr-defined]  # noqa: PLC0415  a second, only --against wants it
+
+    return str(Ether(data).summary())
