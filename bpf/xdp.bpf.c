@@ -116,10 +116,22 @@ static __always_inline int transmit(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
+/*
+ * The packet's bounds.  The kernel turns the 32-bit loads into loads of pointers; LLVM, which does not know that, must not
+ * compute with them in 32 bits: the verifier takes the result for a number, and compares it without a word.
+ */
+static __always_inline struct source source_of(struct xdp_md *ctx)
+{
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+
+	asm("" : "+r"(s.data), "+r"(s.end));
+	return s;
+}
+
 SEC("xdp")
 int xdpkit(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct source s = source_of(ctx);
 	struct packet p = { .len = s.end - s.data, .rx_queue = ctx->rx_queue_index };
 	struct counter *c;
 	__u32 outcome;

@@ -111,7 +111,7 @@ def test_a_busy_device_is_one_line_that_names_the_program(veth, tmp_path):
     with right.namespace, attach(Pipeline("holder"), right.name):
         before = held(right)
         done = xdpkit(right, "run", DNS, "-i", right.name, "-w", old)
-        fails(done, "right is held by program 'xdpkit' (id", "native")
+        fails(done, "right is held by native program 'xdpkit' (id", "of process")
         assert held(right) == before
     assert old.read_bytes() == b"precious"
 

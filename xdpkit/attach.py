@@ -118,7 +118,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)
     if error in (errno.EBUSY, errno.EEXIST) and holders:
-        return OSError(error, f"{what}: held by {'; '.join(map(_held, holders))}")
+        return OSError(error, f"{what}: {device.name} is held by {'; '.join(map(_held, holders))}")
     said = ffi.new("char[512]")
     lib.xk_attach_reason(program.fd, device.index, _XDP_FLAGS[mode], said, 512)
     reason = text(said) or os.strerror(error)
@@ -136,7 +136,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
 
 def _held(holder: Holder) -> str:
     """Who holds the device, and how to live beside it."""
-    who = " and ".join(map(str, owners(holder.prog_id)))
+    who = " and ".join(f"process {owner.pid} ({owner.command})" for owner in owners(holder.prog_id))
     advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
     return f"{describe(holder)}, {advice}, or use mode af_packet to capture beside it"
 

@@ -107,13 +107,18 @@ class Reject(Exception):
 
 def interpret(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None) -> int:
     """What ``program`` returns for ``frame``; ``wire_len`` is the packet's length where ``frame`` was cut."""
+    return run(program, frame, wire_len=wire_len)[0]
+
+
+def run(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None) -> tuple[int, int]:
+    """What ``program`` returns for ``frame``, and how often it jumped backwards; (0, MAX_TURNS + 1) where too often."""
     machine = _Machine(frame, len(frame) if wire_len is None else wire_len)
     at = turns = 0
     try:
         while True:
             ins = program[at]
             if ins.operation == RET:
-                return machine.a if ins.code & 0x18 == RET_A else ins.k
+                return (machine.a if ins.code & 0x18 == RET_A else ins.k), turns
             targets = ins.targets(at)
             if len(targets) == 2:
                 next_at = targets[0] if machine.test(ins) else targets[1]
@@ -123,10 +128,10 @@ def interpret(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int |
             if next_at <= at:
                 turns += 1
                 if turns > MAX_TURNS:
-                    return 0
+                    return 0, turns
             at = next_at
     except Reject:
-        return 0
+        return 0, turns
 
 
 _ALU: dict[int, Callable[[int, int], int]] = {
