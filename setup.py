@@ -3,6 +3,7 @@
 The bitcode is built by clang and shipped in the wheel, so that nothing but the wheel is needed to compile pipelines.
 """
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -52,10 +53,24 @@ def build_bpf(target: Path) -> None:
         f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
     ]  # fmt: skip
     for name, output in (("xdp", "xdp.bc"), ("socket", "socket.bc"), ("generator", "generator.o")):
-        emit = ["-emit-llvm"] if output.endswith(".bc") else []
-        subprocess.run(
-            [clang, *flags, *emit, "-c", str(ROOT / "bpf" / f"{name}.bpf.c"), "-o", str(target / output)], check=True
-        )
+        source = str(ROOT / "bpf" / f"{name}.bpf.c")
+        if not output.endswith(".bc"):
+            subprocess.run([clang, *flags, "-c", source, "-o", str(target / output)], check=True)
+            continue
+        text = generated / f"{name}.ll"
+        subprocess.run([clang, *flags, "-emit-llvm", "-S", source, "-o", str(text)], check=True)
+        text.write_text(barriers_end(text.read_text()))
+        assemble = ["-target", "bpf", "-x", "ir", "-Xclang", "-disable-llvm-passes", "-emit-llvm", "-c", str(text)]
+        subprocess.run([clang, *assemble, "-o", str(target / output)], check=True)
+
+
+def barriers_end(text: str) -> str:
+    """LLVM IR with ``willreturn`` on its inline assembly without side effects: C cannot say it, and LLVM keeps a call
+    that might not return, and with it the walk over headers that no rule reads."""
+    groups = set(re.findall(r"^  .*\bcall .*? asm (?!sideeffect).* #(\d+)(?:,|$)", text, flags=re.MULTILINE))
+    for group in groups:
+        text = text.replace(f"\nattributes #{group} = {{ ", f"\nattributes #{group} = {{ willreturn ")
+    return text
 
 
 class BuildExt(build_ext):

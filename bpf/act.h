@@ -8,6 +8,7 @@
  */
 #pragma once
 #include "packet.h"
+#include "load.h"
 
 struct counter {
 	__u64 packets;
@@ -23,7 +24,10 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
-__u32 classify(const struct packet *p);
+__u32 classify(const struct packet *p, struct source *s);
+
+/* Generated, a constant: does any rule read what walk() finds? */
+__u32 reads_headers(void);
 
 /* Set before load: the program returns what classify() said and neither counts nor acts.  For BPF_PROG_TEST_RUN only. */
 const volatile __u32 explain = 0;

@@ -30,6 +30,8 @@ struct source {
 	void *data, *end;
 };
 
+#include "loop.h"
+
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {
 	const void *from = s->data + offset;
@@ -40,6 +42,42 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 	*at = from;
 	return from + size <= s->end;
 }
+
+/* Offsets that the verifier follows in packet pointers: MAX_PACKET_OFF. */
+#define MAX_OFFSET 0xffff
+
+/*
+ * The barriers keep check and use in one register: LLVM would compute offset and pointer once more for the use, and the
+ * verifier has no bounds for that.  It follows constant offsets by itself.
+ */
+#define LOADS(bits, to_host)                                                                                           \
+	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
+	{                                                                                                              \
+		const __u##bits *from;                                                                                 \
+                                                                                                                       \
+		asm("" : "+r"(offset));                                                                                \
+		if (offset > MAX_OFFSET - sizeof(*from))                                                               \
+			return -1;                                                                                     \
+		from = s->data + offset;                                                                               \
+		asm("" : "+r"(from));                                                                                  \
+		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		const __u##bits *from = s->data + offset;                                                              \
+                                                                                                                       \
+		if (offset > MAX_OFFSET - sizeof(*from))                                                               \
+			return -1;                                                                                     \
+		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return to_host(*(const __u##bits *)(s->data + offset));                                                \
+	}
+
+LOADS(8, (__s64)(__u8))
+LOADS(16, (__s64)(__u16)bpf_ntohs)
+LOADS(32, (__s64)(__u32)bpf_ntohl)
 
 static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 rule, __u32 otherwise)
 {
@@ -78,16 +116,29 @@ static __always_inline int transmit(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
+/*
+ * The packet's bounds.  The kernel turns the 32-bit loads into loads of pointers; LLVM, which does not know that, must not
+ * compute with them in 32 bits: the verifier takes the result for a number, and compares it without a word.
+ */
+static __always_inline struct source source_of(struct xdp_md *ctx)
+{
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+
+	asm("" : "+r"(s.data), "+r"(s.end));
+	return s;
+}
+
 SEC("xdp")
 int xdpkit(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct source s = source_of(ctx);
 	struct packet p = { .len = s.end - s.data, .rx_queue = ctx->rx_queue_index };
 	struct counter *c;
 	__u32 outcome;
 
-	walk(&s, &p, 0, 0);
-	outcome = classify(&p);
+	if (reads_headers())
+		walk(&s, &p, 0, 0);
+	outcome = classify(&p, &s);
 	if (explain)
 		return outcome;
 	c = count(outcome >> 16, p.len);

@@ -15,6 +15,7 @@ from .errors import FrameError, NotSupported, PipelineError, VerifierError, Wher
 from .expr import arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
 from .got import Got
 from .ledger import Ledger
+from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
 from .xsk import Batch, SocketOptions
@@ -50,6 +51,7 @@ __all__ = [
     "ip",
     "ip6",
     "load_file",
+    "pcap",
     "pkt",
     "tcp",
     "udp",

@@ -148,6 +148,8 @@ def _terms(expr: Expr, kind: type[And] | type[Or]) -> tuple[Expr, ...]:
 def _operand(other: object, operator: str) -> Expr:
     if isinstance(other, Header):
         return other.present
+    if isinstance(other, str):
+        raise _is_text(other)
     if not isinstance(other, Expr):
         raise PipelineError(
             f"{operator} joins conditions, not {other!r}: comparisons need brackets, as in "
@@ -374,12 +376,18 @@ class Header:
         return ~self.present
 
 
+def _is_text(text: str) -> PipelineError:
+    return PipelineError(f"a string is no condition: write pcap({text!r}) for tcpdump syntax", here())
+
+
 def as_expr(value: object) -> Expr:
     """A condition from what may stand where one goes: an expression or a header."""
     if isinstance(value, Header):
         return value.present
     if isinstance(value, Expr):
         return value
+    if isinstance(value, str):
+        raise _is_text(value)
     hint = ": compare it with something" if isinstance(value, Field) else ""
     raise PipelineError(f"{value!r} is no condition{hint}", here())
 

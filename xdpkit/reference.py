@@ -18,6 +18,7 @@ from functools import singledispatch
 from struct import Struct
 from typing import Any
 
+from .classic import Classic, interpret
 from .expr import Always, And, Expr, Not, Or, Present, Test
 from .fields import FieldSpec
 from .pipeline import Pipeline, Rule
@@ -218,6 +219,11 @@ def _(expr: And, packet: Packet) -> bool:
 @holds.register
 def _(expr: Or, packet: Packet) -> bool:
     return any(holds(term, packet) for term in expr.terms)
+
+
+@holds.register
+def _(expr: Classic, packet: Packet) -> bool:
+    return interpret(expr.instructions, packet.frame) != 0
 
 
 def evaluate(pipeline: Pipeline, frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Rule:

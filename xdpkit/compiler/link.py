@@ -12,6 +12,8 @@ import llvmlite.binding as llvm
 
 #: BPF instruction set v3 (kernel 5.1 and later): 32-bit ALU and jumps.
 CPU = "v3"
+#: The program's function in every hook; all others are inlined or dropped.
+ENTRY = "xdpkit"
 
 
 @cache
@@ -33,7 +35,9 @@ def link_module(ir: str, hook: str) -> llvm.ModuleRef:
     rules = llvm.parse_assembly(ir)
     rules.triple, rules.data_layout = module.triple, module.data_layout
     module.link_in(rules)
-    module.get_function("classify").linkage = "internal"
+    for function in module.functions:
+        if not function.is_declaration and function.name != ENTRY:
+            function.linkage = "internal"
     return module
 
 

@@ -1,25 +1,40 @@
-"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *)``.
+"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *, struct source *)``.
 
 Each condition is lowered to branches (``lower_expr(expr, builder, yes, no)``), so that tests short-circuit and each
 one keeps the Python line that wrote it as its debug location: the verifier's log and ``bpftool prog dump xlated linum``
-then show that line.  A rule that matches returns a constant: ``rule << 16 | otherwise << 8 | verdict`` (bpf/act.h).
+then show that line.  What several rules ask is asked once: members are loaded in the first block, and neighbouring
+rules that need the same headers form a group.  A rule that matches returns a constant:
+``rule << 16 | otherwise << 8 | verdict`` (bpf/act.h).
 """
 
 from __future__ import annotations
 
 import os
-from functools import singledispatchmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, singledispatchmethod
+from itertools import groupby
 
 from llvmlite import ir
 
 from ..actions import PASS, Redirect
+from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..fields import HEADERS, FieldSpec, offsets
 from ..pipeline import Pipeline, Rule
+from .classic import Registers, Turns, lower_classic
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 OFFSETS = offsets()
+POINTER = I8.as_pointer()
+#: Members that every hook knows without the walk.
+OF_THE_HOOK = ("len", "rx_queue")
+#: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
+EXTERNAL = {
+    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
+    "loop": (I32, POINTER, POINTER, I32, I32),
+}
 
 
 def lower(pipeline: Pipeline) -> str:
@@ -39,26 +54,74 @@ class Lowering:
     def __init__(self, pipeline: Pipeline):
         self.module = ir.Module(name=pipeline.name)
         self.debug = DebugInfo(self.module, pipeline.where)
-        self.function = ir.Function(self.module, ir.FunctionType(I32, [I8.as_pointer()]), "classify")
+        self.function = ir.Function(self.module, ir.FunctionType(I32, [POINTER, POINTER]), "classify")
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
-        builder = ir.IRBuilder(self.function.append_basic_block("entry"))
-        for index, rule in enumerate(pipeline.outcomes):
-            take, skip = self.block("take"), self.block("skip")
-            self.lower_expr(rule.expr, builder, take, skip)
-            builder.position_at_end(take)
-            builder.debug_metadata = self.debug.location(rule.where)
-            builder.ret(I32(outcome(index, rule)))
-            builder.position_at_end(skip)
+        self.registers = Registers(self.function)
+        self.reads_headers = False
+        self.where = pipeline.where
+        self.values: dict[str, ir.Value] = {}
+        self.known: frozenset[str] = frozenset()
+        builder = ir.IRBuilder(self.registers.body)
+        outcomes = enumerate(pipeline.outcomes)
+        for headers, group in groupby(outcomes, key=lambda pair: required(pair[1].expr)):
+            self.lower_group(headers, list(group), builder)
         builder.unreachable()
+        self.constant("reads_headers", int(self.reads_headers))
+
+    def lower_group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
+        """Neighbouring rules that can hold only where ``headers`` are present: that is asked once, for all of them."""
+        past = self.block("past")
+        if headers:
+            inside = self.block("group")
+            builder.debug_metadata = self.debug.location(rules[0][1].where)
+            builder.cbranch(self.present(builder, headers), inside, past)
+            builder.position_at_end(inside)
+        with self.knowing(headers):
+            for index, rule in rules:
+                take, skip = self.block("take"), self.block("skip")
+                self.lower_expr(rule.expr, builder, take, skip)
+                builder.position_at_end(take)
+                builder.debug_metadata = self.debug.location(rule.where)
+                builder.ret(I32(outcome(index, rule)))
+                builder.position_at_end(skip)
+        builder.debug_metadata = self.debug.location(rules[-1][1].where)
+        builder.branch(past)
+        builder.position_at_end(past)
+
+    @contextmanager
+    def knowing(self, headers: frozenset[str]) -> Iterator[None]:
+        """What is lowered inside runs only where ``headers`` are present."""
+        before = self.known
+        self.known |= headers
+        yield
+        self.known = before
 
     def text(self) -> str:
         """The module as LLVM assembly."""
         return str(self.module)
 
+    def constant(self, name: str, value: int) -> None:
+        """A function that returns ``value``."""
+        function = ir.Function(self.module, ir.FunctionType(I32, []), name)
+        function.attributes.add("alwaysinline")
+        ir.IRBuilder(function.append_basic_block()).ret(I32(value))
+
     def block(self, name: str) -> ir.Block:
         """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
         return self.function.append_basic_block(f"{name}.{len(self.function.blocks)}")
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The function that holds the loops of the pipeline; made with the first of them."""
+        return Turns(self)
+
+    def external(self, name: str) -> ir.Function:
+        """A function of the data plane, declared on first use."""
+        if name not in self.module.globals:
+            result, *arguments = EXTERNAL[name]
+            ir.Function(self.module, ir.FunctionType(result, arguments), name)
+        return self.module.globals[name]
 
     @singledispatchmethod
     def lower_expr(self, expr: Expr, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
@@ -73,16 +136,19 @@ class Lowering:
     @lower_expr.register
     def _(self, expr: Present, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.debug.location(expr.where)
-        builder.cbranch(self.present(builder, expr.header), yes, no)
+        if expr.header in self.known:
+            builder.branch(yes)
+        else:
+            builder.cbranch(self.present(builder, {expr.header}), yes, no)
 
     @lower_expr.register
     def _(self, expr: Test, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.debug.location(expr.where)
-        if expr.spec.header is not None:
+        if expr.spec.header is not None and expr.spec.header not in self.known:
             there = self.block("there")
-            builder.cbranch(self.present(builder, expr.spec.header), there, no)
+            builder.cbranch(self.present(builder, {expr.spec.header}), there, no)
             builder.position_at_end(there)
-        builder.cbranch(in_intervals(builder, self.field(builder, expr.spec), expr.intervals), yes, no)
+        builder.cbranch(in_intervals(builder, self.field(expr.spec), expr.intervals), yes, no)
 
     @lower_expr.register
     def _(self, expr: Not, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
@@ -91,11 +157,13 @@ class Lowering:
     @lower_expr.register
     def _(self, expr: And, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         *first, last = expr.terms
-        for term in first:
-            more = self.block("and")
-            self.lower_expr(term, builder, more, no)
-            builder.position_at_end(more)
-        self.lower_expr(last, builder, yes, no)
+        with ExitStack() as stack:
+            for term in first:
+                more = self.block("and")
+                self.lower_expr(term, builder, more, no)
+                builder.position_at_end(more)
+                stack.enter_context(self.knowing(required(term)))
+            self.lower_expr(last, builder, yes, no)
 
     @lower_expr.register
     def _(self, expr: Or, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
@@ -106,30 +174,69 @@ class Lowering:
             builder.position_at_end(more)
         self.lower_expr(last, builder, yes, no)
 
-    def member(self, builder: ir.IRBuilder, name: str) -> ir.Value:
-        """Load a member of ``struct packet`` at its own width."""
+    @lower_expr.register
+    def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        lower_classic(self, expr, builder, yes, no)
+
+    def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
+        """A value that is the same for all rules, computed in the function's first block: it spares LLVM the work of
+        finding that out, which grows faster than the number of rules."""
+        if key not in self.values:
+            first = self.registers.first
+            builder = ir.IRBuilder(first)
+            builder.position_before(first.terminator)
+            builder.debug_metadata = self.debug.location(self.where)
+            self.values[key] = make(builder)
+        return self.values[key]
+
+    def member(self, name: str) -> ir.Value:
+        """A member of ``struct packet``, at its own width."""
+        self.reads_headers |= name not in OF_THE_HOOK
         offset, bits = OFFSETS[name]
-        at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
-        return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
 
-    def present(self, builder: ir.IRBuilder, header: str) -> ir.Value:
-        """i1: the header is there."""
-        bit = I32(1 << HEADERS.index(header))
-        return builder.icmp_unsigned("!=", builder.and_(self.member(builder, "present"), bit), I32(0))
+        def load(builder: ir.IRBuilder) -> ir.Value:
+            at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
+            return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
 
-    def field(self, builder: ir.IRBuilder, spec: FieldSpec) -> ir.Value:
+        return self.once(name, load)
+
+    def present(self, builder: ir.IRBuilder, headers: Iterable[str]) -> ir.Value:
+        """i1: all of ``headers`` are there."""
+        bits = I32(sum(1 << HEADERS.index(header) for header in headers))
+        return builder.icmp_unsigned("==", builder.and_(self.member("present"), bits), bits)
+
+    def field(self, spec: FieldSpec) -> ir.Value:
         """The field's value as an integer at least as wide as the field."""
         if spec.bits > 64:
+            high, low = self.member(spec.member + "_hi"), self.member(spec.member + "_lo")
             wide = ir.IntType(spec.bits)
-            high = builder.zext(self.member(builder, spec.member + "_hi"), wide)
-            low = builder.zext(self.member(builder, spec.member + "_lo"), wide)
-            return builder.or_(builder.shl(high, wide(64)), low)
-        value = self.member(builder, spec.member)
-        if spec.shift:
-            value = builder.lshr(value, value.type(spec.shift))
-        if spec.shift + spec.bits < value.type.width:
-            value = builder.and_(value, value.type(spec.maximum))
-        return value
+
+            def join(builder: ir.IRBuilder) -> ir.Value:
+                return builder.or_(builder.shl(builder.zext(high, wide), wide(64)), builder.zext(low, wide))
+
+            return self.once(spec.name, join)
+        value = self.member(spec.member)
+
+        def cut(builder: ir.IRBuilder) -> ir.Value:
+            out = builder.lshr(value, value.type(spec.shift)) if spec.shift else value
+            return builder.and_(out, value.type(spec.maximum))
+
+        narrow = spec.shift + spec.bits < value.type.width or spec.shift
+        return self.once(spec.name, cut) if narrow else value
+
+
+def required(expr: Expr) -> frozenset[str]:
+    """Headers without which ``expr`` is false."""
+    match expr:
+        case Present():
+            return frozenset({expr.header})
+        case Test():
+            return frozenset({expr.spec.header} if expr.spec.header else ())
+        case And():
+            return frozenset().union(*map(required, expr.terms))
+        case Or():
+            return frozenset.intersection(*map(required, expr.terms))
+    return frozenset()
 
 
 def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
@@ -151,7 +258,7 @@ class DebugInfo:
     def __init__(self, module: ir.Module, where: Where):
         self.module = module
         self.files: dict[str, ir.DIValue] = {}
-        self.scopes: dict[str, ir.DIValue] = {}
+        self.scopes: dict[tuple[str, int], ir.DIValue] = {}
         file = self.file(where.file)
         unit = module.add_debug_info(
             "DICompileUnit",
@@ -167,23 +274,31 @@ class DebugInfo:
         )
         module.add_named_metadata("llvm.dbg.cu", unit)
         module.add_named_metadata("llvm.module.flags", [I32(2), "Debug Info Version", I32(3)])
-        signature = module.add_debug_info("DISubroutineType", {"types": module.add_metadata([None])})
-        self.subprogram = module.add_debug_info(
+        self.unit, self.where = unit, where
+        self.subprogram = self.function("classify")
+
+    def function(self, name: str, function: ir.Function | None = None) -> ir.DIValue:
+        """DISubprogram of a generated function, at the pipeline's line; set as that of ``function``."""
+        file = self.file(self.where.file)
+        signature = self.module.add_debug_info("DISubroutineType", {"types": self.module.add_metadata([None])})
+        subprogram = self.module.add_debug_info(
             "DISubprogram",
             {
-                "name": "classify",
-                "linkageName": "classify",
+                "name": name,
+                "linkageName": name,
                 "scope": file,
                 "file": file,
-                "line": where.line,
-                "scopeLine": where.line,
+                "line": self.where.line,
+                "scopeLine": self.where.line,
                 "type": signature,
-                "unit": unit,
+                "unit": self.unit,
                 "spFlags": ir.DIToken("DISPFlagDefinition | DISPFlagOptimized"),
             },
             is_distinct=True,
         )
-        self.scopes[where.file] = self.subprogram
+        if function is not None:
+            function.set_metadata("dbg", subprogram)
+        return subprogram
 
     def file(self, path: str) -> ir.DIValue:
         """DIFile for ``path``; LLVM reads the text of its lines from there into the BTF line info."""
@@ -192,12 +307,12 @@ class DebugInfo:
             self.files[path] = self.module.add_debug_info("DIFile", {"filename": name, "directory": directory})
         return self.files[path]
 
-    def location(self, where: Where) -> ir.DIValue:
-        """DILocation of a line of the user's source."""
-        if where.file not in self.scopes:
-            self.scopes[where.file] = self.module.add_debug_info(
-                "DILexicalBlockFile", {"scope": self.subprogram, "file": self.file(where.file), "discriminator": 0}
+    def location(self, where: Where, subprogram: ir.DIValue | None = None) -> ir.DIValue:
+        """DILocation of a line of the user's source, in classify() or another ``subprogram``."""
+        subprogram = subprogram or self.subprogram
+        scope = subprogram if where.file == self.where.file else self.scopes.get((where.file, id(subprogram)))
+        if scope is None:
+            scope = self.scopes[where.file, id(subprogram)] = self.module.add_debug_info(
+                "DILexicalBlockFile", {"scope": subprogram, "file": self.file(where.file), "discriminator": 0}
             )
-        return self.module.add_debug_info(
-            "DILocation", {"line": where.line, "column": 1, "scope": self.scopes[where.file]}
-        )
+        return self.module.add_debug_info("DILocation", {"line": where.line, "column": 1, "scope": scope})

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What generated code calls besides reading `struct packet`: bytes of the packet at any offset, and loops.
+ *
+ * loadN() is the big-endian number of N bits at `offset`, -1 where the packet ends before it does; fixedN() is the same
+ * where the offset is a constant, and knownN() where besides a fixedN() has found bytes there or behind.  Offset 0 is the
+ * first byte on the wire: a VLAN tag that the kernel took out is back in its place.  The entry defines them all.
+ *
+ * These functions are extern for clang to keep them; the linker makes them internal, LLVM inlines them and drops those
+ * that no rule calls.  They carry no debug information, so that what is inlined keeps the line of the rule.
+ */
+#pragma once
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#define GENERATED_CALLS __attribute__((always_inline, nodebug))
+
+struct source;
+struct packet;
+
+__s64 load8(struct source *s, __u64 offset);
+__s64 load16(struct source *s, __u64 offset);
+__s64 load32(struct source *s, __u64 offset);
+__s64 fixed8(struct source *s, __u64 offset);
+__s64 fixed16(struct source *s, __u64 offset);
+__s64 fixed32(struct source *s, __u64 offset);
+__s64 known8(struct source *s, __u64 offset);
+__s64 known16(struct source *s, __u64 offset);
+__s64 known32(struct source *s, __u64 offset);
+
+/*
+ * A loop runs as bpf_loop() (Linux 5.17): the verifier looks at its body once, however many turns it takes.  `words` is
+ * what the generated code keeps from turn to turn; words[0] says where a turn starts and, at the end, what came of it.
+ */
+#define LOOP_WORDS 19
+
+/* Generated: one turn; 1 to stop. */
+__u32 turn(struct source *s, __u32 len, __u32 *words);
+
+/* Run turn() at most `turns` times, from `start`; what it left in words[0], 0 where the turns ran out. */
+__u32 loop(struct source *s, const struct packet *p, __u32 start, __u32 turns);

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The packet behind a socket buffer, for every hook that gets one.  skb->data is the Ethernet header; a VLAN tag that the
+ * kernel took out is in `tpid` and `tci` (0 and 0 where it took out none), and load.h reads it at its place on the wire.
+ */
+#pragma once
+#include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* The tag behind the two MAC addresses. */
+#define TAG_AT 12
+#define TAG_SIZE 4
+
+struct source {
+	struct __sk_buff *skb;
+	__u16 tpid, tci;
+};
+
+#include "loop.h"
+
+static __always_inline struct source source_of(struct __sk_buff *skb)
+{
+	struct source s = { .skb = skb };
+
+	if (skb->vlan_present)
+		s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci;
+	return s;
+}
+
+static __always_inline __u32 wire_length(const struct source *s)
+{
+	return s->skb->len + (s->tpid ? TAG_SIZE : 0);
+}
+
+static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
+{
+	*at = room;
+	return !bpf_skb_load_bytes(s->skb, offset, room, size);
+}
+
+/* `size` bytes, at most 4, at an offset that lies in the tag or so near that they may: byte by byte. */
+static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 tag, __u32 offset, __u32 size)
+{
+	__s64 value = 0;
+
+	for (__u32 i = 0; i < 4 && i < size; i++) {
+		__u32 at = offset + i;
+		__u8 byte = 0;
+
+		if (at - TAG_AT < TAG_SIZE)
+			byte = tag >> 8 * (TAG_AT + TAG_SIZE - 1 - at);
+		else if (bpf_skb_load_bytes(skb, at < TAG_AT ? at : at - TAG_SIZE, &byte, 1))
+			return -1;
+		value = value << 8 | byte;
+	}
+	return value;
+}
+
+#define LOADS(bits, to_host)                                                                                           \
+	static GENERATED_CALLS __s64 bytes##bits(struct source *s, __u64 offset)                                       \
+	{                                                                                                              \
+		__u##bits room;                                                                                        \
+                                                                                                                       \
+		if (offset > 0x7fffffff)                                                                               \
+			return -1;                                                                                     \
+		if (s->tpid) {                                                                                         \
+			if (offset - (TAG_AT - sizeof(room) + 1) < TAG_SIZE + sizeof(room) - 1)                        \
+				return load_tagged(s->skb, (__u32)s->tpid << 16 | s->tci, offset, sizeof(room));       \
+			if (offset > TAG_AT)                                                                           \
+				offset -= TAG_SIZE;                                                                    \
+		}                                                                                                      \
+		return bpf_skb_load_bytes(s->skb, offset, &room, sizeof(room)) ? -1 : to_host(room);                   \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
+	{                                                                                                              \
+		return bytes##bits(s, offset);                                                                         \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		if (bits == 16 && s->tpid && offset == TAG_AT)                                                         \
+			return s->tpid;                                                                                \
+		return bytes##bits(s, offset);                                                                          \
+	}
+
+LOADS(8, (__s64)(__u8))
+LOADS(16, (__s64)(__u16)bpf_ntohs)
+LOADS(32, (__s64)(__u32)bpf_ntohl)

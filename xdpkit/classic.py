@@ -1,0 +1,213 @@
+"""Classic BPF: the program that libpcap compiles a tcpdump string to, as a condition, and what it means.
+
+The machine (McCanne and Jacobson, "The BSD Packet Filter", USENIX 1993; libpcap's ``bpf_filter.c``): an accumulator A,
+an index register X, sixteen words M[] of scratch memory, all unsigned 32 bits and 0 at the start.  A load beyond the
+packet and a division by zero end the program with 0.  The packet matches if the program returns anything else.
+
+libpcap emits backward jumps for ``protochain``, and its own interpreter follows them for ever where a chain of headers
+leads back to itself.  Here a packet that needs more than :data:`MAX_TURNS` of them does not match.  The loops of
+``protochain`` carry nothing from turn to turn but a protocol number (five of them go on) and an offset (a multiple of
+4), so every frame of up to 1,518 bytes on which libpcap comes to an end at all has the meaning that libpcap gives it;
+longer frames have it unless they take more turns than that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .expr import Expr
+
+__all__ = ["MAX_TURNS", "Classic", "Instruction", "has_loops", "interpret"]
+
+#: Backward jumps that a packet may take.
+MAX_TURNS = 2048
+#: Words of scratch memory: BPF_MEMWORDS.
+SCRATCH_WORDS = 16
+
+# Fields of an opcode (pcap/bpf.h); the values are those of the header's names.
+LD, LDX, ST, STX, ALU, JMP, RET, MISC = range(8)
+WORD, HALF, BYTE = 0x00, 0x08, 0x10
+IMM, ABS, IND, MEM, LEN, MSH = 0x00, 0x20, 0x40, 0x60, 0x80, 0xA0
+ADD, SUB, MUL, DIV, OR, AND, LSH, RSH, NEG, MOD, XOR = (n << 4 for n in range(11))
+JA, JEQ, JGT, JGE, JSET = (n << 4 for n in range(5))
+SOURCE_X = 0x08
+RET_A = 0x10
+TXA = 0x80
+
+MASK = 0xFFFFFFFF
+WIDTHS = {WORD: 4, HALF: 2, BYTE: 1}
+
+
+class Instruction(NamedTuple):
+    """``struct bpf_insn``: opcode, jumps if true and if false (instructions to skip), and the constant."""
+
+    code: int
+    jt: int
+    jf: int
+    k: int
+
+    @property
+    def operation(self) -> int:
+        """Class LD .. MISC: the low three bits."""
+        return self.code & 0x07
+
+    @property
+    def mode(self) -> int:
+        """Addressing mode of a load."""
+        return self.code & 0xE0
+
+    @property
+    def size(self) -> int:
+        """Bytes that a load from the packet reads."""
+        return WIDTHS[self.code & 0x18]
+
+    @property
+    def what(self) -> int:
+        """Operation of ALU and JMP, TXA or TAX of MISC."""
+        return self.code & 0xF0
+
+    @property
+    def uses_x(self) -> bool:
+        """The operand of ALU and JMP is X, not k."""
+        return bool(self.code & SOURCE_X)
+
+    def targets(self, at: int) -> tuple[int, ...]:
+        """Where the instruction, standing at ``at``, goes on; k of a plain jump is signed."""
+        if self.operation == RET:
+            return ()
+        if self.operation != JMP:
+            return (at + 1,)
+        if self.what == JA:
+            return (at + 1 + (self.k ^ 0x80000000) - 0x80000000,)
+        return at + 1 + self.jt, at + 1 + self.jf
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classic(Expr):
+    """The classic BPF program ``instructions``, which came from the tcpdump string ``text``, returns non-zero."""
+
+    text: str
+    instructions: tuple[Instruction, ...]
+
+    def __str__(self) -> str:
+        return f"pcap({self.text!r})"
+
+
+def has_loops(program: tuple[Instruction, ...]) -> bool:
+    """Does the program jump backwards anywhere?"""
+    return any(target <= at for at, ins in enumerate(program) for target in ins.targets(at))
+
+
+class Reject(Exception):
+    """The program ends with 0."""
+
+
+def interpret(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None) -> int:
+    """What ``program`` returns for ``frame``; ``wire_len`` is the packet's length where ``frame`` was cut."""
+    return run(program, frame, wire_len=wire_len)[0]
+
+
+def run(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None) -> tuple[int, int]:
+    """What ``program`` returns for ``frame``, and how often it jumped backwards; (0, MAX_TURNS + 1) where too often."""
+    machine = _Machine(frame, len(frame) if wire_len is None else wire_len)
+    at = turns = 0
+    try:
+        while True:
+            ins = program[at]
+            if ins.operation == RET:
+                return (machine.a if ins.code & 0x18 == RET_A else ins.k), turns
+            targets = ins.targets(at)
+            if len(targets) == 2:
+                next_at = targets[0] if machine.test(ins) else targets[1]
+            else:
+                (next_at,) = targets
+                machine.step(ins)
+            if next_at <= at:
+                turns += 1
+                if turns > MAX_TURNS:
+                    return 0, turns
+            at = next_at
+    except Reject:
+        return 0, turns
+
+
+_ALU: dict[int, Callable[[int, int], int]] = {
+    ADD: operator.add,
+    SUB: operator.sub,
+    MUL: operator.mul,
+    OR: operator.or_,
+    AND: operator.and_,
+    XOR: operator.xor,
+    LSH: lambda a, b: a << b if b < 32 else 0,
+    RSH: lambda a, b: a >> b if b < 32 else 0,
+    DIV: operator.floordiv,
+    MOD: operator.mod,
+    NEG: lambda a, _: -a,
+}
+_JUMPS: dict[int, Callable[[int, int], bool]] = {
+    JEQ: operator.eq,
+    JGT: operator.gt,
+    JGE: operator.ge,
+    JSET: lambda a, b: bool(a & b),
+}
+
+
+class _Machine:
+    """Registers and scratch memory of one run."""
+
+    def __init__(self, frame: bytes, wire_len: int):
+        self.frame, self.wire_len = frame, wire_len
+        self.a = self.x = 0
+        self.memory = [0] * SCRATCH_WORDS
+
+    def packet(self, at: int, size: int) -> int:
+        """``size`` bytes at ``at``, big-endian; X and k are added without wrapping round."""
+        if at + size > len(self.frame):
+            raise Reject
+        return int.from_bytes(self.frame[at : at + size])
+
+    def value(self, ins: Instruction) -> int:
+        """What a load loads."""
+        match ins.mode:
+            case 0x00:  # IMM
+                return ins.k
+            case 0x20:  # ABS
+                return self.packet(ins.k, ins.size)
+            case 0x40:  # IND
+                return self.packet(self.x + ins.k, ins.size)
+            case 0x60:  # MEM
+                return self.memory[ins.k]
+            case 0x80:  # LEN
+                return self.wire_len
+            case 0xA0:  # MSH: the length of an IPv4 header
+                return 4 * (self.packet(ins.k, 1) & 0xF)
+        raise ValueError(f"no such load: {ins}")
+
+    def test(self, ins: Instruction) -> bool:
+        """Is a conditional jump taken?"""
+        return _JUMPS[ins.what](self.a, self.x if ins.uses_x else ins.k)
+
+    def step(self, ins: Instruction) -> None:
+        """Any instruction that only goes on."""
+        match ins.operation:
+            case 0:  # LD
+                self.a = self.value(ins)
+            case 1:  # LDX
+                self.x = self.value(ins)
+            case 2:  # ST
+                self.memory[ins.k] = self.a
+            case 3:  # STX
+                self.memory[ins.k] = self.x
+            case 4:  # ALU
+                operand = self.x if ins.uses_x else ins.k
+                if ins.what in (DIV, MOD) and operand == 0:
+                    raise Reject
+                self.a = _ALU[ins.what](self.a, operand) & MASK
+            case 7:  # MISC
+                if ins.what == TXA:
+                    self.a = self.x
+                else:
+                    self.x = self.a
