@@ -55,7 +55,7 @@ def test_the_loaded_program_names_the_lines_of_the_pipeline(rules, hook):
     with Program(compile_pipeline(load_file(rules), hook)) as program:
         found = {line.where.line: line.text.strip() for line in program.lines() if line.where.file == str(rules)}
         instructions = [line.instruction for line in program.lines()]
-    wanted = {number: RULES.splitlines()[number - 1].strip() for number in (6, 8, 11, 14)}
+    wanted = {number: RULES.splitlines()[number - 1].strip() for number in (6, 8, 14)}
     assert found.items() >= wanted.items()
     assert instructions == sorted(set(instructions))
     assert instructions[-1] < program_length(rules, hook)
@@ -69,7 +69,7 @@ def program_length(rules: Path, hook: str) -> int:
 def test_a_condition_from_another_file_is_named_by_that_file(tmp_path, monkeypatch):
     (tmp_path / "shared_conditions.py").write_text("from xdpkit.expr import *\n\nbad = udp.dport == 19\n")
     path = tmp_path / "rules.py"
-    path.write_text(RULES + "from shared_conditions import bad\npipe.rule(bad, DROP)\n")
+    path.write_text(RULES + "from shared_conditions import bad\npipe.rule(bad, REDIRECT)\n")
     monkeypatch.syspath_prepend(tmp_path)
     with Program(compile_pipeline(load_file(path))) as program:
         places = {line.where: line.text for line in program.lines()}
@@ -88,7 +88,7 @@ class Unchecked(Expr):
 
 def lower_unchecked(self: Lowering, expr: Unchecked, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
     builder.debug_metadata = self.debug.location(expr.where)
-    address = builder.zext(self.field(builder, expr.field.spec), I64)
+    address = builder.zext(self.field(expr.field.spec), I64)
     byte = builder.load(builder.inttoptr(address, I8.as_pointer()))
     builder.cbranch(builder.icmp_unsigned("==", byte, I8(0)), yes, no)
 
@@ -158,18 +158,17 @@ def size(*conditions: object, hook: str = "xdp") -> int:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_headers_that_no_rule_reads_are_gone_from_the_program(hook):
-    empty, frame, link, v4, v6 = (
-        size(*conditions, hook=hook) for conditions in ([], [pkt.len < 64], [eth], [ip.ttl == 1], [ip6.hlim == 1])
-    )
-    assert empty < frame < link < v4 < size(ip.ttl == 1, udp.dport == 53, hook=hook)
-    assert link < v6 < size(ip6.hlim == 1, icmp6.type == 1, hook=hook)
+    empty, frame = size(hook=hook), size(pkt.len < 64, hook=hook)
+    assert max(empty, frame) < size(eth, hook=hook) < size(ip.ttl == 1, hook=hook)
+    assert max(empty, frame) < 50 * 8
 
 
-def test_an_empty_pipeline_reads_no_packet():
-    text = compile_pipeline(Pipeline("p"), assembly=True).assembly
-    body = text[text.index("xdpkit:") : text.index(".Lfunc_end")]
-    assert re.findall(r"= \*\(\w+ \*\)\((r1) \+ \d+\)", body), "the context is read, for the length"
-    assert size() < 60 * 8
+def test_each_header_costs_only_the_walk_that_leads_to_it():
+    """Not so in the socket filter, whose loads are calls of the kernel, which LLVM does not take out."""
+    link, v4, v6 = size(eth), size(ip.ttl == 1), size(ip6.hlim == 1)
+    assert size(pkt.len < 64) < link < v4 < size(ip.ttl == 1, udp.dport == 53)
+    assert link < v6 < size(ip6.hlim == 1, icmp6.type == 1)
+    assert max(v4, v6) < size(udp) - 60 * 8, "the loop over extension headers is gone"
 
 
 def test_a_rule_behind_one_that_takes_everything_costs_nothing():
@@ -218,20 +217,37 @@ def test_an_unknown_hook_is_refused_with_the_known_ones():
 
 # ---- many rules ----
 
+FRAME = bytes.fromhex("02" * 12 + "0800" + "4500001c00000000401100000a0000010a000002" + "0001000000080000")
+
+
+def judged(program: Program, source: int, port: int) -> str:
+    """The rule for a UDP packet, which must be that of the reference."""
+    frame = FRAME[:26] + source.to_bytes(4) + FRAME[30:36] + (port & 0xFFFF).to_bytes(2) + FRAME[38:]
+    taken, _ = program.judge(frame)
+    assert taken is evaluate(program.pipeline, frame)
+    return taken.name
+
 
 def test_a_thousand_rules_compile_load_and_keep_their_order():
+    """Prefixes and overlapping ranges: what a branch tells the verifier about one must not multiply with the others."""
     pipe = Pipeline("many", default=PASS)
     for n in range(1000):
         source = ip.src.within(f"10.{n >> 4}.{(n & 15) << 4}.0/20")
-        pipe.rule(source & (udp.dport.between(n, n + 99)), (DROP, TX, REDIRECT)[n % 3])
-    frame = bytearray(
-        bytes.fromhex("02" * 12 + "0800" + "4500001c00000000401100000a0000010a000002" + "0001000000080000")
-    )
-    with Program(compile_pipeline(pipe)) as program:
+        pipe.rule(source & udp.dport.between(n, n + 99), (DROP, TX, REDIRECT)[n % 3])
+    with Program(compile_pipeline(pipe), explain=True) as program:
         for n in (0, 1, 15, 16, 500, 998, 999):
-            frame[27:29] = bytes([n >> 4, (n & 15) << 4])
-            for port in (n - 1, n, n + 99, n + 100):
-                frame[36:38] = (port & 0xFFFF).to_bytes(2)
-                taken, _ = program.judge(bytes(frame))
-                assert taken is evaluate(pipe, bytes(frame))
-                assert (taken.name == "default") == (port not in range(n, n + 100))
+            for port, inside in ((n - 1, False), (n, True), (n + 99, True), (n + 100, False)):
+                taken = judged(program, 0x0A000000 | n << 12, port)
+                assert taken == (f"rule-{n + 1}" if inside else "default")
+        assert program.info()["verified_instructions"] < 400_000
+
+
+def test_the_effort_of_the_verifier_grows_with_the_rules_and_not_with_their_square():
+    def effort(rules: int) -> int:
+        pipe = Pipeline("many")
+        for n in range(rules):
+            pipe.rule(ip.src.within(f"10.{n >> 8}.{n & 255}.0/24") & (tcp.dport == n % 7), DROP)
+        with Program(compile_pipeline(pipe)) as program:
+            return program.info()["verified_instructions"]
+
+    assert effort(600) < 3 * effort(300)
