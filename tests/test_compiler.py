@@ -67,13 +67,13 @@ def program_length(rules: Path, hook: str) -> int:
 
 
 def test_a_condition_from_another_file_is_named_by_that_file(tmp_path, monkeypatch):
-    (tmp_path / "shared_conditions.py").write_text("from xdpkit.expr import *\n\nbad = udp.dport == 19\n")
-    path = tmp_path / "rules.py"
-    path.write_text(RULES + "from shared_conditions import bad\npipe.rule(bad, REDIRECT)\n")
+    shared, path = tmp_path / "shared_conditions.py", tmp_path / "rules.py"
+    shared.write_text("from xdpkit.expr import *\n\nlocal = ip6.hlim < 2\n")
+    path.write_text("from shared_conditions import local\n" + RULES.replace("slow\n", "local\n"))
     monkeypatch.syspath_prepend(tmp_path)
     with Program(compile_pipeline(load_file(path))) as program:
         places = {line.where: line.text for line in program.lines()}
-    assert places[Where(str(tmp_path / "shared_conditions.py"), 3)] == "bad = udp.dport == 19"
+    assert places[Where(str(shared), 3)] == "local = ip6.hlim < 2"
 
 
 # ---- what the verifier refuses ----
