@@ -92,11 +92,19 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 	{                                                                                                              \
 		return bytes##bits(s, offset);                                                                         \
 	}                                                                                                              \
-	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	static GENERATED_CALLS __s64 constant##bits(struct source *s, __u64 offset)                                    \
 	{                                                                                                              \
 		if (bits == 16 && s->tpid && offset == TAG_AT)                                                         \
 			return s->tpid;                                                                                \
-		return bytes##bits(s, offset);                                                                          \
+		return bytes##bits(s, offset);                                                                         \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return constant##bits(s, offset);                                                                      \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return constant##bits(s, offset);                                                                      \
 	}
 
 LOADS(8, (__s64)(__u8))

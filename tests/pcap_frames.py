@@ -29,6 +29,9 @@ from scapy.packet import Packet, Raw
 
 A, B, BROADCAST = "02:00:00:00:00:01", "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff"
 HOSTS = ("192.0.2.1", "192.0.2.2", "10.0.0.1", "224.0.0.5", "255.255.255.255", "0.0.0.0")
+ETHERTYPES = (
+    0x80F3, 0x809B, 0x6001, 0x6002, 0x6003, 0x6004, 0x8137, 0x88CC, 0x9000, 0x05DC, 0x0600, 0xFFFF,
+)  # fmt: skip
 HOSTS6 = ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "ff02::1")
 
 
@@ -90,7 +93,8 @@ def _ipv6() -> list[Packet]:
     chains: list[list[Packet]] = [
         [IPv6ExtHdrHopByHop()], [IPv6ExtHdrDestOpt()], [IPv6ExtHdrRouting(addresses=["::1"])], [IPv6ExtHdrFragment()],
         [IPv6ExtHdrFragment(offset=5)], [IPv6ExtHdrHopByHop(), IPv6ExtHdrRouting(), IPv6ExtHdrFragment()],
-        [IPv6ExtHdrDestOpt()] * 9, [IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(), IPv6ExtHdrDestOpt()],
+        [IPv6ExtHdrDestOpt()] * 9,
+        [IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt(), IPv6ExtHdrFragment(), IPv6ExtHdrDestOpt()],
     ]  # fmt: skip
     for chain in chains:
         for transport in (TCP(dport=443), UDP(dport=53)):
@@ -131,17 +135,30 @@ def _llc() -> list[bytes]:
     return out
 
 
+def _decnet() -> list[bytes]:
+    """Routing headers, short and long, with and without padding, from and to node 1.2."""
+    here, short, long = pack("<H", 0x0402), b"\x02", b"\x06" + bytes(7)
+    return [
+        short + here + here + bytes(20),
+        b"\x81" + short + here + b"\1\0" + bytes(20),
+        long + here + bytes(6) + here + bytes(9),
+        b"\x81" + long + b"\1\0" + bytes(6) + here + bytes(9),
+    ]
+
+
 def _others() -> list[Packet | bytes]:
     addresses = {"psrc": "192.0.2.1", "pdst": "192.0.2.2"}
     e = bytes.fromhex("020000000002020000000001")
     return [
         ethernet(A, BROADCAST) / ARP(op=1, **addresses), ethernet() / ARP(op=2, **addresses),
         Ether(src=A, dst=BROADCAST, type=0x8035) / ARP(op=3, **addresses),
-        Dot3(src=A, dst="01:80:c2:00:00:00") / LLC() / STP(), Dot3(src=A, dst=B) / LLC() / SNAP(code=0x80F3, OUI=0) / bytes(20),
-        Dot3(src=A, dst=B) / LLC() / SNAP(code=0x809B, OUI=0x080007) / bytes(20), Dot3(src=A, dst=B) / (b"\xff\xff" + bytes(30)),
+        Dot3(src=A, dst="01:80:c2:00:00:00") / LLC() / STP(),
+        Dot3(src=A, dst=B) / LLC() / SNAP(code=0x80F3, OUI=0) / bytes(20),
+        Dot3(src=A, dst=B) / LLC() / SNAP(code=0x809B, OUI=0x080007) / bytes(20),
+        Dot3(src=A, dst=B) / (b"\xff\xff" + bytes(30)),
         Dot3(src=A, dst=B) / LLC() / SNAP(code=0x8137, OUI=0) / bytes(20),
-        *(e + pack("!H", kind) + bytes(range(40)) for kind in (0x80F3, 0x809B, 0x6001, 0x6002, 0x6003, 0x6004, 0x8137, 0x88CC, 0x9000, 0x05DC, 0x0600, 0xFFFF)),
-        *(e + pack("!H", 0x6003) + pack("<H", 20) + body for body in (b"\x02" + pack("<HH", 0x0402, 0x0402) + bytes(20), b"\x81\x02" + pack("<HH", 0x0402, 1) + bytes(20), b"\x06" + bytes(7) + pack("<H", 0x0402) + bytes(6) + pack("<H", 0x0402) + bytes(9), b"\x81\x06" + bytes(7) + pack("<H", 1) + bytes(6) + pack("<H", 0x0402) + bytes(9))),
+        *(e + pack("!H", kind) + bytes(range(40)) for kind in ETHERTYPES),
+        *(e + pack("!HH", 0x6003, 0x1400) + body for body in _decnet()),
         ethernet() / PPPoED(sessionid=0) / bytes(20),
         *(ethernet() / PPPoE(sessionid=session) / PPP(proto=proto) / body for session, proto, body in (
             (1, 0x21, IP(src="192.0.2.1") / TCP(flags="S")), (2, 0x57, IPv6(src="2001:db8::1") / UDP(dport=53)),

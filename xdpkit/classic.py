@@ -8,7 +8,7 @@ libpcap emits backward jumps for ``protochain``, and its own interpreter follows
 leads back to itself.  Here a packet that needs more than :data:`MAX_TURNS` of them does not match.  The loops of
 ``protochain`` carry nothing from turn to turn but a protocol number (five of them go on) and an offset (a multiple of
 4), so every frame of up to 1,518 bytes on which libpcap comes to an end at all has the meaning that libpcap gives it;
-longer frames have it unless they take more turns than that.
+longer frames have it unless they take more turns than that.  (A libpcap newer than 1.10 gives up after 64 turns.)
 """
 
 from __future__ import annotations

@@ -115,9 +115,7 @@ def compile_text(text: str, *, mask: int = 0, optimize: bool = True) -> tuple[In
             raise MemoryError("pcap_open_dead")
         try:
             program = ffi.new("struct bpf_program *")
-            # A netmask is in network order.
-            swapped = int.from_bytes(mask.to_bytes(4), "little")
-            if lib.pcap_compile(handle, program, text.encode(), int(optimize), swapped) != 0:
+            if lib.pcap_compile(handle, program, text.encode(), int(optimize), mask) != 0:
                 raise ValueError(ffi.string(lib.pcap_geterr(handle)).decode(errors="replace"))
             try:
                 return tuple(Instruction(i.code, i.jt, i.jf, i.k) for i in program.bf_insns[0 : program.bf_len])

@@ -223,7 +223,7 @@ def _(expr: Or, packet: Packet) -> bool:
 
 @holds.register
 def _(expr: Classic, packet: Packet) -> bool:
-    return interpret(expr.instructions, packet.frame) != 0
+    return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
 
 
 def evaluate(pipeline: Pipeline, frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Rule:
