@@ -12,14 +12,30 @@
 #define TAG_AT 12
 #define TAG_SIZE 4
 
+/*
+ * The head of the kernel's struct __sk_buff.  The whole of it has pointers to structs, and LLVM writes the BTF of those in
+ * the order of their addresses: the same rules would not always give the same object.
+ */
+struct skb {
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto;
+};
+_Static_assert(__builtin_offsetof(struct skb, len) == __builtin_offsetof(struct __sk_buff, len) &&
+		       __builtin_offsetof(struct skb, queue_mapping) ==
+			       __builtin_offsetof(struct __sk_buff, queue_mapping) &&
+		       __builtin_offsetof(struct skb, vlan_present) ==
+			       __builtin_offsetof(struct __sk_buff, vlan_present) &&
+		       __builtin_offsetof(struct skb, vlan_tci) == __builtin_offsetof(struct __sk_buff, vlan_tci) &&
+		       __builtin_offsetof(struct skb, vlan_proto) == __builtin_offsetof(struct __sk_buff, vlan_proto),
+	       "shared with the kernel");
+
 struct source {
-	struct __sk_buff *skb;
+	struct skb *skb;
 	__u16 tpid, tci;
 };
 
 #include "loop.h"
 
-static __always_inline struct source source_of(struct __sk_buff *skb)
+static __always_inline struct source source_of(struct skb *skb)
 {
 	struct source s = { .skb = skb };
 
@@ -40,7 +56,7 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 }
 
 /* `size` bytes, at most 4, at an offset that lies in the tag or so near that they may: byte by byte. */
-static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 tag, __u32 offset, __u32 size)
+static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, __u32 offset, __u32 size)
 {
 	__s64 value = 0;
 

@@ -214,7 +214,8 @@ struct xk_sink;
 int xk_sink_count(uint64_t limit, struct xk_sink **out);
 /*
  * Writes a pcapng Enhanced Packet Block per packet to `fd` (not owned), shared by all workers of the sink.  `limit`:
- * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.
+ * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.  A reader of a pipe that
+ * has stopped reading ends in ETIMEDOUT a second after the order to stop.
  */
 int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out);
 /* 1 once the sink wants no more: its limit is reached or a write failed. */

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
 
 from xdpkit.actions import DROP, PASS, TX, Verdict
-from xdpkit.compiler import compile_pipeline
+from xdpkit.compiler import compile_pipeline, lower
 from xdpkit.core import check, ffi, lib
 from xdpkit.expr import HEADER_OBJECTS, pkt
 from xdpkit.fields import FIELDS
@@ -64,6 +64,15 @@ def assert_judged_alike(pipe: Pipeline, batch: list[bytes]) -> None:
 def test_xdp_judges_every_frame_as_the_reference_does(pipe: Pipeline, batch: list[bytes]):
     note(again("test_engines.py"))
     assert_judged_alike(pipe, batch)
+
+
+@examples(30)
+@given(pipelines(), batches(150))
+def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(pipe: Pipeline, batch: list[bytes]):
+    note(again("test_engines.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lower, "MANY", -1)
+        assert_judged_alike(pipe, batch)
 
 
 @examples(20)

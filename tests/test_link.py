@@ -9,12 +9,27 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from scapy.layers.l2 import Ether
 from traffic import drain, frames, last, number, take, until
 
-from xdpkit import DROP, PASS, REDIRECT, TX, Pipeline, Redirect, SocketOptions, attach, netdev, tcp, udp
+from xdpkit import (
+    DROP,
+    PASS,
+    REDIRECT,
+    TX,
+    Pipeline,
+    Redirect,
+    SocketOptions,
+    attach,
+    compile_pipeline,
+    netdev,
+    tcp,
+    udp,
+)
+from xdpkit.built import Built
 from xdpkit.netlink import iproute
 
 attaching = importlib.import_module("xdpkit.attach")  # `xdpkit.attach` is the function
@@ -22,10 +37,12 @@ XDP_MODES = ("native", "generic")
 EVERY_MODE = ("native", "generic", "af_packet")
 
 
+@cache
 def dns(action=REDIRECT, *, default=PASS):
+    """One rule, compiled once for all tests."""
     pipe = Pipeline("dns", default=default)
     pipe.rule(udp.dport == 53, action, name="dns")
-    return pipe
+    return Built(pipe, {"xdp": compile_pipeline(pipe, "xdp")})
 
 
 def held(port):
@@ -250,10 +267,10 @@ def no_xdp(monkeypatch):
     """A kernel that has no XDP for any device."""
     real = attaching._attach
 
-    def fake(pipeline, pipe, device, mode, *rest):
+    def fake(built, device, mode, *rest):
         if mode != "af_packet":
             raise OSError(errno.EOPNOTSUPP, f"no {mode} here")
-        return real(pipeline, pipe, device, mode, *rest)
+        return real(built, device, mode, *rest)
 
     monkeypatch.setattr(attaching, "_attach", fake)
 
@@ -351,11 +368,11 @@ def test_closing_twice_is_harmless_and_the_ledger_stays(make_veth):
 def test_an_attachment_whose_link_cannot_be_made_is_taken_back(make_veth, monkeypatch):
     _, right = make_veth()
 
-    def fails(index):
+    def fails(link):
         raise OSError(errno.ENOBUFS, "no room for the answer")
 
     with right.namespace:
-        monkeypatch.setattr(attaching.netdev, "stats", fails)
+        monkeypatch.setattr(attaching.Link, "_device_dropped", fails)
         with pytest.raises(OSError, match="no room"):
             attach(dns(), right.name, mode="native")
         monkeypatch.undo()

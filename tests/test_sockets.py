@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -16,7 +17,8 @@ from blocks import capture
 from scapy.utils import PcapNgReader, rdpcap
 from traffic import drain, frames, last, number, take, until
 
-from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, attach, compile_pipeline, tcp, udp
+from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, attach, tcp, udp
+from xdpkit.built import build
 from xdpkit.netlink import iproute
 from xdpkit.sockets import open_capture
 from xdpkit.xsk import NO_RULE, wait
@@ -25,13 +27,13 @@ MODES = ("native", "generic", "af_packet")
 TINY = SocketOptions(ring_size=4, frames=8, debug=True)
 
 
-def dns(hook="xdp"):
+def dns():
     pipe = Pipeline("dns", default=PASS)
     pipe.rule(udp.dport == 53, REDIRECT, name="dns")
-    return compile_pipeline(pipe, hook)
+    return pipe
 
 
-DNS = dns()
+DNS = build(dns())  # compiled once for all tests
 
 
 @pytest.fixture
@@ -224,7 +226,7 @@ def test_flooded_workers_are_accounted_for_to_the_packet(make_veth, tmp_path, mo
 
 def test_a_flooded_packet_socket_is_accounted_for_to_the_packet(make_veth):
     left, right = make_veth()
-    with right.namespace, attach(DNS.pipeline, right.name, mode="af_packet") as link:
+    with right.namespace, attach(DNS, right.name, mode="af_packet") as link:
         with link.sockets() as sockets:
             left.send(frames(left, right, range(12_000), size=1500))  # the ring holds 16 MB
             read = sum(map(len, sockets.batches(timeout=0.05)))
@@ -237,7 +239,7 @@ def test_a_flooded_packet_socket_is_accounted_for_to_the_packet(make_veth):
 @pytest.mark.parametrize("mode", MODES)
 def test_packets_that_nobody_read_are_waiting_in_the_final_ledger(make_veth, mode):
     left, right = make_veth()
-    with right.namespace, attach(DNS.pipeline, right.name, mode=mode) as link:
+    with right.namespace, attach(DNS, right.name, mode=mode) as link:
         with link.sockets():
             left.send(frames(left, right, range(20)))
             arrive(link, 20)
@@ -388,7 +390,7 @@ def test_timestamps_increase_within_a_queue_and_rules_are_those_that_matched(mak
 @pytest.mark.parametrize("mode", MODES)
 def test_without_metadata_a_batch_has_the_time_and_no_rules(make_veth, mode):
     left, right = make_veth()
-    with right.namespace, attach(DNS.pipeline, right.name, mode=mode) as link, link.sockets() as sockets:
+    with right.namespace, attach(DNS, right.name, mode=mode) as link, link.sockets() as sockets:
         before = time.time_ns()
         left.send(frames(left, right, range(10), size=777))
         batches = [(b.lengths.copy(), b.timestamps, b.rules, len(b)) for b in sockets.batches(timeout=0.1)]
@@ -404,7 +406,7 @@ def test_without_metadata_a_batch_has_the_time_and_no_rules(make_veth, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_batches_end_after_a_silent_timeout_and_respect_the_limit(make_veth, mode):
     left, right = make_veth()
-    with right.namespace, attach(DNS.pipeline, right.name, mode=mode) as link, link.sockets() as sockets:
+    with right.namespace, attach(DNS, right.name, mode=mode) as link, link.sockets() as sockets:
         started = time.monotonic()
         assert list(sockets.batches(timeout=0.05)) == []
         assert time.monotonic() - started >= 0.05
@@ -426,7 +428,7 @@ def test_ctrl_c_ends_the_wait_for_packets(make_veth, mode):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     thread = threading.Thread(target=interrupts)
-    with right.namespace, attach(DNS.pipeline, right.name, mode=mode) as link, link.sockets() as sockets:
+    with right.namespace, attach(DNS, right.name, mode=mode) as link, link.sockets() as sockets:
         thread.start()
         with pytest.raises(KeyboardInterrupt):
             next(sockets.batches())
@@ -499,7 +501,7 @@ def test_a_packet_that_cannot_be_transmitted_is_refused_before_any_is_sent(make_
 @pytest.mark.parametrize("queues", [1, 4])
 def test_a_limit_is_exact_across_queues(make_veth, tmp_path, mode, queues):
     left, right = make_veth(queues=queues)
-    with right.namespace, attach(DNS.pipeline, right.name, mode=mode) as link, link.sockets() as sockets:
+    with right.namespace, attach(DNS, right.name, mode=mode) as link, link.sockets() as sockets:
         with sockets.count(limit=1000) as workers:
             for queue in range(queues):
                 left.send(frames(left, right, range(600)), queue=queue)
@@ -552,7 +554,7 @@ def write_capture(make_veth, path, mode="native", snaplen=0):
     left, right = make_veth(queues=2)
     sent = [frames(left, right, [n], size=65 + n)[0] for n in range(100)]
     before = time.time_ns()
-    with right.namespace, attach(DNS.pipeline, right.name, mode=mode, timestamps=True) as link:
+    with right.namespace, attach(DNS, right.name, mode=mode, timestamps=True) as link:
         with link.sockets() as sockets, sockets.write(path, snaplen=snaplen) as workers:
             for queue in (0, 1):
                 left.send(sent, queue=queue)
@@ -685,3 +687,24 @@ def test_a_reader_that_goes_away_ends_the_sink_and_the_packets_count_as_refused(
                 workers.close()
     ledger = link.ledger()
     assert (ledger.delivered, ledger.written, ledger.refused, ledger.problems()) == (10, 0, 10, ())
+
+
+def test_a_reader_of_a_pipe_that_does_not_read_cannot_keep_the_workers_from_stopping(make_veth):
+    left, right = make_veth(queues=2)
+    reader, writer = os.pipe()
+    with right.namespace, attach(DNS, right.name) as link, link.sockets() as sockets:
+        with os.fdopen(writer, "wb", buffering=0) as file:
+            workers = sockets.write(file)
+            for queue in (0, 1):  # more than the 64 KiB of the pipe
+                left.send(frames(left, right, range(200), size=1000), queue=queue)
+            until(lambda: full(writer), "a full pipe")
+            with pytest.raises(TimeoutError):
+                workers.close()
+    os.close(reader)
+    ledger = link.ledger()
+    assert (ledger.delivered, ledger.written + ledger.refused, ledger.problems()) == (400, 400, ())
+    assert ledger.refused > 0
+
+
+def full(pipe):
+    return not select.select([], [pipe], [], 0)[1]

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from . import netdev
 from .built import Built
+from .compiler import Compiled
 from .core import ffi, lib, text
 from .got import Got, ranges
 from .holders import describe, owners
@@ -38,7 +39,7 @@ _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 
 
 def attach(
-    pipeline: Pipeline | Built,
+    pipeline: Pipeline | Compiled | Built,
     device: str,
     *,
     mode: str = "auto",
@@ -58,7 +59,7 @@ def attach(
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     wanted = _queues(found, queues)
-    built = pipeline if isinstance(pipeline, Built) else Built(pipeline, {})
+    built = _built(pipeline)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
@@ -85,6 +86,15 @@ def attach(
         return link
     assert last is not None
     raise last
+
+
+def _built(pipeline: Pipeline | Compiled | Built) -> Built:
+    match pipeline:
+        case Built():
+            return pipeline
+        case Compiled():
+            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
+    return Built(pipeline, {})
 
 
 def _attach(

@@ -27,6 +27,8 @@ from .classic import Registers, Turns, lower_classic
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 OFFSETS = offsets()
+#: From this many rules on, what one test finds out is not carried into the next (see unknown()).
+MANY = 128
 POINTER = I8.as_pointer()
 #: Members that every hook knows without the walk.
 OF_THE_HOOK = ("len", "rx_queue")
@@ -48,6 +50,14 @@ def outcome(index: int, rule: Rule) -> int:
     return index << 16 | otherwise.verdict << 8 | rule.action.verdict
 
 
+def reachable(pipeline: Pipeline) -> Iterator[tuple[int, Rule]]:
+    """The rules with their numbers, up to the first that takes every packet."""
+    for index, rule in enumerate(pipeline.outcomes):
+        yield index, rule
+        if isinstance(rule.expr, Always):
+            return
+
+
 class Lowering:
     """One pipeline on its way to IR."""
 
@@ -59,12 +69,12 @@ class Lowering:
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
         self.reads_headers = False
+        self.many = len(pipeline.rules) > MANY
         self.where = pipeline.where
         self.values: dict[str, ir.Value] = {}
         self.known: frozenset[str] = frozenset()
         builder = ir.IRBuilder(self.registers.body)
-        outcomes = enumerate(pipeline.outcomes)
-        for headers, group in groupby(outcomes, key=lambda pair: required(pair[1].expr)):
+        for headers, group in groupby(reachable(pipeline), key=lambda pair: required(pair[1].expr)):
             self.lower_group(headers, list(group), builder)
         builder.unreachable()
         self.constant("reads_headers", int(self.reads_headers))
@@ -148,7 +158,10 @@ class Lowering:
             there = self.block("there")
             builder.cbranch(self.present(builder, {expr.spec.header}), there, no)
             builder.position_at_end(there)
-        builder.cbranch(in_intervals(builder, self.field(expr.spec), expr.intervals), yes, no)
+        value = self.field(expr.spec)
+        if self.many:
+            value = unknown(builder, value)
+        builder.cbranch(in_intervals(builder, value, expr.intervals), yes, no)
 
     @lower_expr.register
     def _(self, expr: Not, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
@@ -237,6 +250,24 @@ def required(expr: Expr) -> frozenset[str]:
         case Or():
             return frozenset.intersection(*map(required, expr.terms))
     return frozenset()
+
+
+def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """``value``, of which neither LLVM nor the verifier knows anything, whatever was asked of it before.
+
+    Both follow what each test says about a field into all tests behind it.  That makes few rules fast; with many it
+    takes them time that grows with the square of their number, and the verifier's budget of a million steps ends near
+    550 rules.  The assembly statement hides the value from LLVM; the xor in front of it makes a value that the verifier
+    does not tie to the field, so that what a branch says about it is forgotten with it.
+    """
+    if value.type.width > 64:
+        high = unknown(builder, builder.trunc(builder.lshr(value, value.type(64)), I64))
+        low = unknown(builder, builder.trunc(value, I64))
+        wide = builder.shl(builder.zext(high, value.type), value.type(64))
+        return builder.or_(wide, builder.zext(low, value.type))
+    hide = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+    hidden = builder.call(hide, [builder.xor(builder.zext(value, I64), I64(1))], attrs=("nounwind", "readnone"))
+    return builder.trunc(builder.xor(hidden, I64(1)), value.type)
 
 
 def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
