@@ -7,9 +7,9 @@ packet and a division by zero end the program with 0.  The packet matches if the
 libpcap emits backward jumps for ``protochain``, and its own interpreter follows them for ever where a chain of headers
 leads back to itself.  Here a packet that needs more than :data:`MAX_TURNS` of them does not match.  The loops of
 ``protochain`` carry nothing from turn to turn but a protocol number (five of them go on) and an offset (a multiple of
-4), so a filter with one such loop has libpcap's meaning on every frame of up to 1,518 bytes on which libpcap comes to an
-end at all; longer frames and several loops have it within that number of turns.  (A libpcap newer than 1.10 gives up
-after 64.)
+4), so a filter with one such loop has libpcap's meaning on every frame of up to 1,518 bytes on which libpcap comes to
+an end at all; longer frames and several loops have it within that number of turns.  (A libpcap newer than 1.10 gives
+up after 64.)
 
 libpcap emits a read of M[] that nothing wrote for some combinations of ``geneve`` with ``or`` and ``not``.  Up to
 version 1.10 its interpreter finds there what was on the stack; newer ones, and xdpkit, find 0.

@@ -23,7 +23,8 @@ from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..fields import HEADERS, FieldSpec, offsets
 from ..pipeline import Pipeline, Rule
-from .classic import Registers, Turns, lower_classic
+from .classic import Registers, lower_classic
+from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 OFFSETS = offsets()
