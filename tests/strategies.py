@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
 from xdpkit.expr import HEADER_OBJECTS, Expr, Field
@@ -27,16 +28,17 @@ from xdpkit.reference import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
 FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
+SAVED = os.environ.get("XDPKIT_FUZZ_EXAMPLES", "")
 
 
 def examples(count: int, *, shrink: bool = True) -> settings:
-    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, fifty times as many new ones.
+    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, five times as many new ones.
     Without ``shrink`` the first failure is the one that is shown: for tests whose failures take long."""
     phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.target, Phase.shrink] if shrink else [])]
     return settings(
-        max_examples=50 * count if FUZZ else count,
+        max_examples=5 * count if FUZZ else count,
         derandomize=not FUZZ,
-        database=None,
+        database=DirectoryBasedExampleDatabase(SAVED) if FUZZ and SAVED else None,
         deadline=None,
         print_blob=True,
         phases=phases,
