@@ -127,8 +127,10 @@ def _ipv4(rng: Random) -> bytes:
     return head + pack("!II", rng.choice(IP4), rng.choice(IP4)) + options + _transport(rng, proto)
 
 
-def _extension(rng: Random, kind: int, following: int) -> bytes:
-    """An IPv6 extension header of ``kind``; some lie about their length."""
+def _extension(rng: Random, kind: int, following: int, honest: bool) -> bytes:
+    """An IPv6 extension header of ``kind``; one that is not ``honest`` may lie about its length or be a fragment's."""
+    if honest:
+        return pack("!BBHI", following, 0, 0, 0)
     if kind == 44:
         return pack("!BBHI", following, rng.choice((0, 255)), rng.choice((0, 0, 0, 1, 6, 8, 0xFFF8)), 0)
     units = rng.choice((4, 4, 1, 0, 2, 255) if kind == 51 else (0, 0, 0, 1, 2, 255))
@@ -143,7 +145,8 @@ def _ipv6(rng: Random) -> bytes:
     version, length, hop_limit = rng.choice((6, 6, 6, 6, 6, 6, 6, 4)), rng.choice(LENGTHS), rng.choice(BYTES)
     head = pack("!BBHHBB", version << 4, 0, 0, length, numbers[0], hop_limit)
     addresses = rng.choice(IP6).to_bytes(16) + rng.choice(IP6).to_bytes(16)
-    body = b"".join(_extension(rng, kind, following) for kind, following in pairwise(numbers))
+    honest = rng.random() < 0.5
+    body = b"".join(_extension(rng, kind, following, honest) for kind, following in pairwise(numbers))
     return head + addresses + body + _transport(rng, numbers[-1])
 
 
