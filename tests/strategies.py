@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
 from xdpkit.expr import HEADER_OBJECTS, Expr, Field
@@ -27,16 +28,17 @@ from xdpkit.reference import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
 FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
+SAVED = os.environ.get("XDPKIT_FUZZ_EXAMPLES", "")
 
 
 def examples(count: int, *, shrink: bool = True) -> settings:
-    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, fifty times as many new ones.
+    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, five times as many new ones.
     Without ``shrink`` the first failure is the one that is shown: for tests whose failures take long."""
     phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.target, Phase.shrink] if shrink else [])]
     return settings(
-        max_examples=50 * count if FUZZ else count,
+        max_examples=5 * count if FUZZ else count,
         derandomize=not FUZZ,
-        database=None,
+        database=DirectoryBasedExampleDatabase(SAVED) if FUZZ and SAVED else None,
         deadline=None,
         print_blob=True,
         phases=phases,
@@ -125,8 +127,10 @@ def _ipv4(rng: Random) -> bytes:
     return head + pack("!II", rng.choice(IP4), rng.choice(IP4)) + options + _transport(rng, proto)
 
 
-def _extension(rng: Random, kind: int, following: int) -> bytes:
-    """An IPv6 extension header of ``kind``; some lie about their length."""
+def _extension(rng: Random, kind: int, following: int, honest: bool) -> bytes:
+    """An IPv6 extension header of ``kind``; one that is not ``honest`` may lie about its length or be a fragment's."""
+    if honest:
+        return pack("!BBHI", following, 0, 0, 0)
     if kind == 44:
         return pack("!BBHI", following, rng.choice((0, 255)), rng.choice((0, 0, 0, 1, 6, 8, 0xFFF8)), 0)
     units = rng.choice((4, 4, 1, 0, 2, 255) if kind == 51 else (0, 0, 0, 1, 2, 255))
@@ -141,7 +145,8 @@ def _ipv6(rng: Random) -> bytes:
     version, length, hop_limit = rng.choice((6, 6, 6, 6, 6, 6, 6, 4)), rng.choice(LENGTHS), rng.choice(BYTES)
     head = pack("!BBHHBB", version << 4, 0, 0, length, numbers[0], hop_limit)
     addresses = rng.choice(IP6).to_bytes(16) + rng.choice(IP6).to_bytes(16)
-    body = b"".join(_extension(rng, kind, following) for kind, following in pairwise(numbers))
+    honest = rng.random() < 0.5
+    body = b"".join(_extension(rng, kind, following, honest) for kind, following in pairwise(numbers))
     return head + addresses + body + _transport(rng, numbers[-1])
 
 
