@@ -1,8 +1,8 @@
 """Run the property tests with new examples until the time is over: python tests/fuzz.py SECONDS [pytest arguments]
 
 Each round has a seed of its own.  What a failing round printed is saved in fuzz-found/SEED.txt, its first line being
-the command that runs it again; hypothesis keeps the failing examples in fuzz-found/examples and tries them first from then
-on.  Exit status 1 if anything was found.
+the command that runs it again; hypothesis keeps the failing examples in fuzz-found/examples and tries them first from
+then on.  Exit status 1 if anything was found.
 """
 
 from __future__ import annotations
