@@ -8,7 +8,7 @@ DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1
           python3-dev python3-venv util-linux
 TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping
 
-.PHONY: help deps test-deps install run test lint perf clean
+.PHONY: help deps test-deps install run test lint fuzz perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,13 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-perf: install ## Compare the receive paths on this machine (root)
+SECONDS ?= 600
+fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
+	$(BIN)/python tests/fuzz.py $(SECONDS)
+
+perf: install ## Compare receive paths, and filters, on this machine (root)
 	$(BIN)/python perf/receive.py
+	$(BIN)/python perf/filter.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis

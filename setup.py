@@ -68,7 +68,7 @@ def build_bpf(target: Path) -> None:
 def barriers_end(text: str) -> str:
     """LLVM IR with ``willreturn`` on its inline assembly without side effects: C cannot say it, and LLVM keeps a call
     that might not return, and with it the walk over headers that no rule reads."""
-    groups = set(re.findall(r"^  .*\bcall \S+ asm (?!sideeffect).* #(\d+)(?:,|$)", text, flags=re.MULTILINE))
+    groups = set(re.findall(r"^  .*\bcall .*? asm (?!sideeffect).* #(\d+)(?:,|$)", text, flags=re.MULTILINE))
     for group in groups:
         text = text.replace(f"\nattributes #{group} = {{ ", f"\nattributes #{group} = {{ willreturn ")
     return text

@@ -12,7 +12,7 @@
 #include "skb_source.h"
 #include "loop.h"
 
-static __always_inline struct source source_of(struct __sk_buff *skb)
+static __always_inline struct source source_of(struct skb *skb)
 {
 	struct source s = { .skb = skb };
 
@@ -39,7 +39,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 }
 
 /* `size` bytes, at most 4, at an offset that lies in the tag or so near that they may: byte by byte. */
-static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 tag, __u32 offset, __u32 size)
+static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, __u32 offset, __u32 size)
 {
 	__s64 value = 0;
 
@@ -75,11 +75,19 @@ static __attribute__((noinline)) __s64 load_tagged(struct __sk_buff *skb, __u32 
 	{                                                                                                              \
 		return bytes##bits(s, offset);                                                                         \
 	}                                                                                                              \
-	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	static GENERATED_CALLS __s64 constant##bits(struct source *s, __u64 offset)                                    \
 	{                                                                                                              \
 		if (bits == 16 && s->tpid && offset == TAG_AT)                                                         \
 			return s->tpid;                                                                                \
-		return bytes##bits(s, offset);                                                                          \
+		return bytes##bits(s, offset);                                                                         \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return constant##bits(s, offset);                                                                      \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return constant##bits(s, offset);                                                                      \
 	}
 
 LOADS(8, (__s64)(__u8))

@@ -7,7 +7,7 @@
 #include "skb.h"
 
 SEC("socket")
-int xdpkit(struct __sk_buff *skb)
+int xdpkit(struct skb *skb)
 {
 	struct source s = source_of(skb);
 	struct packet p = { .rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0 };

@@ -353,7 +353,20 @@ int xk_packet_receive(struct xk_packet *p, uint32_t max, uint8_t *room, size_t r
 int xk_packet_wait(const struct xk_packet *p, int timeout_ms)
 {
 	struct pollfd fd = { .fd = p->fd, .events = POLLIN };
-	int ready = poll(&fd, 1, timeout_ms);
+	struct sockaddr_ll address;
+	socklen_t size = sizeof(address);
+	int error, ready = poll(&fd, 1, timeout_ms);
 
-	return ready < 0 ? xk_fail("poll(AF_PACKET)", errno) : ready > 0;
+	if (ready < 0)
+		return xk_fail("poll(AF_PACKET)", errno);
+	if (fd.revents & POLLIN)
+		return 1;
+	if (ready) { /* down or gone: take the error off the socket, else the next poll() returns at once */
+		size = sizeof(error);
+		getsockopt(p->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+	}
+	size = sizeof(address);
+	if (!getsockname(p->fd, (struct sockaddr *)&address, &size) && address.sll_ifindex < 0)
+		return xk_fail("poll(AF_PACKET): the device is gone", ENODEV);
+	return 0;
 }

@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -13,11 +14,13 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "xdpkit.h"
 
 #define BUFFER (1u << 20)
 #define OPTIONS_MAX 64u
+#define PATIENCE_MS 1000 /* with a reader that does not read, once told to stop */
 #define SPIN 2000 /* empty looks at the ring before sleeping in poll(): some 20 us */
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -30,7 +33,8 @@ struct xk_sink {
 	int fd; /* -1: count */
 	uint32_t snaplen;
 	uint64_t limit, claimed;
-	int done;
+	int done, error; /* errno of the first failed write, under the lock */
+	int pipe;	 /* a reader may stop reading: never be stuck in write() when told to stop */
 	pthread_mutex_t lock; /* around write(): whole buffers, never interleaved */
 };
 
@@ -54,12 +58,14 @@ struct xk_worker {
 static int new_sink(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out)
 {
 	struct xk_sink *s = calloc(1, sizeof(*s));
+	struct stat status;
 
 	if (!s)
 		return xk_fail("calloc", ENOMEM);
 	s->fd = fd;
 	s->limit = limit;
 	s->snaplen = snaplen ? snaplen : UINT32_MAX;
+	s->pipe = fd >= 0 && !fstat(fd, &status) && (S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode));
 	pthread_mutex_init(&s->lock, NULL);
 	*out = s;
 	return 0;
@@ -107,27 +113,46 @@ static void add(uint64_t *counter, uint64_t n)
 	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
 }
 
+/* Until a pipe takes PIPE_BUF bytes without blocking; -ETIMEDOUT if it does not for PATIENCE_MS after the order to stop. */
+static int await_pipe(const struct xk_worker *w)
+{
+	struct pollfd fds[2] = { { .fd = w->sink->fd, .events = POLLOUT }, { .fd = w->stop_fd, .events = POLLIN } };
+
+	for (;;) {
+		int stopping = __atomic_load_n(&w->stop, __ATOMIC_ACQUIRE);
+		int ready = poll(fds, stopping ? 1 : 2, stopping ? PATIENCE_MS : -1);
+
+		if (ready > 0 && fds[0].revents)
+			return 0; /* room, or an error that write() will tell */
+		if (!ready)
+			return -ETIMEDOUT;
+	}
+}
+
 /* Write the buffer; packets count as written only here. */
 static void flush(struct xk_worker *w)
 {
 	struct xk_sink *s = w->sink;
 	size_t at = 0;
-	int error = 0;
+	int error;
 
 	if (!w->used)
 		return;
 	pthread_mutex_lock(&s->lock);
-	while (at < w->used) {
-		ssize_t n = write(s->fd, w->buffer + at, w->used - at);
+	error = s->error;
+	while (!error && at < w->used) {
+		size_t size = s->pipe && w->used - at > PIPE_BUF ? PIPE_BUF : w->used - at;
+		ssize_t n;
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0) {
-			error = errno;
+		if (s->pipe && (error = -await_pipe(w)))
 			break;
-		}
-		at += (size_t)n;
+		n = write(s->fd, w->buffer + at, size);
+		if (n < 0 && errno != EINTR && errno != EAGAIN)
+			error = errno;
+		else if (n > 0)
+			at += (size_t)n;
 	}
+	s->error = error;
 	pthread_mutex_unlock(&s->lock);
 	add(error ? &w->stats.refused : &w->stats.written, w->pending);
 	w->used = w->pending = 0;

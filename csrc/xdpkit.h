@@ -160,11 +160,17 @@ uint8_t *xk_xsk_umem(const struct xk_xsk *x, size_t *size);
 int xk_xsk_receive(struct xk_xsk *x, uint32_t max, uint64_t *addr, uint32_t *len, uint64_t *time_ns, uint32_t *rule);
 /* Give held frames back: to the FILL ring while it has room, else to the free list. */
 int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n);
-/* Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first. */
+/*
+ * Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first.
+ * -EMSGSIZE, -EINVAL for a packet that is longer than a frame or shorter than an Ethernet header; none is sent then.
+ */
 int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n);
-/* Collect completions; how many. */
+/* Let the kernel send what still waits in the TX ring, and collect completions; how many. */
 int xk_xsk_complete(struct xk_xsk *x);
-/* Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever); -EINTR on a signal. */
+/*
+ * Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever); -EINTR on a signal,
+ * -ENODEV when the time is over and a device is gone (which wakes nobody: do not wait for ever).
+ */
 int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms);
 /* Unmap the rings and close the socket: the queue is free again.  The UMEM stays mapped. */
 void xk_xsk_shutdown(struct xk_xsk *x);
@@ -194,7 +200,7 @@ int xk_packet_quiet(struct xk_packet *p);
 /* Next batch of at most `max` packets, copied: bytes go to `room` one after the other (of `room_size`); arrays as above. */
 int xk_packet_receive(struct xk_packet *p, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
 		      uint64_t *time_ns);
-/* Wait for packets: 1, or 0 after timeout_ms; -EINTR on a signal. */
+/* Wait for packets: 1, or 0 after timeout_ms or sooner; -EINTR on a signal, -ENODEV when the device is gone. */
 int xk_packet_wait(const struct xk_packet *p, int timeout_ms);
 /* PACKET_STATISTICS since open: packets that passed the filter, and those of them dropped for want of room. */
 int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops);
@@ -208,7 +214,8 @@ struct xk_sink;
 int xk_sink_count(uint64_t limit, struct xk_sink **out);
 /*
  * Writes a pcapng Enhanced Packet Block per packet to `fd` (not owned), shared by all workers of the sink.  `limit`:
- * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.
+ * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.  A reader of a pipe that
+ * has stopped reading ends in ETIMEDOUT a second after the order to stop.
  */
 int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out);
 /* 1 once the sink wants no more: its limit is reached or a write failed. */

@@ -2,6 +2,7 @@
 /* UMEM, rings and sockets of AF_XDP.  Kernel interface: Documentation/networking/af_xdp.rst, linux/if_xdp.h. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/if_ether.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -317,6 +318,9 @@ int xk_xsk_receive(struct xk_xsk *x, uint32_t max, uint64_t *addr, uint32_t *len
 	x->held_count += n;
 	__atomic_store_n(&x->received, x->received + n, __ATOMIC_RELAXED);
 	xk_ring_release(&x->rx, n);
+	/* free frames take the place of those now held, so that a batch under way does not starve the kernel */
+	if (x->free_count && refill(x))
+		return -EFAULT;
 	return (int)n;
 }
 
@@ -344,7 +348,7 @@ int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)
 	return 0;
 }
 
-int xk_xsk_complete(struct xk_xsk *x)
+static int collect(struct xk_xsk *x)
 {
 	uint32_t n = xk_ring_peek(&x->completion, x->config.completion_size);
 	uint64_t mask = ~(uint64_t)(x->config.chunk_size - 1);
@@ -361,21 +365,31 @@ int xk_xsk_complete(struct xk_xsk *x)
 	return (int)n;
 }
 
-/* Let the kernel send what is in the TX ring; a busy device is no error, the next call goes on. */
+/*
+ * Let the kernel send what is in the TX ring.  One call sends 32 packets in copy mode (TX_BATCH_SIZE) and says EAGAIN when
+ * there are more, so go on while it makes progress.  A busy device is no error: the next transmit or complete goes on.
+ */
 static int kick_tx(struct xk_xsk *x)
 {
-	if ((x->config.bind_flags & XDP_USE_NEED_WAKEUP) && !(xk_ring_load(x->tx.flags) & XDP_RING_NEED_WAKEUP))
-		return 0;
-	if (sendto(x->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 && errno != EAGAIN && errno != EBUSY &&
-	    errno != ENOBUFS && errno != ENETDOWN)
-		return xk_fail("sendto(AF_XDP)", errno);
+	uint32_t left = x->tx.producer - xk_ring_load(x->tx.shared_consumer), before;
+
+	do {
+		if ((x->config.bind_flags & XDP_USE_NEED_WAKEUP) &&
+		    !(xk_ring_load(x->tx.flags) & XDP_RING_NEED_WAKEUP))
+			return 0;
+		if (sendto(x->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 && errno != EAGAIN && errno != EBUSY &&
+		    errno != ENOBUFS && errno != ENETDOWN)
+			return xk_fail("sendto(AF_XDP)", errno);
+		before = left;
+		left = x->tx.producer - xk_ring_load(x->tx.shared_consumer);
+	} while (left && left != before);
 	return 0;
 }
 
 int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n)
 {
 	struct xdp_desc *descs = x->tx.entries;
-	int error = xk_xsk_complete(x);
+	int error = collect(x);
 	uint32_t room;
 
 	if (error < 0)
@@ -385,6 +399,8 @@ int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 	for (uint32_t i = 0; i < n; i++)
 		if (len[i] > x->config.chunk_size)
 			return xk_fail("transmit: packet longer than a frame", EMSGSIZE);
+		else if (len[i] < ETH_HLEN) /* the kernel would never complete an empty one: a frame lost */
+			return xk_fail("transmit: packet shorter than an Ethernet header", EINVAL);
 	room = xk_ring_reserve(&x->tx, n < x->free_count ? n : x->free_count);
 	for (uint32_t i = 0; i < room; i++) {
 		uint64_t addr = x->free[--x->free_count];
@@ -400,6 +416,15 @@ int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 	return error ? error : (int)room;
 }
 
+int xk_xsk_complete(struct xk_xsk *x)
+{
+	int error = 0;
+
+	if (x->config.tx_size && x->tx.producer != xk_ring_load(x->tx.shared_consumer))
+		error = kick_tx(x);
+	return error ? error : collect(x);
+}
+
 int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms)
 {
 	struct pollfd fds[n];
@@ -413,7 +438,13 @@ int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms)
 	ready = poll(fds, n, timeout_ms);
 	if (ready < 0)
 		return xk_fail("poll(AF_XDP)", errno);
-	return ready > 0;
+	if (ready)
+		return 1;
+	/* poll() keeps silent about a device that went away: the socket is unbound then, which recvmsg tells */
+	for (uint32_t i = 0; i < n; i++)
+		if (recv(x[i]->fd, NULL, 0, MSG_DONTWAIT) < 0 && errno == ENXIO)
+			return xk_fail("poll(AF_XDP): the device is gone", ENODEV);
+	return 0;
 }
 
 void xk_xsk_shutdown(struct xk_xsk *x)

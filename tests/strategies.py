@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
 from xdpkit.check import PipelineWarning, possible
@@ -31,16 +32,17 @@ from xdpkit.walk import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
 FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
+SAVED = os.environ.get("XDPKIT_FUZZ_EXAMPLES", "")
 
 
 def examples(count: int, *, shrink: bool = True) -> settings:
-    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, fifty times as many new ones.
+    """Settings of a property test: ``count`` examples, the same in every run; to fuzz, five times as many new ones.
     Without ``shrink`` the first failure is the one that is shown: for tests whose failures take long."""
     phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.target, Phase.shrink] if shrink else [])]
     return settings(
-        max_examples=50 * count if FUZZ else count,
+        max_examples=5 * count if FUZZ else count,
         derandomize=not FUZZ,
-        database=None,
+        database=DirectoryBasedExampleDatabase(SAVED) if FUZZ and SAVED else None,
         deadline=None,
         print_blob=True,
         phases=phases,
@@ -98,29 +100,24 @@ def of(pool: Sequence[T]) -> st.SearchStrategy[T]:
 
 def _transport(rng: Random, proto: int) -> bytes:
     """What follows an IP header that names ``proto``."""
-    if proto == 6:
-        return _tcp(rng)
-    if proto == 17:
-        return _udp(rng)
     if proto in (1, 58):
         kind = rng.choice((0, 8, 13, 18, 19, 128, 129, 130, rng.choice(BYTES)))
         return pack("!BBHHH", kind, rng.choice(BYTES), 0, rng.choice(PORTS), rng.choice(PORTS))
     if proto == 132:
         return pack("!HHII", rng.choice(PORTS), rng.choice(PORTS), rng.choice(IP4), 0)
-    if proto == 47:
-        return _gre(rng)
-    if proto == 4:
-        return _ipv4(rng)
-    if proto == 41:
-        return _ipv6(rng)
-    return _noise(rng, 40)
+    inside = {6: _tcp, 17: _udp, 47: _gre, 4: _ipv4, 41: _ipv6}
+    return inside[proto](rng) if proto in inside else _noise(rng, 40)
+
+
+#: No-operation, maximum segment size (and one that lies), window scale, SACK permitted, a length of 0, the end.
+TCP_OPTIONS = (b"\1", b"\1" * 4, b"\2\4\5\xb4", b"\2\4\0\1", b"\2\3\0", b"\3\3\7", b"\4\2", b"\5\0", b"\0")
 
 
 def _tcp(rng: Random) -> bytes:
     """TCP with options; some lie about their length, some headers about theirs."""
     options = b""
     while len(options) < 40 and rng.random() < 0.6:
-        options += rng.choice((b"\1", b"\1" * 4, b"\2\4\5\xb4", b"\2\4\0\1", b"\2\3\0", b"\3\3\7", b"\4\2", b"\5\0", b"\0"))
+        options += rng.choice(TCP_OPTIONS)
     words = rng.choice((5 + (len(options) + 3) // 4, 5 + (len(options) + 3) // 4, 5, 15, 4, 0))
     ports, numbers = (rng.choice(PORTS), rng.choice(PORTS)), (rng.choice(IP4), rng.choice(IP4))
     tail = (min(words, 15) << 4, rng.choice(BYTES), rng.choice(PORTS), 0, rng.choice(PORTS))
@@ -173,7 +170,8 @@ def _gtpu(rng: Random) -> bytes:
 def _mpls(rng: Random) -> bytes:
     """Labels, up to two more than the walk passes."""
     labels = [rng.choice((0, 1, 0xFFFFF)) for _ in range(rng.choice((1, 1, 2, 3, 8, 9, 10)))]
-    stack = (label << 12 | rng.choice((0, 7)) << 9 | (at == len(labels) - 1) << 8 | 64 for at, label in enumerate(labels))
+    bottoms = [0] * (len(labels) - 1) + [1]
+    stack = (label << 12 | rng.choice((0, 7)) << 9 | s << 8 | 64 for label, s in zip(labels, bottoms, strict=True))
     return b"".join(pack("!I", word) for word in stack) + rng.choice((_ipv4, _ipv6))(rng)
 
 
@@ -202,8 +200,10 @@ def _ipv4(rng: Random) -> bytes:
     return head + pack("!II", rng.choice(IP4), rng.choice(IP4)) + options + _transport(rng, proto)
 
 
-def _extension(rng: Random, kind: int, following: int) -> bytes:
-    """An IPv6 extension header of ``kind``; some lie about their length."""
+def _extension(rng: Random, kind: int, following: int, honest: bool) -> bytes:
+    """An IPv6 extension header of ``kind``; one that is not ``honest`` may lie about its length or be a fragment's."""
+    if honest:
+        return pack("!BBHI", following, 0, 0, 0)
     if kind == 44:
         return pack("!BBHI", following, rng.choice((0, 255)), rng.choice((0, 0, 0, 1, 6, 8, 0xFFF8)), 0)
     units = rng.choice((4, 4, 1, 0, 2, 255) if kind == 51 else (0, 0, 0, 1, 2, 255))
@@ -213,12 +213,14 @@ def _extension(rng: Random, kind: int, following: int) -> bytes:
 
 def _ipv6(rng: Random) -> bytes:
     """IPv6 with a chain of extension headers, up to two more than the walk passes."""
-    chain = [rng.choice(tuple(EXTENSIONS)) for _ in range(rng.choice((0, 0, 1, 1, 2, 3, MAX_EXTENSIONS - 1, *OVERLONG)))]
+    count = rng.choice((0, 0, 1, 1, 2, 3, MAX_EXTENSIONS - 1, *OVERLONG))
+    chain = [rng.choice(tuple(EXTENSIONS)) for _ in range(count)]
     numbers = [*chain, _some_proto(rng)]
     version, length, hop_limit = rng.choice((6, 6, 6, 6, 6, 6, 6, 4)), rng.choice(LENGTHS), rng.choice(BYTES)
     head = pack("!BBHHBB", version << 4, 0, 0, length, numbers[0], hop_limit)
     addresses = rng.choice(IP6).to_bytes(16) + rng.choice(IP6).to_bytes(16)
-    body = b"".join(_extension(rng, kind, following) for kind, following in pairwise(numbers))
+    honest = rng.random() < 0.5
+    body = b"".join(_extension(rng, kind, following, honest) for kind, following in pairwise(numbers))
     return head + addresses + body + _transport(rng, numbers[-1])
 
 

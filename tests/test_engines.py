@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import or_
 
@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
 
 from xdpkit.actions import DROP, PASS, TX, Verdict
-from xdpkit.compiler import compile_pipeline
+from xdpkit.compiler import compile_pipeline, lower
 from xdpkit.core import check, ffi, lib
+from xdpkit.fields import FIELDS, HEADERS
 from xdpkit.headers import HEADER_OBJECTS, pkt
-from xdpkit.fields import FIELDS
 from xdpkit.lab import Lab, Port
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
@@ -66,11 +66,42 @@ def test_xdp_judges_every_frame_as_the_reference_does(pipe: Pipeline, batch: lis
     assert_judged_alike(pipe, batch)
 
 
+@examples(30)
+@given(pipelines(), batches(150))
+def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(pipe: Pipeline, batch: list[bytes]):
+    note(again("test_engines.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lower, "MANY", -1)
+        assert_judged_alike(pipe, batch)
+
+
 @examples(20)
 @given(pipelines(), st.lists(frames(), min_size=4, max_size=8))
 def test_xdp_agrees_at_every_length_a_frame_may_be_cut_to(pipe: Pipeline, wholes: list[bytes]):
     note(again("test_engines.py"))
     assert_judged_alike(pipe, [part for whole in wholes for part in truncations(whole)])
+
+
+@pytest.fixture(scope="module")
+def detectors() -> Iterator[dict[str, Program]]:
+    """For each header the program that takes the frames that have it."""
+    with ExitStack() as stack:
+        programs = {}
+        for header in HEADERS:
+            pipe = Pipeline(header)
+            pipe.rule(HEADER_OBJECTS[header], DROP, name="there")
+            programs[header] = stack.enter_context(Program(compile_pipeline(pipe), explain=True))
+        yield programs
+
+
+@examples(30)
+@given(batches(300))
+def test_xdp_finds_every_header_that_the_reference_finds(detectors: dict[str, Program], batch: list[bytes]):
+    """With the first frames cut short at every byte."""
+    note(again("test_engines.py"))
+    for frame in [*batch, *(part for whole in batch[:10] for part in truncations(whole))]:
+        there = {header for header, program in detectors.items() if program.judge(frame)[0].name == "there"}
+        assert there == walk(frame).present, frame.hex()
 
 
 def deviations(frame: bytes) -> Pipeline:

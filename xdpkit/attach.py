@@ -14,11 +14,13 @@ import errno
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
 from . import netdev
 from .built import Built
+from .compiler import Compiled
 from .core import ffi, lib, text
 from .got import Got, ranges
 from .holders import describe, owners
@@ -37,7 +39,7 @@ _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 
 
 def attach(
-    pipeline: Pipeline | Built,
+    pipeline: Pipeline | Compiled | Built,
     device: str,
     *,
     mode: str = "auto",
@@ -57,7 +59,7 @@ def attach(
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     wanted = _queues(found, queues)
-    built = pipeline if isinstance(pipeline, Built) else Built(pipeline, {})
+    built = _built(pipeline)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
@@ -86,6 +88,15 @@ def attach(
     raise last
 
 
+def _built(pipeline: Pipeline | Compiled | Built) -> Built:
+    match pipeline:
+        case Built():
+            return pipeline
+        case Compiled():
+            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
+    return Built(pipeline, {})
+
+
 def _attach(
     built: Built,
     device: Device,
@@ -106,6 +117,8 @@ def _attach(
         got = Got(device.name, device.driver, mode, None, queues, timestamps)
         return Link(program, device, fd, got, binds, options)
     except BaseException:
+        if fd >= 0:
+            os.close(fd)
         program.close()
         raise
 
@@ -115,7 +128,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)
     if error in (errno.EBUSY, errno.EEXIST) and holders:
-        return OSError(error, f"{what}: held by {'; '.join(map(_held, holders))}")
+        return OSError(error, f"{what}: {device.name} is held by {'; '.join(map(_held, holders))}")
     said = ffi.new("char[512]")
     lib.xk_attach_reason(program.fd, device.index, _XDP_FLAGS[mode], said, 512)
     reason = text(said) or os.strerror(error)
@@ -133,7 +146,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
 
 def _held(holder: Holder) -> str:
     """Who holds the device, and how to live beside it."""
-    who = " and ".join(map(str, owners(holder.prog_id)))
+    who = " and ".join(f"process {owner.pid} ({owner.command})" for owner in owners(holder.prog_id))
     advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
     return f"{describe(holder)}, {advice}, or use mode af_packet to capture beside it"
 
@@ -146,6 +159,7 @@ class Link:
     ):
         self.program, self.device, self.got, self.binds, self.options = program, device, got, binds, options
         self._fd = fd
+        self._namespace = namespace_id()
         self._sockets: Sockets | None = None
         self._past = SocketStats()
         self._sink = ("none", 0, 0)
@@ -158,6 +172,8 @@ class Link:
         a time.  OSError names call, device and queue, and leaves nothing open."""
         if self._final is not None:
             raise ValueError("the link is closed")
+        if namespace_id() != self._namespace:
+            raise OSError(errno.ENODEV, f"{self.device.name}: the link was made in another network namespace")
         if self._sockets is not None:
             raise ValueError(f"{self.device.name}: the sockets of this link are already open")
         self._sockets = Sockets(self)
@@ -188,10 +204,10 @@ class Link:
             for c in self.program.counts()
         )
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
-        try:
-            dropped = self._device_dropped() - self._dropped_before
-        except OSError:  # the device is gone
-            dropped = 0
+        dropped = 0
+        if namespace_id() == self._namespace:
+            with suppress(OSError):  # the device is gone
+                dropped = self._device_dropped() - self._dropped_before
         return Ledger(
             pipeline=self.program.pipeline.name,
             device=self.device.name,
@@ -218,14 +234,16 @@ class Link:
         """Close the sockets, detach, take the final ledger, let go of the program."""
         if self._final is not None:
             return
-        if self._sockets is not None:
-            self._sockets.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        lib.xk_quiesce()
-        self._final = self._count(final=True)
-        self.program.close()
+        try:
+            if self._sockets is not None:
+                self._sockets.close()
+        finally:  # whatever a sink says: detach
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            lib.xk_quiesce()
+            self._final = self._count(final=True)
+            self.program.close()
 
     def __enter__(self) -> Link:
         return self
@@ -234,6 +252,11 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def namespace_id() -> int:
+    """Inode number of the calling thread's network namespace: a device index means nothing in another one."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -260,7 +283,7 @@ def _preflight(device: Device, options: SocketOptions) -> None:
     try:
         options.chunk_for(device.mtu + L2_BYTES)
     except ValueError as error:
-        largest = 4096 - KERNEL_HEADROOM - options.headroom - L2_BYTES
+        largest = (options.chunk_size or 4096) - KERNEL_HEADROOM - options.headroom - L2_BYTES
         raise OSError(
             errno.EMSGSIZE,
             f"{device.name}: MTU {device.mtu} is too large for AF_XDP: {error}: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,11 @@ NEEDS = {
     "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
     "tc": ("Linux 6.6: tcx links",),
 }
+#: What zipfile, json and the decoder raise on a file that is damaged or something else.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
+    KeyError, ValueError, TypeError, AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +103,9 @@ def read(path: str | Path) -> Built:
                 hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
                 for hook in manifest["needs"]
             }
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, PipelineError):
-            raise
+    except PipelineError:
+        raise
+    except _DAMAGE as error:
         raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
     if pipe.digest() != manifest["digest"]:
         raise PipelineError("the rules do not have the digest that was noted when it was built", place)

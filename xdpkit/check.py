@@ -1,8 +1,8 @@
 """What can be said of rules before any packet: which can never match, and which only match what an earlier rule takes.
 
-A condition is brought to disjunctive form: alternatives, each a set of headers that must be there or must be absent and,
-for each field, the intervals its value may lie in.  From that follow three findings, all of them certain and none of
-them complete (the form is given up where it has more than :data:`MAX_ALTERNATIVES` alternatives):
+A condition is brought to disjunctive form: alternatives, each a set of headers that must be there or must be absent
+and, for each field, the intervals its value may lie in.  From that follow three findings, all certain and none
+complete (the form is given up where it has more than :data:`MAX_ALTERNATIVES` alternatives):
 
 * *impossible*: every alternative asks for headers that exclude each other, or for a value that no interval is left for;
 * *unreachable*: an earlier rule takes every packet;
@@ -204,7 +204,9 @@ def _coexist(there: frozenset[str]) -> bool:
     for prefix in ("", INNER):
         if any(len(there & {prefix + name for name in group}) > 1 for group in EXCLUSIVE):
             return False
-    return all(not behind or any(_possible_behind(there, b) for b in behind) for behind in (HEADERS[h].behind for h in there))
+    return all(
+        not behind or any(_possible_behind(there, b) for b in behind) for behind in (HEADERS[h].behind for h in there)
+    )
 
 
 def _possible_behind(there: frozenset[str], header: str) -> bool:

@@ -7,8 +7,12 @@ packet and a division by zero end the program with 0.  The packet matches if the
 libpcap emits backward jumps for ``protochain``, and its own interpreter follows them for ever where a chain of headers
 leads back to itself.  Here a packet that needs more than :data:`MAX_TURNS` of them does not match.  The loops of
 ``protochain`` carry nothing from turn to turn but a protocol number (five of them go on) and an offset (a multiple of
-4), so every frame of up to 1,518 bytes on which libpcap comes to an end at all has the meaning that libpcap gives it;
-longer frames have it unless they take more turns than that.
+4), so a filter with one such loop has libpcap's meaning on every frame of up to 1,518 bytes on which libpcap comes to
+an end at all; longer frames and several loops have it within that number of turns.  (A libpcap newer than 1.10 gives
+up after 64.)
+
+libpcap emits a read of M[] that nothing wrote for some combinations of ``geneve`` with ``or`` and ``not``.  Up to
+version 1.10 its interpreter finds there what was on the stack; newer ones, and xdpkit, find 0.
 """
 
 from __future__ import annotations
@@ -107,13 +111,22 @@ class Reject(Exception):
 
 def interpret(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None) -> int:
     """What ``program`` returns for ``frame``; ``wire_len`` is the packet's length where ``frame`` was cut."""
+    return run(program, frame, wire_len=wire_len)[0]
+
+
+def run(
+    program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None, scratch: int = 0
+) -> tuple[int, int]:
+    """What ``program`` returns for ``frame``, and how often it jumped backwards; (0, MAX_TURNS + 1) where too often.
+    ``scratch`` is what M[] holds at the start, for those who ask whether a program depends on it."""
     machine = _Machine(frame, len(frame) if wire_len is None else wire_len)
+    machine.memory = [scratch] * SCRATCH_WORDS
     at = turns = 0
     try:
         while True:
             ins = program[at]
             if ins.operation == RET:
-                return machine.a if ins.code & 0x18 == RET_A else ins.k
+                return (machine.a if ins.code & 0x18 == RET_A else ins.k), turns
             targets = ins.targets(at)
             if len(targets) == 2:
                 next_at = targets[0] if machine.test(ins) else targets[1]
@@ -123,10 +136,10 @@ def interpret(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int |
             if next_at <= at:
                 turns += 1
                 if turns > MAX_TURNS:
-                    return 0
+                    return 0, turns
             at = next_at
     except Reject:
-        return 0
+        return 0, turns
 
 
 _ALU: dict[int, Callable[[int, int], int]] = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,6 +77,8 @@ def parse_queues(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         low, _, high = part.partition("-")
         try:
+            if int(high or low) >= 1 << 16:  # the kernel's devices have fewer
+                raise ValueError
             queues.update(range(int(low), int(high or low) + 1))
         except ValueError:
             raise typer.BadParameter(f"{text!r}: queues are written 0-3,5") from None
@@ -162,7 +164,7 @@ def run(
 def _watch(
     link: Link,
     workers: Workers | None,
-    stop: threading.Event,
+    stop: Stop,
     duration: float,
     count: int,
     console: Console,
@@ -206,16 +208,36 @@ def _capture_file(path: str) -> Iterator[IO[bytes]]:
             os.unlink(path)
 
 
+class Stop:
+    """What SIGINT, SIGTERM and SIGHUP ask for.  No threading.Event: its lock is held for a moment by who waits, and a
+    signal handler that runs in that moment, in the same thread, would wait for it for ever."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def set(self, *_: object) -> None:
+        """The signal handler."""
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, timeout: float) -> bool:
+        """True once a signal came; False after ``timeout`` seconds."""
+        return bool(select.select([self._fd], [], [], timeout)[0])
+
+    def close(self) -> None:
+        """Close the descriptor; the handlers are gone."""
+        os.close(self._fd)
+
+
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set."""
-    event = threading.Event()
-    previous = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+def _stop_signals() -> Iterator[Stop]:
+    stop = Stop()
+    previous = {s: signal.signal(s, stop.set) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield event
+        yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        stop.close()
 
 
 @app.command("demo")

@@ -79,8 +79,8 @@ class Present(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Test(Expr):
-    """The field is there and its value, of which ``mask`` leaves some bits, lies in one of ``intervals`` (closed, sorted,
-    apart)."""
+    """The field is there and its value, of which ``mask`` leaves some bits, lies in one of ``intervals`` (closed,
+    sorted, apart)."""
 
     spec: FieldSpec
     intervals: Intervals
@@ -176,6 +176,8 @@ class Named:
 def _operand(other: object, operator: str) -> Expr:
     if isinstance(other, Named):
         return other.condition()
+    if isinstance(other, str):
+        raise _is_text(other)
     if not isinstance(other, Expr):
         raise PipelineError(
             f"{operator} joins conditions, not {other!r}: comparisons need brackets, as in "
@@ -185,12 +187,18 @@ def _operand(other: object, operator: str) -> Expr:
     return other
 
 
+def _is_text(text: str) -> PipelineError:
+    return PipelineError(f"a string is no condition: write pcap({text!r}) for tcpdump syntax", here())
+
+
 def as_expr(value: object) -> Expr:
     """A condition from what may stand where one goes: an expression, a header, a field of one bit."""
     if isinstance(value, Named):
         return value.condition()
     if isinstance(value, Expr):
         return value
+    if isinstance(value, str):
+        raise _is_text(value)
     raise PipelineError(f"{value!r} is no condition", here())
 
 

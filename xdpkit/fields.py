@@ -264,7 +264,12 @@ def c_header() -> str:
     """``packet_layout.h``: header bits and ``struct packet``, with every offset asserted."""
     lines = ["/* Generated from xdpkit/fields.py when the package is built. */", "#pragma once", "", "enum {"]
     lines += [f"\tHAS_{h.name.upper().replace('.', '_')} = 1u << {bit}," for bit, h in enumerate(OUTER)]
-    lines += ["};", "", "/* Where each header starts that is present, and what is not read there. */", "struct headers {"]
+    lines += [
+        "};",
+        "",
+        "/* Where each header starts that is present, and what is not read there. */",
+        "struct headers {",
+    ]
     lines += [f"\t__u{bits} {name};" for name, bits in HEADERS_MEMBERS]
     lines += ["};", "", "/* Copies of the headers, where a hook cannot read them in place. */", "struct rooms {"]
     lines += [f"\t__u8 {slot}[{-(-size // 8) * 8}] __attribute__((aligned(8)));" for slot, size in room_bytes().items()]

@@ -26,11 +26,11 @@ def parse_value(spec: FieldSpec, value: object) -> int:
     except ValueError:
         raise PipelineError(f"{spec.name} compares with {_form(spec)}, not {value!r}", here()) from None
     if not 0 <= number <= spec.maximum:
-        raise PipelineError(f"{spec.name} is {spec.bits} bits wide: {value} can never match", here())
+        raise PipelineError(f"{spec.name} is {spec.bits} bits wide: {value!r} can never match", here())
     return number
 
 
-def _number(spec: FieldSpec, value: object) -> int:
+def _number(spec: FieldSpec, value: object) -> int:  # noqa: PLR0911  one for each kind
     if isinstance(value, int):
         return value
     if spec.kind == "bytes" or isinstance(value, bytes):
@@ -68,8 +68,8 @@ def _form(spec: FieldSpec) -> str:
 
 
 class Field(Named):
-    """A field of a header, as rules name it: ``udp.dport == 53``, ``ip.src.within("192.0.2.0/24")``.  A field of one bit
-    may stand alone: ``tcp.syn & ~tcp.ack``."""
+    """A field of a header, as rules name it: ``udp.dport == 53``, ``ip.src.within("192.0.2.0/24")``.  A field of one
+    bit may stand alone: ``tcp.syn & ~tcp.ack``."""
 
     def __init__(self, spec: FieldSpec):
         self.spec = spec
@@ -193,14 +193,14 @@ class Masked:
         raise PipelineError(f"{self} is no condition: compare it, as in {self} != 0", here())
 
     def _join(self, other: object) -> NoReturn:
-        raise PipelineError(f"{self} is no condition: compare it, as in ({self} != 0), in brackets beside & and |", here())
+        raise PipelineError(f"{self} is no condition: compare it, in brackets beside & and |", here())
 
     __and__ = __rand__ = __or__ = __ror__ = _join
 
     def _value(self, value: object) -> int:
         number = parse_value(self.spec, value)
         if number & ~self.mask:
-            raise PipelineError(f"{self} == {value} can never match: {number:#x} has bits that the mask has not", here())
+            raise PipelineError(f"{self} == {value} can never match: it has bits that the mask has not", here())
         return number
 
     def __eq__(self, value: object) -> Test:  # type: ignore[override]
@@ -275,9 +275,13 @@ class Payload:
             offset, size = 0 if key.start is None else key.start, key.stop
         else:
             offset, size = key, 1
-        if isinstance(offset, int) and isinstance(size, int):
-            if 0 <= offset <= PAYLOAD_MAX_OFFSET and 1 <= size <= PAYLOAD_MAX_SIZE:
-                return Field(field_named(f"{self._name}[{offset}:{size}]"))
+        if (
+            isinstance(offset, int)
+            and isinstance(size, int)
+            and 0 <= offset <= PAYLOAD_MAX_OFFSET
+            and 1 <= size <= PAYLOAD_MAX_SIZE
+        ):
+            return Field(field_named(f"{self._name}[{offset}:{size}]"))
         raise PipelineError(
             f"{self._name}[offset:size]: offset 0 to {PAYLOAD_MAX_OFFSET}, size 1 to {PAYLOAD_MAX_SIZE} bytes", here()
         )

@@ -38,8 +38,12 @@ class Owner:
 
 
 def owners(prog_id: int) -> tuple[Owner, ...]:
-    """The processes that hold the program, link owners first; those that may not be looked into are missing."""
-    found = {Owner(pid, _command(pid), link) for pid, link in _descriptors(prog_id)}
+    """The processes that hold the program, each once, link owners first; those that may not be looked into are
+    missing."""
+    links: dict[int, bool] = {}
+    for pid, link in _descriptors(prog_id):
+        links[pid] = links.get(pid, False) or link
+    found = (Owner(pid, _command(pid), link) for pid, link in links.items())
     return tuple(sorted(found, key=lambda owner: (not owner.link, owner.pid)))
 
 

@@ -98,7 +98,7 @@ class Ledger:
             if self.no_socket:
                 rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
             rows += [
-                ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "frames are held too long: more frames")),
+                ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "slow, or frames are held: larger ring_size")),
                 ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, "user space was too slow")),
                 ("  longer than a frame", self.too_long, _lost(self.too_long, "larger chunk_size")),
             ]

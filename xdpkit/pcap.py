@@ -1,8 +1,8 @@
 """tcpdump strings as conditions: ``pcap("tcp dst port 443 and net 10/8")``.
 
-libpcap's own compiler reads the string, so the language is exactly that of pcap-filter(7) as the installed libpcap knows
-it, names of hosts, services and protocols included (they are looked up once, when the rule is declared).  The classic
-BPF program that comes out is kept in a :class:`~xdpkit.classic.Classic` node; the compiler translates it.
+libpcap's own compiler reads the string, so the language is exactly that of pcap-filter(7) as the installed libpcap
+knows it, names of hosts, services and protocols included (they are looked up once, when the rule is declared).  The
+classic BPF program that comes out is kept in a :class:`~xdpkit.classic.Classic` node; the compiler translates it.
 
 libpcap is opened when the first string is compiled, by cffi in ABI mode: nothing is linked, and nothing but these
 conditions needs it.
@@ -72,8 +72,9 @@ def pcap(text: str, *, netmask: str | None = None, optimize: bool = True) -> Exp
     """The packet matches the tcpdump string ``text`` (pcap-filter(7), Ethernet); the empty string matches all.
 
     ``netmask`` ("255.255.255.0") is the network's, for ``ip broadcast``; without it that means 255.255.255.255 and
-    0.0.0.0, as it does to tcpdump when it reads a file.  ``net 10/8`` is taken for ``net 10.0/8``.  ``optimize=False`` leaves out libpcap's optimizer, and with it
-    the finding that a filter can never match; LLVM optimizes what remains.
+    0.0.0.0, as it does to tcpdump when it reads a file.  ``net 10/8`` is taken for ``net 10.0/8``.
+    ``optimize=False`` leaves out libpcap's optimizer, and with it the finding that a filter can never match; LLVM
+    optimizes what remains.
 
     Raises PipelineError with libpcap's words for a string that it cannot parse or that can never match, and
     NotSupported without libpcap, and for ``inbound``, ``outbound`` and ``ifindex``.
@@ -114,9 +115,7 @@ def compile_text(text: str, *, mask: int = 0, optimize: bool = True) -> tuple[In
             raise MemoryError("pcap_open_dead")
         try:
             program = ffi.new("struct bpf_program *")
-            # A netmask is in network order.
-            swapped = int.from_bytes(mask.to_bytes(4), "little")
-            if lib.pcap_compile(handle, program, text.encode(), int(optimize), swapped) != 0:
+            if lib.pcap_compile(handle, program, text.encode(), int(optimize), mask) != 0:
                 raise ValueError(ffi.string(lib.pcap_geterr(handle)).decode(errors="replace"))
             try:
                 return tuple(Instruction(i.code, i.jt, i.jf, i.k) for i in program.bf_insns[0 : program.bf_len])

@@ -123,7 +123,7 @@ def load_file(path: str | Path) -> Pipeline:
     Raises OSError if the file cannot be read and PipelineError, with the line, if it cannot be run.
     """
     path = Path(path)
-    source = path.read_bytes()
+    source = path.read_bytes()  # compile() knows what encoding a Python file declares
     scope: dict[str, object] = {"__name__": "__pipeline__", "__file__": str(path)}
     try:
         exec(compile(source, str(path.absolute()), "exec"), scope)
@@ -131,7 +131,7 @@ def load_file(path: str | Path) -> Pipeline:
         raise
     except SyntaxError as error:
         raise PipelineError(f"{error.msg}", Where(str(path), error.lineno or 0)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PipelineError(f"{type(error).__name__}: {error}", _line_of(error, str(path.absolute()))) from error
     if isinstance(scope.get("pipe"), Pipeline):
         return scope["pipe"]  # type: ignore[return-value]
@@ -145,7 +145,7 @@ def _unique(pipelines: Iterable[Pipeline]) -> Iterable[Pipeline]:
     return {id(p): p for p in pipelines}.values()
 
 
-def _line_of(error: Exception, file: str) -> Where:
+def _line_of(error: BaseException, file: str) -> Where:
     line, trace = 0, error.__traceback__
     while trace:
         if trace.tb_frame.f_code.co_filename == file:

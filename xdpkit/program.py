@@ -72,7 +72,7 @@ class Program:
             return
         said = text(log)
         if result == -errno.EPERM or "prohibited for !root" in said:
-            raise PermissionError(errno.EPERM, "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
+            check(-errno.EPERM, "load", "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         raise verifier_error(self.pipeline, said)
 
     @property

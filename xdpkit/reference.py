@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
+from .classic import Classic, interpret
 from .expr import Always, And, Expr, Not, Or, Present, Test
 from .pipeline import Pipeline, Rule
 from .walk import Packet, walk
@@ -52,6 +53,11 @@ def _(expr: And, packet: Packet) -> bool:
 @holds.register
 def _(expr: Or, packet: Packet) -> bool:
     return any(holds(term, packet) for term in expr.terms)
+
+
+@holds.register
+def _(expr: Classic, packet: Packet) -> bool:
+    return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
 
 
 def evaluate(pipeline: Pipeline, frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Rule:

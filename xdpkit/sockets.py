@@ -8,6 +8,7 @@ on), wait for the packets that were under way, drain, close.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import sys
@@ -21,6 +22,7 @@ import numpy as np
 
 from . import pcapng, xsk
 from .core import check, ffi, lib
+from .errors import FrameError
 from .xsk import NO_RULE, SocketStats
 
 if TYPE_CHECKING:
@@ -105,7 +107,6 @@ class PacketSocket:
 
     def batches(self, timeout: float | None, limit: int) -> Iterator[CopiedBatch]:
         """Batches until ``timeout`` seconds pass without a packet."""
-        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             lengths, times = np.empty(limit, np.uint32), np.empty(limit, np.uint64)
             n = check(
@@ -118,11 +119,14 @@ class PacketSocket:
             if n:
                 self.received += n
                 yield CopiedBatch(bytes(self._room[: int(lengths[:n].sum())]), lengths[:n], times[:n])
-                deadline = None if timeout is None else time.monotonic() + timeout
+                if self._final is not None:
+                    raise FrameError(f"{self.device}: the socket is closed")
                 continue
-            left = -1 if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
-            ready = lib.xk_packet_wait(self.packet, left)
-            if ready != -errno.EINTR and not check(ready, self.device):
+            for left in xsk.slices(timeout):
+                ready = lib.xk_packet_wait(self.packet, left)
+                if ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets"):
+                    break
+            else:
                 return
 
     def close(self, worker_packets: int = 0) -> None:
@@ -287,14 +291,16 @@ class Sockets:
         if self._closed:
             return
         self._closed = True
-        self.stop_inflow()
-        if self._workers is not None:
-            self._workers.close()
-        for socket in self.xsks:
-            socket.close()
-        if self.packet is not None:
-            self.packet.close()
-        self.link.forget(self)
+        try:
+            self.stop_inflow()
+            if self._workers is not None:
+                self._workers.close()
+        finally:  # a capture file that cannot be finished keeps nothing open
+            for socket in self.xsks:
+                socket.close()
+            if self.packet is not None:
+                self.packet.close()
+            self.link.forget(self)
 
     def __enter__(self) -> Sockets:
         return self
@@ -313,7 +319,9 @@ def open_capture(target: str | os.PathLike[str]) -> IO[bytes]:
     if os.fspath(target) == "-":
         if sys.stdout.isatty():
             raise OSError(errno.EINVAL, "a capture is not for a terminal: redirect standard output or name a file")
-        return os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+        file = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+        file.name = "standard output"  # for messages
+        return file
     return open(
         target, "wb", buffering=0, opener=lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     )
@@ -336,10 +344,10 @@ class Workers:
         self._sockets, self._handles = sockets, list[Any]()
         self._total = WorkerStats()
         self._start_ns = time.time_ns()
-        self._file, self._owned = self._target(target)
         queues = [x.queue for x in sockets.xsks] or [0]
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} queues: one each is wanted")
+        self._file, self._owned = self._target(target)
         sink = ffi.new("struct xk_sink **")
         if self._file is None:
             check(lib.xk_sink_count(limit, sink), "sink")
@@ -364,13 +372,18 @@ class Workers:
         target.flush()
         return target, False
 
-    @staticmethod
-    def _begin(file: IO[bytes], header: bytes) -> None:
+    def _begin(self, file: IO[bytes], header: bytes) -> None:
+        """What a file holds from here on goes, but not where the shell appends (>>).  The workers write to the
+        descriptor, so nothing may stay in a buffer of ``file``."""
         try:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                file.truncate(0)
+            appends = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not appends:
+                file.truncate()
             file.write(header)
+            file.flush()
         except OSError as error:
+            if self._owned:
+                file.close()
             raise OSError(error.errno, error.strerror, str(file.name)) from None
 
     def _start(self, number: int, queue: int, cpu: int) -> None:
@@ -452,6 +465,8 @@ class Workers:
                 )
                 file.write(pcapng.statistics(number, now, self._start_ns, counts))
             file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file.name)) from None
         finally:
             if self._owned:
                 file.close()

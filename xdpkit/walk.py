@@ -5,8 +5,8 @@
 * IPv4 needs version 4 and ihl >= 5; the transport header is absent in fragments with an offset (RFC 791);
 * IPv6 extension headers (hop-by-hop, routing, fragment, AH, destination) are walked, at most :data:`MAX_EXTENSIONS`
   of them; a chain that is longer, cut short, or a fragment with an offset has no transport header (RFC 8200, RFC 4302);
-* TCP has a payload if its data offset is 5 words or more; of its options the first :data:`MAX_TCP_OPTIONS` are looked at
-  (RFC 9293);
+* TCP has a payload if its data offset is 5 words or more; of its options the first :data:`MAX_TCP_OPTIONS` are looked
+  at (RFC 9293);
 * ``tunnels.py`` finds what is inside a tunnel, and the same walk goes over that, once.
 """
 
@@ -38,8 +38,8 @@ ICMP6_QUERIES = (128, 129)
 
 @dataclass(slots=True)
 class Packet:
-    """What the walk found: where each header starts, by name (``inner.ip`` inside a tunnel), and the values that are not
-    in one place of the bytes (members of ``struct packet``); ``len`` and ``rx_queue`` are always there."""
+    """What the walk found: where each header starts, by name (``inner.ip`` inside a tunnel), and the values that are
+    not in one place of the bytes (members of ``struct packet``); ``len`` and ``rx_queue`` are always there."""
 
     frame: bytes = field(repr=False)
     starts: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ dry, as FILL-empty drops in the ledger.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections import deque
@@ -162,6 +163,8 @@ class Socket:
 
     def receive(self, limit: int = 512) -> Batch | None:
         """Up to ``limit`` packets that wait in the RX ring, or None.  End the batch before the next one."""
+        self._open()
+        self.reclaim()
         addr, lengths = np.empty(limit, np.uint64), np.empty(limit, np.uint32)
         times, rules = np.empty(limit, np.uint64), np.empty(limit, np.uint32)
         n = check(
@@ -188,6 +191,7 @@ class Socket:
 
     def view(self, addr: int, length: int) -> memoryview:
         """A read-only view of a held frame, which is given back when the last buffer made from it is gone."""
+        self._open()
         self._views += 1
         pointer = ffi.gc(self._umem + addr, lambda _, addr=addr: self._view_gone(addr))
         return memoryview(ffi.buffer(pointer, length)).toreadonly()
@@ -200,7 +204,7 @@ class Socket:
             self._free()
 
     def recycle(self, addr: U64) -> None:
-        """Give held frames back, and those whose last view has gone meanwhile."""
+        """Give held frames back, and those whose last view has gone meanwhile; nothing happens after close()."""
         if self._final is not None:
             return
         if self._held:
@@ -208,6 +212,12 @@ class Socket:
             addr = np.concatenate([addr, np.array(gone, np.uint64)])
         addr = np.ascontiguousarray(addr)
         check(lib.xk_xsk_recycle(self.xsk, _array("uint64_t", addr), len(addr)), f"{self.device} queue {self.queue}")
+
+    def reclaim(self) -> bool:
+        """Give back the frames whose last view has gone since their batch ended; False if others are still viewed."""
+        if self._held:
+            self.recycle(np.empty(0, np.uint64))
+        return not self._views
 
     def close(self) -> None:
         """Close the socket; idempotent.  The UMEM stays mapped while views of it are alive."""
@@ -323,14 +333,27 @@ class Batch:
 
 
 def wait(sockets: Sequence[Socket], timeout: float | None) -> bool:
-    """Until one of ``sockets`` has packets; False after ``timeout`` seconds (None: never)."""
+    """Until one of ``sockets`` has packets; False after ``timeout`` seconds (None: never).  OSError(ENODEV) when a
+    device is gone."""
     handles = ffi.new("struct xk_xsk *[]", [s.xsk for s in sockets])
+    for left in slices(timeout):
+        # a frame whose last view goes in another thread meanwhile may be the one that the kernel waits for
+        nothing_viewed = [s.reclaim() for s in sockets]
+        result = lib.xk_xsk_wait(handles, len(sockets), left if all(nothing_viewed) else min(left, 10))
+        if result != -errno.EINTR and check(result, f"{sockets[0].device}: waiting for packets"):
+            return True
+    return False
+
+
+def slices(timeout: float | None, most_ms: int = 200) -> Iterator[int]:
+    """Milliseconds for each poll() of a wait of ``timeout`` seconds (None: for ever), at least one: not all at once,
+    because a device that goes away wakes nobody."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        left = -1 if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
-        result = lib.xk_xsk_wait(handles, len(sockets), left)
-        if result != -errno.EINTR:
-            return bool(check(result, "waiting for packets"))
+        left = most_ms if deadline is None else math.ceil(min(most_ms, 1000 * (deadline - time.monotonic())))
+        yield max(0, left)
+        if deadline is not None and time.monotonic() >= deadline:
+            return
 
 
 def batches(sockets: Sequence[Socket], timeout: float | None, limit: int) -> Iterator[Batch]:

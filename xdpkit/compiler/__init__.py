@@ -55,7 +55,7 @@ def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = 
     step("lower")
     module = link_module(rules, hook)
     step("link")
-    machine = optimise(module)
+    machine = optimise(module, len(pipeline.rules))
     step("optimise")
     text = emit_assembly(module, machine) if assembly else ""
     last = time.perf_counter_ns()

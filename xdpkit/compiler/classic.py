@@ -1,10 +1,7 @@
 """Lowering classic BPF (``xdpkit/classic.py``) to LLVM IR: one basic block per jump target, A, X and M[] as stack slots
 that LLVM turns into registers.
 
-A program that jumps backwards becomes a part of the generated function ``turn()``, which ``loop()`` (bpf/loop.h) runs
-through bpf_loop(): one turn goes on until the program ends or jumps backwards; then the registers that the program uses
-are kept in ``words``, with the number of the jump's target, and the next turn starts there.  The verifier looks at one
-turn only.
+A program that jumps backwards becomes a part of the generated function ``turn()`` (``turns.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from ..classic import (
-    ABS,
     ADD,
     AND,
     DIV,
@@ -25,21 +21,16 @@ from ..classic import (
     JEQ,
     JGE,
     JGT,
-    JMP,
     JSET,
-    LD,
     LDX,
     LSH,
     MAX_TURNS,
-    MEM,
     MOD,
-    MSH,
     MUL,
     NEG,
     OR,
     RET_A,
     RSH,
-    ST,
     STX,
     SUB,
     TXA,
@@ -48,14 +39,12 @@ from ..classic import (
     Instruction,
     has_loops,
 )  # fmt: skip
+from .flow import ACCUMULATOR, INDEX, SCRATCH, bytes_found, leaders, reachable, used
 
 if TYPE_CHECKING:
     from .lower import Lowering
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-ACCUMULATOR, INDEX, SCRATCH = "A", "X", "M{}"
-#: words[]: the state, A, X, M[0..15] (LOOP_WORDS in bpf/load.h).
-WORDS = {ACCUMULATOR: 1, INDEX: 2, **{SCRATCH.format(i): 3 + i for i in range(16)}}
 
 _ALU: dict[int, Callable[[ir.IRBuilder, Any, Any], Any]] = {
     ADD: ir.IRBuilder.add,
@@ -79,7 +68,7 @@ def lower_classic(lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes:
         matched = builder.call(lowering.external("loop"), [source, packet, I32(start), I32(MAX_TURNS)])
         builder.cbranch(builder.icmp_unsigned("!=", matched, I32(0)), yes, no)
         return
-    program = Program(lowering, lowering.registers, source, lowering.member(builder, "len"), yes, no)
+    program = Program(lowering, lowering.registers, source, lowering.reader.member("len"), yes, no)
     program.lower(expr.instructions, builder)
 
 
@@ -228,108 +217,3 @@ class Program:
         ending.debug_metadata = builder.debug_metadata
         self.again(ending, target)
         return block
-
-
-class Turns:
-    """The function ``turn(source, len, words)``: every looping program of a pipeline, entered by number."""
-
-    def __init__(self, lowering: Lowering):
-        self.lowering = lowering
-        signature = ir.FunctionType(I32, [I8.as_pointer(), I32, I32.as_pointer()])
-        self.function = ir.Function(lowering.module, signature, "turn")
-        self.function.attributes.add("alwaysinline")
-        self.subprogram = lowering.debug.function("turn", self.function)
-        self.registers = Registers(self.function)
-        builder = ir.IRBuilder(self.registers.body)
-        self.ends = [self.end(I32(0)), self.end(I32(1))]
-        self.switch = builder.switch(builder.load(self.function.args[2]), self.ends[0])
-        self.entries = 0
-
-    def end(self, matched: Any) -> ir.Block:
-        """A block that ends the loop."""
-        builder = ir.IRBuilder(self.function.append_basic_block("end"))
-        builder.store(matched, self.function.args[2])
-        builder.ret(I32(1))
-        return builder.block
-
-    def enter(self) -> tuple[int, ir.IRBuilder]:
-        """A new entry: its number, and a builder where it starts."""
-        number, block = self.entries, self.function.append_basic_block("enter")
-        self.entries += 1
-        self.switch.add_case(I32(number), block)
-        return number, ir.IRBuilder(block)
-
-    def word(self, builder: ir.IRBuilder, name: str) -> Any:
-        """Address of the word that keeps a register."""
-        return builder.gep(self.function.args[2], [I64(WORDS[name])], source_etype=I32)
-
-    def add(self, expr: Classic) -> int:
-        """Add a program; the number of its start."""
-        location = self.lowering.debug.location(expr.where, self.subprogram)
-        kept = sorted(used(expr.instructions))
-        heads: dict[int, int] = {}
-
-        def again(builder: ir.IRBuilder, target: int) -> None:
-            for name in kept:
-                builder.store(builder.load(self.registers[name]), self.word(builder, name))
-            builder.store(I32(heads[target]), self.function.args[2])
-            builder.ret(I32(0))
-
-        start, builder = self.enter()
-        builder.debug_metadata = location
-        source, length, _ = self.function.args
-        no, yes = self.ends
-        program = Program(self.lowering, self.registers, source, length, yes, no, again)
-        resumptions = {}
-        for at, ins in enumerate(expr.instructions):
-            for target in ins.targets(at):
-                if target <= at and target not in heads:
-                    heads[target], resumptions[target] = self.enter()
-        program.lower(expr.instructions, builder)
-        for target, resume in resumptions.items():
-            resume.debug_metadata = location
-            for name in kept:
-                resume.store(resume.load(self.word(resume, name)), self.registers[name])
-            resume.branch(program.blocks[target])
-        return start
-
-
-def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
-    """The instructions that a run can come to; libpcap leaves dead ones behind where it does not optimize."""
-    seen: set[int] = set()
-    todo = [0]
-    while todo:
-        at = todo.pop()
-        if at not in seen:
-            seen.add(at)
-            todo += instructions[at].targets(at)
-    return seen
-
-
-def bytes_found(instructions: tuple[Instruction, ...], reached: list[int]) -> dict[int, int]:
-    """For each instruction, how many bytes of the packet every way there has found.  Nothing is known where a turn of a
-    loop starts."""
-    found = dict.fromkeys(reached, 1 << 32) | {0: 0}
-    found |= {target: 0 for at in reached for target in instructions[at].targets(at) if target <= at}
-    for at in reached:
-        ins = instructions[at]
-        fixed = ins.operation in (LD, LDX) and ins.mode in (ABS, MSH)
-        for target in ins.targets(at):
-            found[target] = min(found[target], max(found[at], ins.k + ins.size if fixed else 0))
-    return found
-
-
-def leaders(instructions: tuple[Instruction, ...]) -> set[int]:
-    """Where basic blocks start."""
-    jumps = (target for at, ins in enumerate(instructions) if ins.operation == JMP for target in ins.targets(at))
-    return {0, *jumps}
-
-
-def used(instructions: Any) -> set[str]:
-    """The registers that ``instructions`` name."""
-    names = set()
-    for ins in instructions:
-        names |= {ACCUMULATOR, INDEX}
-        if ins.operation in (ST, STX) or (ins.operation in (LD, LDX) and ins.mode == MEM):
-            names.add(SCRATCH.format(ins.k))
-    return names

@@ -1,0 +1,66 @@
+"""What the documentation shows is run, and what it lists is complete."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from xdpkit.fields import FIELDS
+from xdpkit.pipeline import Pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(name: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_example_receives_packets_and_accounts_for_them(make_veth, tmp_path):
+    (source,) = blocks("README.md")
+    left, right = make_veth(names=("eth0", "eth1"))
+    script = tmp_path / "example.py"
+    script.write_text(source)
+    process = right.namespace.popen([sys.executable, "-u", str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("native, copy, queue 0, veth")  # attached, sockets open
+    ether = Ether(src=left.mac, dst=right.mac)
+    left.send(
+        [bytes(ether / IP(src="198.51.100.1") / UDP(dport=53))] * 3
+        + [bytes(ether / IP(src="192.0.2.1") / UDP(dport=9))]
+    )
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert re.search(r"dns +3 +REDIRECT", out)
+    assert re.search(r"delivered +3\b", out)
+
+
+@pytest.mark.parametrize("page", ["docs/pipelines.md"])
+def test_examples_of_pipelines_declare_what_they_say(page):
+    for source in blocks(page):
+        scope: dict[str, object] = {}
+        exec(compile(source, page, "exec"), scope)
+        assert any(isinstance(value, Pipeline) for value in scope.values())
+
+
+def test_every_field_is_in_the_documentation():
+    text = (ROOT / "docs/pipelines.md").read_text()
+    assert [spec.name for spec in FIELDS if f"`{spec.name}`" not in text] == []
+
+
+def test_every_page_that_is_linked_exists():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_command_has_an_example_in_its_help():
+    for command in ("run", "demo", "doctor", "show", "replay", "build"):
+        done = subprocess.run(
+            [sys.executable, "-m", "xdpkit.cli", command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert "Example: xdpkit" in done.stdout, command

@@ -1,0 +1,246 @@
+"""Captures through pipelines, offline: the commands as a user types them, with tcpdump as a peer."""
+
+import gzip
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from random import Random
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.utils import PcapNgWriter, PcapWriter, RawPcapReader
+from strategies import make_frame, pipelines
+
+from xdpkit.built import Built, build, read, write
+from xdpkit.captures import CapturedPacket, read_captures
+from xdpkit.errors import PipelineError
+from xdpkit.pipeline import load_file
+from xdpkit.replay import replay
+
+RULES = """
+from xdpkit import DROP, PASS, REDIRECT, Pipeline, ip, tcp, udp
+pipe = Pipeline("small", default=PASS)
+pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+pipe.rule(ip.src.within("192.0.2.0/24"), DROP, name="bad-net")
+"""
+OTHER = RULES.replace('"small"', '"other"').replace("192.0.2.0/24", "192.0.2.0/25")
+
+
+def frame(n: int) -> bytes:
+    """Packets 0 and 1 of 4 are DNS, 2 is from the bad net (both halves in turn), 3 is something else."""
+    ether, kind = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02"), n % 4
+    if kind < 2:
+        return bytes(ether / Dot1Q(vlan=5) / IP(src="198.51.100.1") / UDP(sport=n, dport=53) / b"query")
+    if kind == 2:
+        return bytes(ether / IP(src=f"192.0.2.{n % 256}") / TCP(sport=1000, dport=80))
+    return bytes(ether / IP(src="198.51.100.2") / TCP(sport=n, dport=443) / bytes(n))
+
+
+FRAMES_OF_CAPTURE = [frame(n) for n in range(200)]
+
+
+def pcap(records, linktype: int = 1) -> bytes:
+    """A nanosecond pcap file of ((seconds, nanoseconds), data)."""
+    head = struct.pack("=IHHIIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, linktype)
+    return head + b"".join(struct.pack("=IIII", *time, len(data), len(data)) + data for time, data in records)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """rules.py, other.py and day.pcap of 200 packets, a second apart with nanoseconds."""
+    (tmp_path / "rules.py").write_text(RULES)
+    (tmp_path / "other.py").write_text(OTHER)
+    times = [(1_700_000_000 + n, 123_456_789) for n in range(len(FRAMES_OF_CAPTURE))]
+    (tmp_path / "day.pcap").write_bytes(pcap(zip(times, FRAMES_OF_CAPTURE, strict=True)))
+    return tmp_path
+
+
+def xdpkit(*args, cwd, before=(), **options):
+    command = [*before, sys.executable, "-m", "xdpkit.cli", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def told(done):
+    """The JSON of a run that went well."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "reference"])
+def test_both_engines_count_verdicts_per_rule(files, engine):
+    out = told(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=files))
+    assert out["engine"] == engine
+    assert {r["name"]: r["packets"] for r in out["rules"]} == {"dns": 100, "bad-net": 50, "default": 50}
+    assert out["packets"] == 200
+    assert sum(r["bytes"] for r in out["rules"]) == sum(map(len, FRAMES_OF_CAPTURE))
+
+
+def test_the_reference_engine_needs_no_privilege(files):
+    before = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--bounding-set=-all")
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are for root alone
+        os.chmod(folder, 0o755)
+        for name in ("rules.py", "day.pcap"):
+            shutil.copy(files / name, folder)
+        done = xdpkit("replay", "rules.py", "day.pcap", "--json", cwd=folder, before=before, env=env)
+    assert told(done)["engine"] == "reference"
+
+
+@pytest.mark.parametrize("form", ["pcapng", "pcap.gz", "pcapng.zst"])
+def test_every_form_of_capture_is_read(files, form):
+    path, plain = files / f"other.{form}", files / "plain"
+    writer = PcapNgWriter if "pcapng" in form else PcapWriter
+    with writer(str(plain)) as out:
+        for data in FRAMES_OF_CAPTURE:
+            out.write(Ether(data))
+    data = plain.read_bytes()
+    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(form.rpartition(".")[2], bytes)
+    path.write_bytes(compress(data))
+    assert [p.data for p in read_captures([path])] == FRAMES_OF_CAPTURE
+
+
+def test_a_capture_that_xdpkit_wrote_is_read_with_its_nanoseconds(files):
+    (first, *_) = read_captures([files / "day.pcap"])
+    assert (first.number, first.time_ns) == (1, 1_700_000_000_123_456_789)
+    told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
+    again = list(read_captures([files / "out.pcapng"]))
+    kept = [(p.time_ns, p.data) for p in read_captures([files / "day.pcap"]) if p.number % 4 != 3]
+    assert [(p.time_ns, p.data) for p in again] == kept
+
+
+def test_w_writes_what_is_not_dropped_and_tcpdump_reads_it(files):
+    out = told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
+    assert out["written"] == 150
+    read = subprocess.run(
+        ["tcpdump", "-nr", "out.pcapng", "not", "src", "net", "192.0.2.0/24"],
+        cwd=files, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(read.stdout.splitlines()) == 150
+
+
+def test_verdict_chooses_what_is_written(files):
+    out = told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--verdict", "drop", "--json", cwd=files))
+    assert out["written"] == 50
+    assert [d for d, _ in RawPcapReader(str(files / "out.pcapng"))] == FRAMES_OF_CAPTURE[2::4]
+
+
+def test_against_lists_every_difference_with_examples(files):
+    out = told(xdpkit("replay", "other.py", "day.pcap", "--against", "rules.py", "--json", cwd=files))
+    (difference,) = out["differences"]
+    lost = [n for n in range(2, 200, 4) if n % 256 >= 128]
+    assert difference["packets"] == len(lost)
+    assert (difference["other_action"], difference["action"]) == ("DROP", "PASS")
+    assert [e["number"] - 1 for e in difference["examples"]] == lost[:3]
+    assert bytes.fromhex(difference["examples"][0]["hex"]) == FRAMES_OF_CAPTURE[lost[0]]
+    text = xdpkit("replay", "other.py", "day.pcap", "--against", "rules.py", cwd=files).stdout
+    assert f"{len(lost)} packets: DROP -> PASS" in text
+    assert "rules.py:5" in text
+    assert "no difference" in xdpkit("replay", "rules.py", "day.pcap", "--against", "rules.py", cwd=files).stdout
+
+
+def test_a_capture_that_was_cut_off_is_counted_as_far_as_it_goes_and_is_an_error(files):
+    whole = (files / "day.pcap").read_bytes()
+    (files / "cut.pcap").write_bytes(whole[:-7])
+    done = xdpkit("replay", "rules.py", "cut.pcap", "--json", cwd=files)
+    assert json.loads(done.stdout)["packets"] == 199
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cut.pcap" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (["rules.py", "rules.py"], 1, "rules.py: not readable as a capture"),
+        (["rules.py", "none.pcap"], 2, "none.pcap"),
+        (["day.pcap", "day.pcap"], 1, "day.pcap"),
+        (["rules.py", "day.pcap", "--engine", "magic"], 2, "auto, kernel, reference"),
+        (["rules.py", "day.pcap", "--verdict", "DROP"], 2, "goes with -w"),
+        (["rules.py", "day.pcap", "-w", "/no/such/dir/x"], 1, "/no/such/dir/x: No such file"),
+        (["rules.py", "day.pcap", "-w", "-", "--json"], 2, "standard output"),
+    ],
+)
+def test_bad_input_is_one_clear_error(files, args, status, words):
+    done = xdpkit("replay", *args, cwd=files)
+    assert done.returncode == status, done.stderr
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_another_link_type_is_refused_by_name(files):
+    (files / "raw.pcap").write_bytes(pcap([((1, 2), b"E" + bytes(30))], linktype=101))
+    done = xdpkit("replay", "rules.py", "raw.pcap", cwd=files)
+    assert done.returncode == 1
+    assert "link type 101" in done.stderr
+
+
+def packet(data: bytes, number: int = 1) -> CapturedPacket:
+    return CapturedPacket("", number, 0, data, len(data))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(pipelines())
+def test_the_engines_agree_on_any_pipeline(pipe):
+    rng = Random(7)
+    packets = [packet(make_frame(rng, min_size=0)) for _ in range(200)]
+    kernel, reference = (replay(packets, Built(pipe, {}), engine=e).packets for e in ("kernel", "reference"))
+    assert kernel == reference
+
+
+# ---- built ahead
+
+
+def test_a_built_file_runs_without_llvmlite(files):
+    assert xdpkit("build", "rules.py", "-o", "rules.xdp", cwd=files).returncode == 0
+    block = "import sys; sys.modules['llvmlite'] = None; from xdpkit.cli import main; main()"
+    for command in (["replay", "rules.xdp", "day.pcap", "--json"], ["show", "rules.xdp", "--rules"]):
+        done = subprocess.run(
+            [sys.executable, "-c", block, *command], cwd=files, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", block, "show", "rules.py"], cwd=files, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "llvmlite" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_built_file_means_what_the_pipeline_means(files):
+    xdpkit("build", "rules.py", "-o", "rules.xdp", cwd=files)
+    for engine in ("kernel", "reference"):
+        ours, theirs = (
+            told(xdpkit("replay", source, "day.pcap", "--engine", engine, "--json", cwd=files))
+            for source in ("rules.py", "rules.xdp")
+        )
+        assert ours["rules"] == theirs["rules"]
+
+
+def test_building_twice_gives_the_same_file(files):
+    for name in ("one", "two"):
+        xdpkit("build", "rules.py", "-o", name, cwd=files)
+    assert (files / "one").read_bytes() == (files / "two").read_bytes()
+
+
+def test_a_damaged_built_file_is_refused_as_that_or_means_the_same(files):
+    write(build(load_file(files / "rules.py")), files / "rules.xdp")
+    data = (files / "rules.xdp").read_bytes()
+    digest, refused = read(files / "rules.xdp").pipeline.digest(), 0
+    for at in range(0, len(data), max(1, len(data) // 300)):
+        broken = bytearray(data)
+        broken[at] ^= 0xFF
+        (files / "broken.xdp").write_bytes(broken)
+        try:
+            assert read(files / "broken.xdp").pipeline.digest() == digest
+        except PipelineError as error:
+            refused += "broken.xdp" in str(error)
+    assert refused > 200
+    done = xdpkit("show", "broken.xdp", cwd=files)
+    assert (done.returncode, done.stderr.count("\n")) in ((0, 0), (1, 1))

@@ -1,0 +1,51 @@
+"""What the lowering of classic BPF must know of a program before it starts: where it goes, and what it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..classic import ABS, JMP, LD, LDX, MEM, MSH, ST, STX, Instruction
+
+#: Names of the registers; those of scratch memory are numbered.
+ACCUMULATOR, INDEX, SCRATCH = "A", "X", "M{}"
+
+
+def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
+    """The instructions that a run can come to; libpcap leaves dead ones behind where it does not optimize."""
+    seen: set[int] = set()
+    todo = [0]
+    while todo:
+        at = todo.pop()
+        if at not in seen:
+            seen.add(at)
+            todo += instructions[at].targets(at)
+    return seen
+
+
+def bytes_found(instructions: tuple[Instruction, ...], reached: list[int]) -> dict[int, int]:
+    """For each instruction, how many bytes of the packet every way there has found.  Nothing is known where a turn of a
+    loop starts."""
+    found = dict.fromkeys(reached, 1 << 32) | {0: 0}
+    found |= {target: 0 for at in reached for target in instructions[at].targets(at) if target <= at}
+    for at in reached:
+        ins = instructions[at]
+        fixed = ins.operation in (LD, LDX) and ins.mode in (ABS, MSH)
+        for target in ins.targets(at):
+            found[target] = min(found[target], max(found[at], ins.k + ins.size if fixed else 0))
+    return found
+
+
+def leaders(instructions: tuple[Instruction, ...]) -> set[int]:
+    """Where basic blocks start."""
+    jumps = (target for at, ins in enumerate(instructions) if ins.operation == JMP for target in ins.targets(at))
+    return {0, *jumps}
+
+
+def used(instructions: Iterable[Instruction]) -> set[str]:
+    """The registers that ``instructions`` name."""
+    names = set()
+    for ins in instructions:
+        names |= {ACCUMULATOR, INDEX}
+        if ins.operation in (ST, STX) or (ins.operation in (LD, LDX) and ins.mode == MEM):
+            names.add(SCRATCH.format(ins.k))
+    return names

@@ -1,0 +1,86 @@
+"""Loops of classic BPF: the generated function ``turn()``, which ``loop()`` (bpf/loop.h) runs through bpf_loop().
+
+One turn goes on until the program ends or jumps backwards; then the registers that the program uses are kept in
+``words``, with the number of the jump's target, and the next turn starts there.  The verifier looks at one turn only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llvmlite import ir
+
+from ..classic import Classic
+from .classic import Program, Registers
+from .flow import ACCUMULATOR, INDEX, SCRATCH, used
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+#: words[]: the state, A, X, M[0..15] (LOOP_WORDS in bpf/load.h).
+WORDS = {ACCUMULATOR: 1, INDEX: 2, **{SCRATCH.format(i): 3 + i for i in range(16)}}
+
+
+class Turns:
+    """The function ``turn(source, len, words)``: every looping program of a pipeline, entered by number."""
+
+    def __init__(self, lowering: Lowering):
+        self.lowering = lowering
+        signature = ir.FunctionType(I32, [I8.as_pointer(), I32, I32.as_pointer()])
+        self.function = ir.Function(lowering.module, signature, "turn")
+        self.function.attributes.add("alwaysinline")
+        self.subprogram = lowering.debug.function("turn", self.function)
+        self.registers = Registers(self.function)
+        builder = ir.IRBuilder(self.registers.body)
+        self.ends = [self.end(I32(0)), self.end(I32(1))]
+        self.switch = builder.switch(builder.load(self.function.args[2]), self.ends[0])
+        self.entries = 0
+
+    def end(self, matched: Any) -> ir.Block:
+        """A block that ends the loop."""
+        builder = ir.IRBuilder(self.function.append_basic_block("end"))
+        builder.store(matched, self.function.args[2])
+        builder.ret(I32(1))
+        return builder.block
+
+    def enter(self) -> tuple[int, ir.IRBuilder]:
+        """A new entry: its number, and a builder where it starts."""
+        number, block = self.entries, self.function.append_basic_block("enter")
+        self.entries += 1
+        self.switch.add_case(I32(number), block)
+        return number, ir.IRBuilder(block)
+
+    def word(self, builder: ir.IRBuilder, name: str) -> Any:
+        """Address of the word that keeps a register."""
+        return builder.gep(self.function.args[2], [I64(WORDS[name])], source_etype=I32)
+
+    def add(self, expr: Classic) -> int:
+        """Add a program; the number of its start."""
+        location = self.lowering.debug.location(expr.where, self.subprogram)
+        kept = sorted(used(expr.instructions))
+        heads: dict[int, int] = {}
+
+        def again(builder: ir.IRBuilder, target: int) -> None:
+            for name in kept:
+                builder.store(builder.load(self.registers[name]), self.word(builder, name))
+            builder.store(I32(heads[target]), self.function.args[2])
+            builder.ret(I32(0))
+
+        start, builder = self.enter()
+        builder.debug_metadata = location
+        source, length, _ = self.function.args
+        no, yes = self.ends
+        program = Program(self.lowering, self.registers, source, length, yes, no, again)
+        resumptions = {}
+        for at, ins in enumerate(expr.instructions):
+            for target in ins.targets(at):
+                if target <= at and target not in heads:
+                    heads[target], resumptions[target] = self.enter()
+        program.lower(expr.instructions, builder)
+        for target, resume in resumptions.items():
+            resume.debug_metadata = location
+            for name in kept:
+                resume.store(resume.load(self.word(resume, name)), self.registers[name])
+            resume.branch(program.blocks[target])
+        return start
