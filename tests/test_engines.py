@@ -29,6 +29,9 @@ from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
 from xdpkit.reference import evaluate, walk
 
+#: Random rules and rules about every field are in each other's way.
+pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
+
 XDP_FLAGS_DRV_MODE = 1 << 2
 #: The kernel drops a tagged frame that ends before the EtherType behind the tag and one byte pair more.
 SHORTEST_TAGGED = 20
