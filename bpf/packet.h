@@ -3,7 +3,7 @@
  * The header walk: one pass from the Ethernet header to the transport header, shared by every hook.  tunnel.h goes on
  * into tunnels with the same functions.
  *
- * Rules of the walk, the same in xdpkit/reference.py:
+ * Rules of the walk, the same in xdpkit/walk.py:
  *  - a header is present when its fixed part lies wholly inside the packet, else it and all behind it are absent;
  *  - up to two VLAN tags (0x8100, 0x88a8) are walked; a tag that the kernel moved to metadata counts as the outer one;
  *  - IPv4 needs version 4 and ihl >= 5; the transport header is absent in fragments with an offset;

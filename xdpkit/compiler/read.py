@@ -30,9 +30,6 @@ HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
 #: BLUR in bpf/packet.h, and the size of a pipeline from which the verifier needs it.
 BLUR = 1 << 31
 MANY_HEADERS, MANY_TESTS = 10, 1000
-#: Where more headers are read, each test of presence stands for itself: LLVM would keep the results of all of them, and
-#: the verifier would follow every combination.
-FEW_HEADERS = 16
 #: So many fields a group of rules reads in front: more would not fit on the stack.
 HOIST_FIELDS = 16
 
@@ -65,8 +62,6 @@ class Reader:
         inside = any(name.startswith(INNER) for name in self.read)
         self.tunnels = inside or not self.read.isdisjoint(TUNNEL)
         self.blurred = len(self.read) > (1 if inside else MANY_HEADERS) or len(asked) > MANY_TESTS
-        self.opaque = self.blurred and len(self.read) > FEW_HEADERS
-        self.asked = 0
         self.values: dict[str, ir.Value] = {}
 
     @property
@@ -110,10 +105,6 @@ class Reader:
         for prefix, names in sides(headers):
             bits = I32(sum(HEADER_BITS[name] for name in names))
             present = self.member(prefix + "present")
-            if self.opaque:
-                self.asked += 1
-                barrier = ir.InlineAsm(ir.FunctionType(I32, [I32, I32]), "", "=r,0,i")
-                present = builder.call(barrier, [present, I32(self.asked)], attrs=("nounwind", "readnone"))
             there = builder.icmp_unsigned("==", builder.and_(present, bits), bits)
             result = there if result is None else builder.and_(result, there)
         return result
