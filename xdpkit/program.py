@@ -16,7 +16,7 @@ from .core import check, ffi, lib, text
 from .errors import VerifierError, Where
 from .pipeline import Pipeline, Rule
 
-__all__ = ["Program", "RuleCount", "SourceLine", "program_name"]
+__all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
 
@@ -138,6 +138,14 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def may_load() -> bool:
+    """Whether this process has the capabilities that loading a program needs (capabilities(7))."""
+    net_admin, sys_admin, perfmon, bpf = (1 << n for n in (12, 21, 38, 39))
+    with open("/proc/self/status") as status:
+        held = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(held & net_admin and (held & sys_admin or (held & perfmon and held & bpf)))
 
 
 def program_name(prog_id: int) -> str | None:
