@@ -52,7 +52,7 @@ def build_bpf(target: Path) -> None:
         "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3",
         f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
     ]  # fmt: skip
-    for name, output in (("xdp", "xdp.bc"), ("socket", "socket.bc"), ("generator", "generator.o")):
+    for name, output in (("xdp", "xdp.bc"), ("tc", "tc.bc"), ("socket", "socket.bc"), ("generator", "generator.o")):
         source = str(ROOT / "bpf" / f"{name}.bpf.c")
         if not output.endswith(".bc"):
             subprocess.run([clang, *flags, "-c", source, "-o", str(target / output)], check=True)

@@ -17,20 +17,20 @@
  * the order of their addresses: the same rules would not always give the same object.
  */
 struct skb {
-	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto;
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex,
+		ifindex, tc_index, cb[5], hash, tc_classid, data, data_end;
 };
-_Static_assert(__builtin_offsetof(struct skb, len) == __builtin_offsetof(struct __sk_buff, len) &&
-		       __builtin_offsetof(struct skb, queue_mapping) ==
-			       __builtin_offsetof(struct __sk_buff, queue_mapping) &&
-		       __builtin_offsetof(struct skb, vlan_present) ==
-			       __builtin_offsetof(struct __sk_buff, vlan_present) &&
-		       __builtin_offsetof(struct skb, vlan_tci) == __builtin_offsetof(struct __sk_buff, vlan_tci) &&
-		       __builtin_offsetof(struct skb, vlan_proto) == __builtin_offsetof(struct __sk_buff, vlan_proto),
+#define SAME(member) (__builtin_offsetof(struct skb, member) == __builtin_offsetof(struct __sk_buff, member))
+_Static_assert(SAME(len) && SAME(queue_mapping) && SAME(vlan_present) && SAME(vlan_tci) && SAME(vlan_proto) &&
+		       SAME(ifindex) && SAME(data) && SAME(data_end),
 	       "shared with the kernel");
 
 struct source {
 	struct skb *skb;
 	__u16 tpid, tci;
+#ifdef DIRECT_ACCESS
+	void *data, *end; /* the linear part */
+#endif
 };
 
 #include "loop.h"
@@ -39,6 +39,10 @@ static __always_inline struct source source_of(struct skb *skb)
 {
 	struct source s = { .skb = skb };
 
+#ifdef DIRECT_ACCESS
+	s.data = (void *)(long)skb->data;
+	s.end = (void *)(long)skb->data_end;
+#endif
 	if (skb->vlan_present)
 		s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci;
 	return s;
@@ -49,8 +53,20 @@ static __always_inline __u32 wire_length(const struct source *s)
 	return s->skb->len + (s->tpid ? TAG_SIZE : 0);
 }
 
+/*
+ * With DIRECT_ACCESS (TC has it, socket filters do not) in place where the bytes are linear, which headers nearly always
+ * are: 42 ns a packet where copying each header out takes 99 (Linux 6.18, IPv4 and UDP; XDP takes 33).
+ */
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {
+#ifdef DIRECT_ACCESS
+	const void *from = s->data + offset;
+
+	asm("" : "+r"(from)); /* one register for check and loads, as in xdp.bpf.c */
+	*at = from;
+	if (from + size <= s->end)
+		return 1;
+#endif
 	*at = room;
 	return !bpf_skb_load_bytes(s->skb, offset, room, size);
 }
@@ -73,9 +89,28 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 	return value;
 }
 
+/* The bytes in place, or NULL where that cannot be had; the barriers are those of xdp.bpf.c. */
+static GENERATED_CALLS const void *linear(struct source *s, __u64 offset, __u32 size)
+{
+#ifdef DIRECT_ACCESS
+	const void *from;
+
+	asm("" : "+r"(offset));
+	if (offset <= 0xffff - size) { /* MAX_PACKET_OFF of the verifier */
+		from = s->data + offset;
+		asm("" : "+r"(from));
+		if (from + size <= s->end)
+			return from;
+	}
+#endif
+	(void)s, (void)offset, (void)size;
+	return 0;
+}
+
 #define LOADS(bits, to_host)                                                                                           \
 	static GENERATED_CALLS __s64 bytes##bits(struct source *s, __u64 offset)                                       \
 	{                                                                                                              \
+		const __u##bits *there;                                                                                \
 		__u##bits room;                                                                                        \
                                                                                                                        \
 		if (offset > 0x7fffffff)                                                                               \
@@ -86,6 +121,9 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 			if (offset > TAG_AT)                                                                           \
 				offset -= TAG_SIZE;                                                                    \
 		}                                                                                                      \
+		there = linear(s, offset, sizeof(room));                                                               \
+		if (there)                                                                                             \
+			return to_host(*there);                                                                        \
 		return bpf_skb_load_bytes(s->skb, offset, &room, sizeof(room)) ? -1 : to_host(room);                   \
 	}                                                                                                              \
 	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
