@@ -1,17 +1,22 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The header walk: one pass from the Ethernet header to the transport header, shared by every hook.
+ * The header walk: one pass from the Ethernet header to the transport header, shared by every hook.  tunnel.h goes on
+ * into tunnels with the same functions.
  *
  * Rules of the walk, the same in xdpkit/reference.py:
  *  - a header is present when its fixed part lies wholly inside the packet, else it and all behind it are absent;
  *  - up to two VLAN tags (0x8100, 0x88a8) are walked; a tag that the kernel moved to metadata counts as the outer one;
  *  - IPv4 needs version 4 and ihl >= 5; the transport header is absent in fragments with an offset;
  *  - IPv6 extension headers (hop-by-hop, routing, fragment, AH, destination) are walked, at most
- *    MAX_EXTENSIONS of them; a chain that is longer, cut short, or a fragment with an offset has no transport header.
+ *    MAX_EXTENSIONS of them; a chain that is longer, cut short, or a fragment with an offset has no transport header;
+ *  - TCP has a payload if its data offset is 5 words or more; of its options the first MAX_TCP_OPTIONS are looked at.
+ *
+ * The walk notes where headers start (`struct headers`, generated from xdpkit/fields.py); classify() reads fields there
+ * through header().  Nothing is kept that the rules do not read: classify() is inlined behind the walk and LLVM removes
+ * the rest; what it cannot remove by itself (helper calls) is asked for with wanted().
  *
  * The entry defines `struct source` and take(): `*at` becomes the `size` bytes at `offset`, in place or copied to `room`;
- * 0 where the packet has no such bytes.  Nothing here is kept that the rules do not read: classify() is inlined behind the walk and
- * LLVM removes the rest.
+ * 0 where the packet has no such bytes.
  */
 #pragma once
 #include <linux/bpf.h>
@@ -20,11 +25,13 @@
 #include "packet_layout.h"
 
 #define MAX_EXTENSIONS 6
+#define MAX_TCP_OPTIONS 10
 
-enum { ETHERTYPE_IP = 0x0800, ETHERTYPE_ARP = 0x0806, ETHERTYPE_VLAN = 0x8100, ETHERTYPE_IP6 = 0x86dd,
-       ETHERTYPE_QINQ = 0x88a8 };
-enum { PROTO_HOPOPTS = 0, PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_ROUTING = 43, PROTO_FRAGMENT = 44,
-       PROTO_AH = 51, PROTO_ICMP6 = 58, PROTO_DSTOPTS = 60 };
+enum { ETHERTYPE_IP = 0x0800, ETHERTYPE_ARP = 0x0806, ETHERTYPE_TEB = 0x6558, ETHERTYPE_VLAN = 0x8100,
+       ETHERTYPE_IP6 = 0x86dd, ETHERTYPE_MPLS = 0x8847, ETHERTYPE_MPLS_MULTICAST = 0x8848, ETHERTYPE_QINQ = 0x88a8 };
+enum { PROTO_HOPOPTS = 0, PROTO_ICMP = 1, PROTO_IPIP = 4, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_IP6 = 41,
+       PROTO_ROUTING = 43, PROTO_FRAGMENT = 44, PROTO_GRE = 47, PROTO_AH = 51, PROTO_ICMP6 = 58, PROTO_DSTOPTS = 60,
+       PROTO_SCTP = 132 };
 
 /* Wire formats, as the walk reads them. */
 struct eth_wire { __be16 dst[3], src[3], type; };
@@ -37,185 +44,340 @@ struct tcp_wire { __be16 sport, dport; __be32 seq, ack; __u8 off, flags; __be16 
 struct udp_wire { __be16 sport, dport, len, sum; };
 struct icmp_wire { __u8 type, code; __be16 sum; __be32 rest; };
 struct icmp6_wire { __u8 type, code; __be16 sum; };
+struct sctp_wire { __be16 sport, dport; __be32 vtag, sum; };
+struct gre_wire { __be16 flags, proto; };
+struct byte_wire { __u8 value; };
+struct half_wire { __be16 value; };
 
 struct source;
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at);
 
-/* `const type *name` and `name_there`: the header at `offset`; socket buffers are copied out, packets read in place. */
-#define TAKE(type, name, s, offset)                                                                                    \
-	struct type name##_room;                                                                                       \
+/* `const type *name` and `name_there`: the header at `offset`; socket buffers are copied to `room`, packets read in place. */
+#define TAKE(type, name, s, offset, room)                                                                              \
 	const struct type *name;                                                                                       \
-	int name##_there = take(s, offset, sizeof(*name), &name##_room, (const void **)&name)
+	int name##_there = take(s, offset, sizeof(*name), room, (const void **)&name)
 
-static __always_inline __u64 mac48(const __be16 *m)
+/* What classify() calls: the header of `size` bytes at `at`, found present by the walk, in place or in its room. */
+int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where);
+
+/* The same for bytes that the walk knows nothing of: 0 where the packet has none. */
+int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where);
+
+/*
+ * Generated: the HAS_ bits of the headers that rules read and of all on the way to them, those inside a tunnel in the
+ * upper half.  BLUR: see blur().
+ */
+__u64 wanted(void);
+#define BLUR (1u << 31)
+
+/* Into the tunnel, if there is one, behind the outer headers: tunnel.h, or nothing where no rule asks. */
+void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type);
+
+/*
+ * A zero that the verifier takes for any number.  It follows known numbers (which headers are present, where they start)
+ * through all the rules once for every way they can turn out; what it does not know it looks at once.  Each zero is a new
+ * one for LLVM too, which would find that two blurs by the same are none.
+ */
+#define ZERO(queue)                                                                                                    \
+	({                                                                                                             \
+		__u32 same = (queue);                                                                                  \
+		asm("" : "+r"(same) : "i"(__COUNTER__));                                                               \
+		(queue) ^ same;                                                                                        \
+	})
+
+#define MAX_AT 0x7fff /* of the walk: six extension headers of 2 KiB outside and inside, and some */
+
+static __always_inline __u32 blur_at(__u32 at, __u32 zero)
 {
-	return (__u64)bpf_ntohs(m[0]) << 32 | (__u64)bpf_ntohs(m[1]) << 16 | bpf_ntohs(m[2]);
+	return (at ^ zero) & MAX_AT;
 }
+
+static __always_inline void blur(struct headers *h, __u32 zero)
+{
+	h->present ^= zero;
+	h->eth = blur_at(h->eth, zero);
+	h->l3 = blur_at(h->l3, zero);
+	h->frag = blur_at(h->frag, zero);
+	h->l4 = blur_at(h->l4, zero);
+	h->payload = blur_at(h->payload, zero);
+	h->tunnel = blur_at(h->tunnel, zero);
+	h->eth_type ^= zero;
+	h->vlan_tci ^= zero;
+	h->vlan_etype ^= zero;
+	h->vlan2_tci ^= zero;
+	h->vlan2_etype ^= zero;
+	h->tcp_mss ^= zero;
+	h->ip6_proto ^= zero;
+}
+
+/* Note headers as present, those that rules ask for: what is left out is a number that LLVM need not carry. */
+#define FOUND(bits) (h->present |= (bits) & wants)
 
 static __always_inline int is_tag(__u16 type)
 {
 	return type == ETHERTYPE_VLAN || type == ETHERTYPE_QINQ;
 }
 
-/* The transport header at `at`; `proto` is its protocol, -1 where there is none. */
-static __always_inline void walk_transport(struct source *s, struct packet *p, __u32 at, int proto)
+/*
+ * Numbers below 64 as bits.  The barrier keeps LLVM from turning a bit test into a compare and a branch: the verifier
+ * follows every branch of the loop over extension headers, and two per turn already cost it 50,000 steps.
+ */
+static __always_inline __u64 bit_of(__u8 number, __u64 set)
 {
-	if (proto == PROTO_TCP) {
-		TAKE(tcp_wire, tcp, s, at);
+	asm("" : "+r"(set));
+	return number < 64 ? set >> number & 1 : 0;
+}
+
+/* The maximum segment size option of a TCP header at `at`, `size` bytes long (RFC 9293 section 3.2). */
+static __always_inline void walk_tcp_options(struct source *s, struct headers *h, __u32 wants, __u32 at, __u32 size,
+						     __u32 queue)
+{
+	__u32 end = at + size;
+
+	at += sizeof(struct tcp_wire);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MAX_TCP_OPTIONS && at < end; i++) {
+		struct byte_wire kind_room, length_room;
+
+		at = blur_at(at, ZERO(queue));
+		TAKE(byte_wire, kind, s, at, &kind_room);
+		if (!kind_there || kind->value == 0)
+			return;
+		if (kind->value == 1) {
+			at++;
+			continue;
+		}
+		TAKE(byte_wire, length, s, at + 1, &length_room);
+		if (!length_there || length->value < 2)
+			return;
+		if (kind->value == 2) {
+			struct half_wire mss_room;
+			TAKE(half_wire, mss, s, at + 2, &mss_room);
+			if (length->value == 4 && at + 4 <= end && mss_there) {
+				FOUND(HAS_TCP_MSS);
+				h->tcp_mss = bpf_ntohs(mss->value);
+			}
+			return;
+		}
+		at += length->value;
+	}
+}
+
+/* Types of ICMP with identifier and sequence number: echo, timestamp, information, address mask (RFC 792, RFC 950). */
+#define ICMP_QUERIES (1ull << 0 | 1ull << 8 | 0x3full << 13)
+
+/* The transport header at `at`; `proto` is its protocol, -1 where there is none. */
+static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
+					   __u32 at, int proto)
+{
+	h->l4 = at;
+	if (proto == PROTO_TCP && wants & HAS_TCP) {
+		TAKE(tcp_wire, tcp, s, at, r->l4);
+		__u32 size;
 		if (!tcp_there)
 			return;
-		p->present |= HAS_TCP;
-		p->sport = bpf_ntohs(tcp->sport);
-		p->dport = bpf_ntohs(tcp->dport);
-		p->tcp_flags = tcp->flags;
-	} else if (proto == PROTO_UDP) {
-		TAKE(udp_wire, udp, s, at);
+		FOUND(HAS_TCP);
+		size = (tcp->off >> 4) * 4;
+		if (size < sizeof(*tcp))
+			return;
+		FOUND(HAS_PAYLOAD);
+		h->payload = at + size;
+		if (wants & HAS_TCP_MSS)
+			walk_tcp_options(s, h, wants, at, size, queue);
+	} else if (proto == PROTO_UDP && wants & HAS_UDP) {
+		TAKE(udp_wire, udp, s, at, r->l4);
 		if (!udp_there)
 			return;
-		p->present |= HAS_UDP;
-		p->sport = bpf_ntohs(udp->sport);
-		p->dport = bpf_ntohs(udp->dport);
-	} else if (proto == PROTO_ICMP && p->present & HAS_IP) {
-		TAKE(icmp_wire, icmp, s, at);
+		FOUND(HAS_UDP | HAS_PAYLOAD);
+		h->payload = at + sizeof(*udp);
+	} else if (proto == PROTO_ICMP && h->present & HAS_IP && wants & HAS_ICMP) {
+		TAKE(icmp_wire, icmp, s, at, r->l4);
 		if (!icmp_there)
 			return;
-		p->present |= HAS_ICMP;
-		p->icmp_type = icmp->type;
-		p->icmp_code = icmp->code;
-	} else if (proto == PROTO_ICMP6 && p->present & HAS_IP6) {
-		TAKE(icmp6_wire, icmp6, s, at);
+		FOUND(HAS_ICMP | bit_of(icmp->type, ICMP_QUERIES) * HAS_ICMP_QUERY);
+	} else if (proto == PROTO_ICMP6 && h->present & HAS_IP6 && wants & HAS_ICMP6) {
+		TAKE(icmp6_wire, icmp6, s, at, r->l4);
 		if (!icmp6_there)
 			return;
-		p->present |= HAS_ICMP6;
-		p->icmp_type = icmp6->type;
-		p->icmp_code = icmp6->code;
+		FOUND(HAS_ICMP6);
+		if (wants & HAS_ICMP6_QUERY && (icmp6->type & 0xfe) == 128) {
+			TAKE(icmp_wire, echo, s, at, r->l4);
+			if (echo_there)
+				FOUND(HAS_ICMP6_QUERY);
+		}
+	} else if (proto == PROTO_SCTP && wants & HAS_SCTP) {
+		TAKE(sctp_wire, sctp, s, at, r->l4);
+		if (sctp_there)
+			FOUND(HAS_SCTP);
+	} else if (proto == PROTO_GRE && wants & HAS_GRE) {
+		TAKE(gre_wire, gre, s, at, r->l4);
+		if (gre_there)
+			FOUND(HAS_GRE);
 	}
 }
 
 /* IPv4 at `*at`: moves it to the transport header and returns that header's protocol, or -1. */
-static __always_inline int walk_ip(struct source *s, struct packet *p, __u32 *at)
+static __always_inline int walk_ip(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at)
 {
-	TAKE(ip_wire, ip, s, *at);
+	TAKE(ip_wire, ip, s, *at, r->l3);
 
 	if (!ip_there || ip->vihl >> 4 != 4 || (ip->vihl & 15) < 5)
 		return -1;
-	p->present |= HAS_IP;
-	p->ip_src = bpf_ntohl(ip->src);
-	p->ip_dst = bpf_ntohl(ip->dst);
-	p->ip_proto = ip->proto;
-	p->ip_ttl = ip->ttl;
-	p->ip_tos = ip->tos;
-	p->ip_len = bpf_ntohs(ip->len);
+	FOUND(HAS_IP);
+	h->l3 = *at;
 	*at += (ip->vihl & 15) * 4;
 	return ip->frag & bpf_htons(0x1fff) ? -1 : ip->proto;
-}
-
-/*
- * Protocol numbers below 64 as bits.  The barrier keeps LLVM from turning a bit test into a compare and a branch: the
- * verifier follows every branch of the loop over extension headers, and two per turn already cost it 50,000 steps.
- */
-static __always_inline __u64 bit_of(__u8 proto, __u64 set)
-{
-	asm("" : "+r"(set));
-	return proto < 64 ? set >> proto & 1 : 0;
 }
 
 #define EXTENSIONS                                                                                                     \
 	(1ull << PROTO_HOPOPTS | 1ull << PROTO_ROUTING | 1ull << PROTO_FRAGMENT | 1ull << PROTO_AH | 1ull << PROTO_DSTOPTS)
 
 /* IPv6 at `*at`: the same, behind its extension headers. */
-static __always_inline int walk_ip6(struct source *s, struct packet *p, __u32 *at)
+static __always_inline int walk_ip6(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at)
 {
-	TAKE(ip6_wire, ip6, s, *at);
+	TAKE(ip6_wire, ip6, s, *at, r->l3);
+	__u32 present = HAS_IP6;
+	int proto = -1;
 	__u8 next;
 
 	if (!ip6_there || ip6->version >> 4 != 6)
 		return -1;
-	p->present |= HAS_IP6;
-	p->ip6_src_hi = bpf_be64_to_cpu(ip6->src[0]);
-	p->ip6_src_lo = bpf_be64_to_cpu(ip6->src[1]);
-	p->ip6_dst_hi = bpf_be64_to_cpu(ip6->dst[0]);
-	p->ip6_dst_lo = bpf_be64_to_cpu(ip6->dst[1]);
-	p->ip6_hlim = ip6->hlim;
-	p->ip6_len = bpf_ntohs(ip6->len);
-	p->ip6_proto = next = ip6->next;
+	h->l3 = *at;
+	h->ip6_proto = next = ip6->next;
 	*at += sizeof(*ip6);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < MAX_EXTENSIONS && bit_of(next, EXTENSIONS); i++) {
-		TAKE(ext_wire, ext, s, *at);
 		__u64 fragment = bit_of(next, 1ull << PROTO_FRAGMENT), ah = bit_of(next, 1ull << PROTO_AH);
+		struct ext_wire ext_room __attribute__((aligned(8)));
+		TAKE(ext_wire, ext, s, *at, &ext_room);
 
 		if (!ext_there)
-			return -1;
-		p->ip6_proto = next = ext->next;
+			goto out;
+		if (wants & (HAS_HOPOPTS | HAS_ROUTING | HAS_FRAG | HAS_AH | HAS_DSTOPTS))
+			present |= bit_of(next, 1ull << PROTO_HOPOPTS) * HAS_HOPOPTS | bit_of(next, 1ull << PROTO_ROUTING) * HAS_ROUTING |
+			   fragment * HAS_FRAG | ah * HAS_AH | bit_of(next, 1ull << PROTO_DSTOPTS) * HAS_DSTOPTS;
+		if (wants & HAS_FRAG) {
+			__u64 *kept = (__u64 *)r->frag;
+
+			*kept += (*(const __u64 *)ext - *kept) * fragment;
+			h->frag = (h->frag + (*at - h->frag) * fragment) & MAX_AT;
+		}
+		h->ip6_proto = next = ext->next;
 		if (fragment * (ext->frag & bpf_htons(0xfff8)))
-			return -1;
+			goto out;
 		/* (len + 1) * 8 bytes; AH (len + 2) * 4; a fragment header 8 */
 		*at += (ext->len * (1 - fragment) + 1 + ah) * (8 - 4 * ah);
 	}
-	return bit_of(next, EXTENSIONS) ? -1 : next;
+	proto = bit_of(next, EXTENSIONS) ? -1 : next;
+out:
+	h->present |= present & wants;
+	return proto;
 }
 
-static __always_inline void walk_arp(struct source *s, struct packet *p, __u32 at)
+static __always_inline void walk_arp(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 at)
 {
-	TAKE(arp_wire, arp, s, at);
+	TAKE(arp_wire, arp, s, at, r->l3);
 
 	/* Ethernet and IPv4 addresses only: the other forms have other offsets (RFC 826). */
 	if (!arp_there || arp->htype != bpf_htons(1) || arp->ptype != bpf_htons(ETHERTYPE_IP) || arp->hlen != 6 ||
 	    arp->plen != 4)
 		return;
-	p->present |= HAS_ARP;
-	p->arp_op = bpf_ntohs(arp->op);
-	p->arp_spa = (__u32)bpf_ntohs(arp->spa[0]) << 16 | bpf_ntohs(arp->spa[1]);
-	p->arp_tpa = (__u32)bpf_ntohs(arp->tpa[0]) << 16 | bpf_ntohs(arp->tpa[1]);
+	FOUND(HAS_ARP);
+	h->l3 = at;
 }
 
 /*
- * Fill `p` from the packet.  `tpid` is non-zero when the kernel keeps the outer tag in metadata (socket buffers); then
- * the bytes behind the MAC addresses are the EtherType behind that tag.
+ * Ethernet and its tags at `*at`: moves it behind them and returns the EtherType of what is there, 0 if nothing is.
+ * `tpid` is non-zero when the kernel keeps the outer tag in metadata (socket buffers); then the bytes behind the MAC
+ * addresses are the EtherType behind that tag.
  */
-static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid, __u16 tci)
+static __always_inline __u32 walk_link(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at, __u16 tpid,
+				       __u16 tci)
 {
-	TAKE(eth_wire, eth, s, 0);
-	__u32 at = sizeof(*eth);
-	int proto = -1;
+	TAKE(eth_wire, eth, s, *at, r->eth);
+	struct vlan_wire outer_room, inner_room;
 	__u16 type;
 
 	if (!eth_there)
-		return;
-	p->present = HAS_ETH;
-	p->eth_dst = mac48(eth->dst);
-	p->eth_src = mac48(eth->src);
+		return 0;
+	FOUND(HAS_ETH);
+	h->eth = *at;
+	*at += sizeof(*eth);
 	type = bpf_ntohs(eth->type);
-	p->eth_type = tpid ? tpid : type;
-	if (tpid || is_tag(type)) {
-		if (!tpid) {
-			TAKE(vlan_wire, outer, s, at);
-			if (!outer_there)
-				return;
-			at += sizeof(*outer);
-			tci = bpf_ntohs(outer->tci);
-			type = bpf_ntohs(outer->type);
-		}
-		p->present |= HAS_VLAN;
-		p->vlan_tci = tci;
-		p->vlan_etype = type;
-		if (is_tag(type)) {
-			TAKE(vlan_wire, inner, s, at);
-			if (!inner_there)
-				return;
-			at += sizeof(*inner);
-			type = bpf_ntohs(inner->type);
-			p->present |= HAS_VLAN2;
-			p->vlan2_tci = bpf_ntohs(inner->tci);
-			p->vlan2_etype = type;
-		}
+	h->eth_type = tpid ? tpid : type;
+	if (!tpid && !is_tag(type))
+		return type;
+	if (!tpid) {
+		TAKE(vlan_wire, outer, s, *at, &outer_room);
+		if (!outer_there)
+			return 0;
+		*at += sizeof(*outer);
+		tci = bpf_ntohs(outer->tci);
+		type = bpf_ntohs(outer->type);
 	}
-	if (type == ETHERTYPE_IP)
-		proto = walk_ip(s, p, &at);
-	else if (type == ETHERTYPE_IP6)
-		proto = walk_ip6(s, p, &at);
-	else if (type == ETHERTYPE_ARP)
-		walk_arp(s, p, at);
-	walk_transport(s, p, at, proto);
+	FOUND(HAS_VLAN);
+	h->vlan_tci = tci;
+	h->vlan_etype = type;
+	if (is_tag(type)) {
+		TAKE(vlan_wire, inner, s, *at, &inner_room);
+		if (!inner_there)
+			return 0;
+		*at += sizeof(*inner);
+		type = bpf_ntohs(inner->type);
+		FOUND(HAS_VLAN2);
+		h->vlan2_tci = bpf_ntohs(inner->tci);
+		h->vlan2_etype = type;
+	}
+	return type;
+}
+
+/* The network header of EtherType `type` at `*at` and the transport header behind it; returns that one's protocol, or -1. */
+static __always_inline int walk_network(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
+					__u32 *at, __u32 type)
+{
+	int proto = -1;
+
+	if (wants & BLUR)
+		*at = blur_at(*at, ZERO(queue));
+	if (type == ETHERTYPE_IP && wants & HAS_IP)
+		proto = walk_ip(s, h, r, wants, at);
+	else if (type == ETHERTYPE_IP6 && wants & HAS_IP6)
+		proto = walk_ip6(s, h, r, wants, at);
+	else if (type == ETHERTYPE_ARP && wants & HAS_ARP)
+		walk_arp(s, h, r, wants, *at);
+	if (wants & (BLUR | HAS_TCP_MSS)) {
+		__u32 zero = ZERO(queue);
+
+		h->present ^= zero;
+		h->l3 = blur_at(h->l3, zero);
+		h->frag = blur_at(h->frag, zero);
+		*at = blur_at(*at, zero);
+		asm("" : "+r"(proto)); /* not known to be one of those that have no transport header */
+	}
+	walk_transport(s, h, r, wants, queue, *at, proto);
+	return proto;
+}
+
+/* Fill `p` from the packet; for `tpid` and `tci` see walk_link(). */
+static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid, __u16 tci)
+{
+	__u32 wants = wanted(), at = 0, type;
+	int proto;
+
+	if (wants & BLUR) { /* the verifier will see them read where no header was copied */
+		__builtin_memset(&p->room, 0, sizeof(p->room));
+		__builtin_memset(&p->inner_room, 0, sizeof(p->inner_room));
+	}
+	type = walk_link(s, &p->outer, &p->room, wants, &at, tpid, tci);
+	proto = walk_network(s, &p->outer, &p->room, wants, p->rx_queue, &at, type);
+	if (wants & BLUR)
+		blur(&p->outer, ZERO(p->rx_queue));
+	walk_tunnel(s, p, at, proto, type);
+	if (wants & BLUR) {
+		__u32 zero = ZERO(p->rx_queue);
+
+		p->outer.present ^= zero;
+		p->outer.tunnel = blur_at(p->outer.tunnel, zero);
+		blur(&p->inner, zero);
+	}
 }

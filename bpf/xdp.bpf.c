@@ -3,6 +3,8 @@
  * XDP entry: walk, classify, count, act.
  */
 #include "act.h"
+#include "xdp_source.h"
+#include "loop.h"
 
 #define META_MAGIC 0x786b6d31u /* "xkm1" */
 
@@ -26,21 +28,14 @@ struct {
 
 const volatile __u32 want_meta = 0;
 
-struct source {
-	void *data, *end;
-};
-
-#include "loop.h"
-
-static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
+GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
-	const void *from = s->data + offset;
+	return take(s, at, size, (void *)room, where);
+}
 
-	(void)room;
-	/* One register for check and loads: the verifier knows no bounds for a sum that LLVM computes again. */
-	asm("" : "+r"(from));
-	*at = from;
-	return from + size <= s->end;
+GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
+{
+	return take(s, at, size, room, where);
 }
 
 /*

@@ -16,14 +16,15 @@ from xdpkit.actions import DROP, PASS, REDIRECT, TX
 from xdpkit.compiler import HOOKS, compile_pipeline
 from xdpkit.compiler.lower import I8, I64, Lowering
 from xdpkit.errors import VerifierError, Where
-from xdpkit.expr import Expr, Field, eth, here, icmp6, ip, ip6, pkt, tcp, udp
+from xdpkit.expr import Expr, here
+from xdpkit.headers import Field, eth, icmp6, ip, ip6, pkt, tcp, udp
 from xdpkit.pipeline import Pipeline, load_file
 from xdpkit.program import Program
 from xdpkit.reference import evaluate
 
 RULES = """\
 from xdpkit.actions import *
-from xdpkit.expr import *
+from xdpkit.headers import *
 from xdpkit.pipeline import Pipeline
 
 pipe = Pipeline("rules", default=PASS)
@@ -68,7 +69,7 @@ def program_length(rules: Path, hook: str) -> int:
 
 def test_a_condition_from_another_file_is_named_by_that_file(tmp_path, monkeypatch):
     shared, path = tmp_path / "shared_conditions.py", tmp_path / "rules.py"
-    shared.write_text("from xdpkit.expr import *\n\nlocal = ip6.hlim < 2\n")
+    shared.write_text("from xdpkit.headers import *\n\nlocal = ip6.hlim < 2\n")
     path.write_text("from shared_conditions import local\n" + RULES.replace("slow\n", "local\n"))
     monkeypatch.syspath_prepend(tmp_path)
     with Program(compile_pipeline(load_file(path))) as program:

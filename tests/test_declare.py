@@ -11,13 +11,15 @@ import pytest
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Action, Redirect
 from xdpkit.errors import PipelineError, Where
-from xdpkit.expr import And, Expr, Not, Or, eth, ip, ip6, pkt, tcp, udp
+from xdpkit.expr import And, Expr, Not, Or
+from xdpkit.headers import eth, ip, ip6, pkt, tcp, udp
 from xdpkit.pipeline import Pipeline, load_file
 
 PRELUDE = """\
 from ipaddress import *
 from xdpkit.actions import *
 from xdpkit.expr import *
+from xdpkit.headers import *
 from xdpkit.pipeline import *
 pipe = Pipeline("p")
 """

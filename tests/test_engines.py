@@ -21,8 +21,8 @@ from strategies import again, batches, examples, frames, listing, pipelines, tru
 from xdpkit.actions import DROP, PASS, TX, Verdict
 from xdpkit.compiler import compile_pipeline, lower
 from xdpkit.core import check, ffi, lib
-from xdpkit.expr import HEADER_OBJECTS, pkt
 from xdpkit.fields import FIELDS, HEADERS
+from xdpkit.headers import HEADER_OBJECTS, pkt
 from xdpkit.lab import Lab, Port
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
@@ -122,7 +122,7 @@ def deviations(frame: bytes) -> Pipeline:
     """A pipeline whose rules match where a field is not what the reference reads from ``frame``."""
     pipe, packet = Pipeline("fields"), walk(frame)
     for spec in FIELDS:
-        header, _, name = spec.name.partition(".")
+        header, _, name = spec.name.rpartition(".")
         value = packet.value(spec)
         field = getattr(HEADER_OBJECTS[header], name)
         pipe.rule(HEADER_OBJECTS[header] if value is None else ~(field == value), DROP, name=spec.name)

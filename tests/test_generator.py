@@ -16,8 +16,8 @@ from xdpkit import ethtool
 from xdpkit.actions import DROP
 from xdpkit.compiler import compile_pipeline
 from xdpkit.core import check, lib
-from xdpkit.expr import udp
 from xdpkit.generator import udp_frame
+from xdpkit.headers import udp
 from xdpkit.pace import Pace
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program

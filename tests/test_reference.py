@@ -24,10 +24,12 @@ from strategies import comparisons, conditions, examples, frames, pipelines, tru
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX
 from xdpkit.errors import Where
-from xdpkit.expr import Expr, Test, arp, as_expr, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
-from xdpkit.fields import FIELDS, HEADERS, MEMBERS, FieldSpec
+from xdpkit.expr import Expr, Test, as_expr
+from xdpkit.fields import FIELDS, HEADERS, FieldSpec
+from xdpkit.headers import HEADER_OBJECTS, arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
 from xdpkit.pipeline import Pipeline
-from xdpkit.reference import MAX_EXTENSIONS, evaluate, holds, walk
+from xdpkit.reference import evaluate, holds, walk
+from xdpkit.walk import MAX_EXTENSIONS
 
 ETHER = Ether(dst="02:00:00:00:00:01", src="02:00:00:00:00:02")
 #: An IPv6 header that names a destination-options header as next.
@@ -236,7 +238,7 @@ def test_a_chain_as_long_as_the_limit_is_walked_and_one_more_is_not():
 
 def test_a_number_that_is_no_extension_ends_the_chain():
     frame = chain(60, 59)  # 59: no next header
-    assert walk(frame).present == {"eth", "ip6"}
+    assert walk(frame).present == {"eth", "ip6", "dstopts"}
     assert true(ip6.proto == 59, frame)
 
 
@@ -259,9 +261,9 @@ def test_icmp_belongs_to_ipv4_and_icmpv6_to_ipv6():
     assert walk(bytes(ETHER / IP(proto=58) / ICMPv6EchoRequest())).present == {"eth", "ip"}
 
 
-def test_a_tunnel_is_not_looked_into():
-    assert walk(bytes(ETHER / IP() / IPv6() / UDP())).present == {"eth", "ip"}
-    assert walk(bytes(ETHER / IPv6() / IP() / UDP())).present == {"eth", "ip6"}
+def headers(frame: bytes) -> set[str]:
+    """The headers outside a tunnel, without the parts of headers."""
+    return {name for name in walk(frame).present if "." not in name and name != "payload"}
 
 
 # ---- truncation ----
@@ -274,7 +276,7 @@ CUTS = [
     (ETHER / IP(options=[IPOption_NOP()] * 4) / UDP(), {"eth": 14, "ip": 34, "udp": 46}),
     (ETHER / IPv6() / TCP(), {"eth": 14, "ip6": 54, "tcp": 74}),
     (ETHER / IPv6() / ICMPv6EchoRequest(), {"eth": 14, "ip6": 54, "icmp6": 58}),
-    (ETHER / IPv6() / IPv6ExtHdrHopByHop() / UDP(), {"eth": 14, "ip6": 54, "udp": 70}),
+    (ETHER / IPv6() / IPv6ExtHdrHopByHop() / UDP(), {"eth": 14, "ip6": 54, "hopopts": 62, "udp": 70}),
     (ETHER / Dot1Q() / Dot1Q() / IP() / UDP(), {"eth": 14, "vlan": 18, "vlan2": 22, "ip": 42, "udp": 50}),
     (ETHER / Dot1AD() / ARP(), {"eth": 14, "vlan": 18, "arp": 46}),
 ]
@@ -283,7 +285,7 @@ CUTS = [
 @pytest.mark.parametrize(("packet", "needs"), CUTS, ids=lambda p: p.summary() if isinstance(p, ScapyPacket) else "")
 def test_a_header_appears_with_its_last_byte(packet, needs):
     for frame in truncations(bytes(packet), 0):
-        assert walk(frame).present == {name for name, size in needs.items() if size <= len(frame)}, len(frame)
+        assert headers(frame) == {name for name, size in needs.items() if size <= len(frame)}, len(frame)
 
 
 # ---- laws ----
@@ -304,8 +306,6 @@ def test_a_longer_frame_never_loses_a_header(frame: bytes):
 def test_headers_come_with_all_their_members_and_within_their_width(frame: bytes):
     packet = walk(frame)
     assert packet.present <= set(HEADERS)
-    widths = dict(MEMBERS)
-    assert all(0 <= value < 1 << widths[name] for name, value in packet.members.items())
     for spec in FIELDS:
         value = packet.value(spec)
         assert (value is None) == (spec.header is not None and spec.header not in packet.present)
@@ -350,8 +350,8 @@ def test_every_frame_is_taken_by_the_first_rule_that_matches(pipe: Pipeline, fra
 @examples(300)
 @given(st.sampled_from([s for s in FIELDS if s.bits <= 16]), st.data())
 def test_operators_mean_what_they_mean_for_integers(spec: FieldSpec, data: st.DataObject):
-    header, _, name = spec.name.partition(".")
-    field = getattr(globals()[header], name)
+    header, _, name = spec.name.rpartition(".")
+    field = getattr(HEADER_OBJECTS[header], name)
     number = st.integers(0, spec.maximum)
     a, b, x = data.draw(number), data.draw(number), data.draw(number)
     low, high = sorted((a, b))

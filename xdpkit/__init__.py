@@ -12,8 +12,33 @@ from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
 from .attach import Link, attach
 from .compiler import Compiled, compile_pipeline
 from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
-from .expr import arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
 from .got import Got
+from .headers import (
+    ah,
+    arp,
+    dstopts,
+    eth,
+    frag,
+    geneve,
+    gre,
+    gtpu,
+    hopopts,
+    icmp,
+    icmp6,
+    inner,
+    ip,
+    ip6,
+    mpls,
+    payload,
+    pkt,
+    routing,
+    sctp,
+    tcp,
+    udp,
+    vlan,
+    vlan2,
+    vxlan,
+)
 from .ledger import Ledger
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
@@ -42,19 +67,32 @@ __all__ = [
     "Verdict",
     "VerifierError",
     "Where",
+    "ah",
     "arp",
     "attach",
     "compile_pipeline",
+    "dstopts",
     "eth",
+    "frag",
+    "geneve",
+    "gre",
+    "gtpu",
+    "hopopts",
     "icmp",
     "icmp6",
+    "inner",
     "ip",
     "ip6",
     "load_file",
+    "mpls",
+    "payload",
     "pcap",
     "pkt",
+    "routing",
+    "sctp",
     "tcp",
     "udp",
     "vlan",
     "vlan2",
+    "vxlan",
 ]

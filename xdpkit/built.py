@@ -19,7 +19,7 @@ from .actions import Action, Redirect, Verdict
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
-from .fields import FIELDS, FieldSpec
+from .fields import FieldSpec, field_named
 from .pipeline import Pipeline, Rule, load_file
 
 __all__ = ["Built", "build", "load", "read", "write"]
@@ -36,7 +36,6 @@ _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
     KeyError, ValueError, TypeError, AttributeError,
 )  # fmt: skip
-_SPECS = {spec.name: spec for spec in FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ def _decode(value: Any) -> Any:
         return value
     kind = value["kind"]
     if kind == "field":
-        return _SPECS[value["name"]]
+        return field_named(value["name"])
     if kind == "verdict":
         return Verdict[value["name"]]
     if kind == "bytes":

@@ -67,7 +67,7 @@ def _ebpf() -> Iterator[Finding]:
     try:
         from .actions import DROP  # noqa: PLC0415  (a package that is missing is a finding)
         from .compiler import compile_pipeline  # noqa: PLC0415
-        from .expr import udp  # noqa: PLC0415
+        from .headers import udp  # noqa: PLC0415
         from .pipeline import Pipeline  # noqa: PLC0415
         from .program import Program  # noqa: PLC0415
 

@@ -11,17 +11,15 @@ A test on a header that is missing or cut short is false: ``udp.dport != 53`` is
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import PipelineError, Where
-from .fields import FIELDS, HEADERS, FieldSpec
+from .fields import FieldSpec
 
-_NO_TRUTH_VALUE = (
+NO_TRUTH_VALUE = (
     "a condition has no truth value while it is declared: write & | ~ for and, or, not, "
     "and field.between(low, high) for a range"
 )
@@ -66,7 +64,7 @@ class Expr:
         return Not(self, where=here())
 
     def __bool__(self) -> NoReturn:
-        raise PipelineError(_NO_TRUTH_VALUE, here())
+        raise PipelineError(NO_TRUTH_VALUE, here())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,11 +79,13 @@ class Present(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Test(Expr):
-    """The field is there and its value lies in one of ``intervals`` (closed, sorted, apart)."""
+    """The field is there and its value, of which ``mask`` leaves some bits, lies in one of ``intervals`` (closed,
+    sorted, apart)."""
 
     spec: FieldSpec
     intervals: Intervals
     text: str
+    mask: int | None = None
 
     __test__ = False  # not a pytest class
 
@@ -145,9 +145,37 @@ def _terms(expr: Expr, kind: type[And] | type[Or]) -> tuple[Expr, ...]:
     return expr.terms if isinstance(expr, kind) else (expr,)
 
 
+class Named:
+    """What may stand where a condition goes and becomes one there: a header, a field of one bit."""
+
+    def condition(self) -> Expr:
+        """The condition that it means."""
+        raise NotImplementedError
+
+    def __bool__(self) -> NoReturn:
+        raise PipelineError(NO_TRUTH_VALUE, here())
+
+    def __and__(self, other: object) -> Any:
+        return self.condition() & other
+
+    def __or__(self, other: object) -> Expr:
+        return self.condition() | other
+
+    def __rand__(self, other: object) -> Expr:
+        mine = self.condition()
+        return _operand(other, "&") & mine
+
+    def __ror__(self, other: object) -> Expr:
+        mine = self.condition()
+        return _operand(other, "|") | mine
+
+    def __invert__(self) -> Expr:
+        return ~self.condition()
+
+
 def _operand(other: object, operator: str) -> Expr:
-    if isinstance(other, Header):
-        return other.present
+    if isinstance(other, Named):
+        return other.condition()
     if isinstance(other, str):
         raise _is_text(other)
     if not isinstance(other, Expr):
@@ -159,40 +187,19 @@ def _operand(other: object, operator: str) -> Expr:
     return other
 
 
-def parse_value(spec: FieldSpec, value: object) -> int:
-    """``value`` as the integer that the field holds; PipelineError says how to write it."""
-    if isinstance(value, bool) or not isinstance(value, (int, str, ipaddress.IPv4Address, ipaddress.IPv6Address)):
-        raise PipelineError(f"{spec.name} compares with {_form(spec)}, not {value!r}", here())
-    try:
-        number = _number(spec, value)
-    except ValueError:
-        raise PipelineError(f"{spec.name} compares with {_form(spec)}, not {value!r}", here()) from None
-    if not 0 <= number <= spec.maximum:
-        raise PipelineError(f"{spec.name} is {spec.bits} bits wide: {value} can never match", here())
-    return number
+def _is_text(text: str) -> PipelineError:
+    return PipelineError(f"a string is no condition: write pcap({text!r}) for tcpdump syntax", here())
 
 
-def _number(spec: FieldSpec, value: object) -> int:
-    if isinstance(value, int):
+def as_expr(value: object) -> Expr:
+    """A condition from what may stand where one goes: an expression, a header, a field of one bit."""
+    if isinstance(value, Named):
+        return value.condition()
+    if isinstance(value, Expr):
         return value
-    if spec.kind == "ipv4":
-        return int(ipaddress.IPv4Address(value))
-    if spec.kind == "ipv6":
-        return int(ipaddress.IPv6Address(value))
-    text = str(value)
-    if spec.kind == "mac":
-        if not re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", text):
-            raise ValueError(text)
-        return int(re.sub("[:-]", "", text), 16)
-    return int(text, 0)
-
-
-def _form(spec: FieldSpec) -> str:
-    return {
-        "ipv4": "an IPv4 address such as '192.0.2.1'",
-        "ipv6": "an IPv6 address such as '2001:db8::1'",
-        "mac": "a MAC address such as '02:00:00:00:00:01'",
-    }.get(spec.kind, "a whole number")
+    if isinstance(value, str):
+        raise _is_text(value)
+    raise PipelineError(f"{value!r} is no condition", here())
 
 
 def merge(intervals: Iterable[tuple[int, int]]) -> Intervals:
@@ -216,190 +223,3 @@ def complement(intervals: Intervals, maximum: int) -> Intervals:
     if next_low <= maximum:
         out.append((next_low, maximum))
     return tuple(out)
-
-
-class Field:
-    """A field of a header, as rules name it: ``udp.dport == 53``, ``ip.src.within("192.0.2.0/24")``."""
-
-    def __init__(self, spec: FieldSpec):
-        self.spec = spec
-        self.__doc__ = f"{spec.name}: {spec.doc} ({spec.bits} bits)"
-
-    def __repr__(self) -> str:
-        return self.spec.name
-
-    __hash__ = object.__hash__
-
-    def __bool__(self) -> NoReturn:
-        raise PipelineError(_NO_TRUTH_VALUE, here())
-
-    def _join(self, other: object) -> NoReturn:
-        raise PipelineError(
-            f"{self.spec.name} is no condition: compare it with something, in brackets beside & and |",
-            here(),
-        )
-
-    __and__ = __rand__ = __or__ = __ror__ = _join
-
-    def __invert__(self) -> NoReturn:
-        self._join(None)
-
-    def _test(self, intervals: Iterable[tuple[int, int]], text: str) -> Test:
-        merged = merge(intervals)
-        if not merged:
-            raise PipelineError(f"{text} can never match", here())
-        return Test(self.spec, merged, text, where=here())
-
-    def _compare(self, operator: str, value: object, low: int, high: int) -> Test:
-        return self._test([(low, high)] if low <= high else [], f"{self.spec.name} {operator} {value}")
-
-    def __eq__(self, value: object) -> Test:  # type: ignore[override]
-        number = parse_value(self.spec, value)
-        return self._compare("==", value, number, number)
-
-    def __ne__(self, value: object) -> Test:  # type: ignore[override]
-        number = parse_value(self.spec, value)
-        return self._test(complement(((number, number),), self.spec.maximum), f"{self.spec.name} != {value}")
-
-    def __lt__(self, value: object) -> Test:
-        return self._compare("<", value, 0, parse_value(self.spec, value) - 1)
-
-    def __le__(self, value: object) -> Test:
-        return self._compare("<=", value, 0, parse_value(self.spec, value))
-
-    def __gt__(self, value: object) -> Test:
-        return self._compare(">", value, parse_value(self.spec, value) + 1, self.spec.maximum)
-
-    def __ge__(self, value: object) -> Test:
-        return self._compare(">=", value, parse_value(self.spec, value), self.spec.maximum)
-
-    def between(self, low: object, high: object) -> Test:
-        """low <= field <= high."""
-        a, b = parse_value(self.spec, low), parse_value(self.spec, high)
-        if a > b:
-            raise PipelineError(f"{self.spec.name}.between({low}, {high}) is empty: the lower bound goes first", here())
-        return self._test([(a, b)], f"{self.spec.name}.between({low!r}, {high!r})")
-
-    def within(self, *prefixes: object) -> Test:
-        """The address lies in one of ``prefixes`` ("192.0.2.0/24", "2001:db8::/32", a network object, or a string
-        "low-high")."""
-        return self._test([self._prefix(p) for p in prefixes], f"{self.spec.name}.within({_commas(prefixes)})")
-
-    def isin(self, values: Iterable[object]) -> Test:
-        """The field equals one of ``values``."""
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise PipelineError(f"{self.spec.name}.isin wants a list of values, not {values!r}", here())
-        values = tuple(values)
-        numbers = [parse_value(self.spec, v) for v in values]
-        return self._test([(n, n) for n in numbers], f"{self.spec.name}.isin([{_commas(values)}])")
-
-    def _prefix(self, prefix: object) -> tuple[int, int]:
-        text = str(prefix)
-        if isinstance(prefix, str) and "-" in text and self.spec.kind != "mac":
-            low, _, high = text.partition("-")
-            a, b = parse_value(self.spec, low.strip()), parse_value(self.spec, high.strip())
-            if a <= b:
-                return a, b
-            raise PipelineError(f"the range {text} is empty: the lower bound goes first", here())
-        if self.spec.kind not in ("ipv4", "ipv6"):
-            raise PipelineError(f"{self.spec.name} is no address: use .between(low, high) or .isin([...])", here())
-        version = ipaddress.IPv4Network if self.spec.kind == "ipv4" else ipaddress.IPv6Network
-        try:
-            net = version(text)
-        except ValueError as error:
-            hint = ""
-            if "host bits" in str(error):
-                hint = f": did you mean {version(text, strict=False)}?"
-            elif (self.spec.kind == "ipv4") == (":" in text):
-                hint = ": ip is IPv4, ip6 is IPv6"
-            raise PipelineError(f"{text!r} is no prefix for {self.spec.name}{hint}", here()) from None
-        return int(net.network_address), int(net.broadcast_address)
-
-
-def _commas(values: Iterable[object]) -> str:
-    return ", ".join(repr(v) if isinstance(v, (str, int)) else repr(str(v)) for v in values)
-
-
-class Header:
-    """A header: ``udp.dport`` is a field of it, ``udp.present`` (or plain ``udp`` beside & | ~) asks whether it is
-    there."""
-
-    def __init__(self, name: str, fields: dict[str, Field], doc: str):
-        self._name, self._fields = name, fields
-        self.__doc__ = doc
-
-    def __getattr__(self, name: str) -> Field:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self._fields[name]
-        except KeyError:
-            raise PipelineError(
-                f"{self._name} has no field {name!r}; it has {', '.join(self._fields)}", here()
-            ) from None
-
-    def __dir__(self) -> list[str]:
-        return [*self._fields, "present"]
-
-    def __repr__(self) -> str:
-        return self._name
-
-    @property
-    def present(self) -> Expr:
-        """The header is there, wholly."""
-        if self._name not in HEADERS:
-            return Always(where=here())
-        return Present(self._name, where=here())
-
-    def __bool__(self) -> NoReturn:
-        raise PipelineError(_NO_TRUTH_VALUE, here())
-
-    def _compare(self, other: object) -> NoReturn:
-        raise PipelineError(f"{self._name} is a header: compare one of its fields, {', '.join(self._fields)}", here())
-
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compare
-    __hash__ = object.__hash__
-
-    def __and__(self, other: object) -> Expr:
-        return self.present & other
-
-    def __or__(self, other: object) -> Expr:
-        return self.present | other
-
-    def __rand__(self, other: object) -> Expr:
-        return _operand(other, "&") & self.present
-
-    def __ror__(self, other: object) -> Expr:
-        return _operand(other, "|") | self.present
-
-    def __invert__(self) -> Expr:
-        return ~self.present
-
-
-def _is_text(text: str) -> PipelineError:
-    return PipelineError(f"a string is no condition: write pcap({text!r}) for tcpdump syntax", here())
-
-
-def as_expr(value: object) -> Expr:
-    """A condition from what may stand where one goes: an expression or a header."""
-    if isinstance(value, Header):
-        return value.present
-    if isinstance(value, Expr):
-        return value
-    if isinstance(value, str):
-        raise _is_text(value)
-    hint = ": compare it with something" if isinstance(value, Field) else ""
-    raise PipelineError(f"{value!r} is no condition{hint}", here())
-
-
-def _headers() -> dict[str, Header]:
-    names: dict[str, dict[str, Field]] = {}
-    for spec in FIELDS:
-        header, _, name = spec.name.partition(".")
-        names.setdefault(header, {})[name] = Field(spec)
-    docs = {name: "; ".join(f"{f.spec.name}: {f.spec.doc}" for f in fields.values()) for name, fields in names.items()}
-    return {name: Header(name, fields, docs[name]) for name, fields in names.items()}
-
-
-HEADER_OBJECTS = _headers()
-eth, vlan, vlan2, arp, ip, ip6, tcp, udp, icmp, icmp6, pkt = (HEADER_OBJECTS[name] for name in (*HEADERS, "pkt"))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .actions import PASS, Action
+from .check import Finding, PipelineWarning, Seen, refuse_impossible
 from .errors import PipelineError, Where
 from .expr import Always, Expr, as_expr, here
 
@@ -50,9 +52,13 @@ class Pipeline:
         self._otherwise = Rule(DEFAULT_NAME, Always(where=self.where), self.default, self.where)
         self._rules: list[Rule] = []
         self._names: set[str] = {DEFAULT_NAME}
+        self._seen, self._findings = Seen(), list[Finding]()
 
     def rule(self, condition: object, action: Action, *, name: str | None = None) -> Rule:
-        """Append a rule; ``name`` (unique; ``rule-N`` if not given) is what counters are known by."""
+        """Append a rule; ``name`` (unique; ``rule-N`` if not given) is what counters are known by.
+
+        Raises PipelineError if the condition can never hold, and warns with PipelineWarning, at the line that calls, if
+        an earlier rule takes all that it could match (see :meth:`check`)."""
         if len(self._rules) >= MAX_RULES:
             raise PipelineError(f"more than {MAX_RULES} rules", here())
         name = name if name is not None else f"rule-{len(self._rules) + 1}"
@@ -61,9 +67,19 @@ class Pipeline:
         if name in self._names:
             raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
         rule = Rule(name, as_expr(condition), _action(action), here())
+        refuse_impossible(rule.expr)
         self._names.add(name)
         self._rules.append(rule)
+        finding = self._seen.add(name, rule.expr, rule.where)
+        if finding:
+            self._findings.append(finding)
+            said = f"rule {name!r} is {finding.kind}: {finding.by!r} before it takes all that it could match"
+            warnings.warn_explicit(said, PipelineWarning, rule.where.file, rule.where.line)
         return rule
+
+    def check(self) -> list[Finding]:
+        """The rules that never match because of an earlier one.  What is found is certain; not all is found."""
+        return list(self._findings)
 
     def restore(self, rules: Iterable[Rule]) -> None:
         """Append rules that were declared before, as a built file has them."""

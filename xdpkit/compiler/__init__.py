@@ -51,9 +51,9 @@ def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = 
         steps.append((name, now - last))
         last = now
 
-    ir = lower(pipeline)
+    rules = lower(pipeline)
     step("lower")
-    module = link_module(ir, hook)
+    module = link_module(rules, hook)
     step("link")
     machine = optimise(module, len(pipeline.rules))
     step("optimise")
@@ -61,4 +61,4 @@ def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = 
     last = time.perf_counter_ns()
     code = emit_object(module, machine)
     step("emit")
-    return Compiled(pipeline, hook, code, ir, text, tuple(steps))
+    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps))

@@ -68,7 +68,7 @@ def lower_classic(lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes:
         matched = builder.call(lowering.external("loop"), [source, packet, I32(start), I32(MAX_TURNS)])
         builder.cbranch(builder.icmp_unsigned("!=", matched, I32(0)), yes, no)
         return
-    program = Program(lowering, lowering.registers, source, lowering.member("len"), yes, no)
+    program = Program(lowering, lowering.registers, source, lowering.reader.member("len"), yes, no)
     program.lower(expr.instructions, builder)
 
 

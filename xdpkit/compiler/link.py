@@ -10,6 +10,8 @@ from importlib import resources
 
 import llvmlite.binding as llvm
 
+from .lower import Lowered
+
 #: BPF instruction set v3 (kernel 5.1 and later): 32-bit ALU and jumps.
 CPU = "v3"
 #: Up to this many rules get all that -O2 does.
@@ -19,9 +21,9 @@ ENTRY = "xdpkit"
 
 
 @cache
-def bitcode(hook: str) -> bytes:
-    """The bitcode of a hook, as clang wrote it when the package was built."""
-    return resources.files("xdpkit").joinpath(f"bitcode/{hook}.bc").read_bytes()
+def bitcode(name: str) -> bytes:
+    """The bitcode of a hook or a part of one, as clang wrote it when the package was built."""
+    return resources.files("xdpkit").joinpath(f"bitcode/{name}.bc").read_bytes()
 
 
 @cache
@@ -31,12 +33,14 @@ def _target() -> llvm.Target:
     return llvm.Target.from_triple("bpfel")
 
 
-def link_module(ir: str, hook: str) -> llvm.ModuleRef:
-    """The module of ``ir`` (text) and the data plane of ``hook``."""
+def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
+    """The module of ``rules`` and the data plane of ``hook``, with the walk into tunnels where rules need it."""
     module = llvm.parse_bitcode(bitcode(hook))
-    rules = llvm.parse_assembly(ir)
-    rules.triple, rules.data_layout = module.triple, module.data_layout
-    module.link_in(rules)
+    if rules.tunnels:
+        module.link_in(llvm.parse_bitcode(bitcode(f"{hook}_tunnel")))
+    generated = llvm.parse_assembly(rules.text)
+    generated.triple, generated.data_layout = module.triple, module.data_layout
+    module.link_in(generated)
     for function in module.functions:
         if not function.is_declaration and function.name != ENTRY:
             function.linkage = "internal"

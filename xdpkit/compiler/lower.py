@@ -2,16 +2,16 @@
 
 Each condition is lowered to branches (``lower_expr(expr, builder, yes, no)``), so that tests short-circuit and each
 one keeps the Python line that wrote it as its debug location: the verifier's log and ``bpftool prog dump xlated linum``
-then show that line.  What several rules ask is asked once: members are loaded in the first block, and neighbouring
-rules that need the same headers form a group.  A rule that matches returns a constant:
-``rule << 16 | otherwise << 8 | verdict`` (bpf/act.h).
+then show that line.  What several rules ask is asked once (read.py), and neighbouring rules that need the same
+headers form a group.  A rule that matches returns a constant: ``rule << 16 | otherwise << 8 | verdict`` (bpf/act.h).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, singledispatchmethod
 from itertools import groupby
 
@@ -21,28 +21,36 @@ from ..actions import PASS, Redirect
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
-from ..fields import HEADERS, FieldSpec, offsets
 from ..pipeline import Pipeline, Rule
 from .classic import Registers, lower_classic
+from .read import Reader
 from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-OFFSETS = offsets()
+VOID = ir.VoidType()
 #: From this many rules on, what one test finds out is not carried into the next (see unknown()).
 MANY = 128
 POINTER = I8.as_pointer()
-#: Members that every hook knows without the walk.
-OF_THE_HOOK = ("len", "rx_queue")
 #: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
+    **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 
 
-def lower(pipeline: Pipeline) -> str:
-    """The IR of ``classify`` for ``pipeline``, as text."""
-    return Lowering(pipeline).text()
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The IR of ``classify`` as text; ``tunnels``: it needs the module that walks into tunnels."""
+
+    text: str
+    tunnels: bool
+
+
+def lower(pipeline: Pipeline) -> Lowered:
+    """The IR of ``classify`` for ``pipeline``."""
+    lowering = Lowering(pipeline)
+    return Lowered(lowering.text(), lowering.reader.tunnels)
 
 
 def outcome(index: int, rule: Rule) -> int:
@@ -69,16 +77,19 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        self.reads_headers = False
+        self.reader = Reader(self, pipeline)
         self.many = len(pipeline.rules) > MANY
-        self.where = pipeline.where
-        self.values: dict[str, ir.Value] = {}
         self.known: frozenset[str] = frozenset()
         builder = ir.IRBuilder(self.registers.body)
         for headers, group in groupby(reachable(pipeline), key=lambda pair: required(pair[1].expr)):
             self.lower_group(headers, list(group), builder)
         builder.unreachable()
-        self.constant("reads_headers", int(self.reads_headers))
+        self.constant("reads_headers", I32(int(bool(self.reader.read))))
+        self.constant("wanted", I64(self.reader.wanted))
+        if not self.reader.tunnels:
+            nothing = ir.Function(self.module, ir.FunctionType(VOID, [POINTER, POINTER, I32, I32, I32]), "walk_tunnel")
+            nothing.attributes.add("alwaysinline")
+            ir.IRBuilder(nothing.append_basic_block()).ret_void()
 
     def lower_group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
         """Neighbouring rules that can hold only where ``headers`` are present: that is asked once, for all of them."""
@@ -86,9 +97,9 @@ class Lowering:
         if headers:
             inside = self.block("group")
             builder.debug_metadata = self.debug.location(rules[0][1].where)
-            builder.cbranch(self.present(builder, headers), inside, past)
+            builder.cbranch(self.reader.present(builder, headers), inside, past)
             builder.position_at_end(inside)
-        with self.knowing(headers):
+        with self.knowing(headers), self.reader.hoisting(builder, headers, (rule for _, rule in rules), past):
             for index, rule in rules:
                 take, skip = self.block("take"), self.block("skip")
                 self.lower_expr(rule.expr, builder, take, skip)
@@ -112,11 +123,11 @@ class Lowering:
         """The module as LLVM assembly."""
         return str(self.module)
 
-    def constant(self, name: str, value: int) -> None:
+    def constant(self, name: str, value: ir.Constant) -> None:
         """A function that returns ``value``."""
-        function = ir.Function(self.module, ir.FunctionType(I32, []), name)
+        function = ir.Function(self.module, ir.FunctionType(value.type, []), name)
         function.attributes.add("alwaysinline")
-        ir.IRBuilder(function.append_basic_block()).ret(I32(value))
+        ir.IRBuilder(function.append_basic_block()).ret(value)
 
     def block(self, name: str) -> ir.Block:
         """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
@@ -150,16 +161,18 @@ class Lowering:
         if expr.header in self.known:
             builder.branch(yes)
         else:
-            builder.cbranch(self.present(builder, {expr.header}), yes, no)
+            builder.cbranch(self.reader.present(builder, {expr.header}), yes, no)
 
     @lower_expr.register
     def _(self, expr: Test, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.debug.location(expr.where)
         if expr.spec.header is not None and expr.spec.header not in self.known:
             there = self.block("there")
-            builder.cbranch(self.present(builder, {expr.spec.header}), there, no)
+            builder.cbranch(self.reader.present(builder, {expr.spec.header}), there, no)
             builder.position_at_end(there)
-        value = self.field(expr.spec)
+        value = self.reader.field(builder, expr.spec, no)
+        if expr.mask is not None:
+            value = builder.and_(value, value.type(expr.mask))
         if self.many:
             value = unknown(builder, value)
         builder.cbranch(in_intervals(builder, value, expr.intervals), yes, no)
@@ -191,52 +204,6 @@ class Lowering:
     @lower_expr.register
     def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         lower_classic(self, expr, builder, yes, no)
-
-    def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
-        """A value that is the same for all rules, computed in the function's first block: it spares LLVM the work of
-        finding that out, which grows faster than the number of rules."""
-        if key not in self.values:
-            first = self.registers.first
-            builder = ir.IRBuilder(first)
-            builder.position_before(first.terminator)
-            builder.debug_metadata = self.debug.location(self.where)
-            self.values[key] = make(builder)
-        return self.values[key]
-
-    def member(self, name: str) -> ir.Value:
-        """A member of ``struct packet``, at its own width."""
-        self.reads_headers |= name not in OF_THE_HOOK
-        offset, bits = OFFSETS[name]
-
-        def load(builder: ir.IRBuilder) -> ir.Value:
-            at = builder.gep(self.function.args[0], [I64(offset)], source_etype=I8)
-            return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
-
-        return self.once(name, load)
-
-    def present(self, builder: ir.IRBuilder, headers: Iterable[str]) -> ir.Value:
-        """i1: all of ``headers`` are there."""
-        bits = I32(sum(1 << HEADERS.index(header) for header in headers))
-        return builder.icmp_unsigned("==", builder.and_(self.member("present"), bits), bits)
-
-    def field(self, spec: FieldSpec) -> ir.Value:
-        """The field's value as an integer at least as wide as the field."""
-        if spec.bits > 64:
-            high, low = self.member(spec.member + "_hi"), self.member(spec.member + "_lo")
-            wide = ir.IntType(spec.bits)
-
-            def join(builder: ir.IRBuilder) -> ir.Value:
-                return builder.or_(builder.shl(builder.zext(high, wide), wide(64)), builder.zext(low, wide))
-
-            return self.once(spec.name, join)
-        value = self.member(spec.member)
-
-        def cut(builder: ir.IRBuilder) -> ir.Value:
-            out = builder.lshr(value, value.type(spec.shift)) if spec.shift else value
-            return builder.and_(out, value.type(spec.maximum))
-
-        narrow = spec.shift + spec.bits < value.type.width or spec.shift
-        return self.once(spec.name, cut) if narrow else value
 
 
 def required(expr: Expr) -> frozenset[str]:

@@ -1,0 +1,246 @@
+"""What can be said of rules before any packet: which can never match, and which only match what an earlier rule takes.
+
+A condition is brought to disjunctive form: alternatives, each a set of headers that must be there or must be absent
+and, for each field, the intervals its value may lie in.  From that follow three findings, all certain and none
+complete (the form is given up where it has more than :data:`MAX_ALTERNATIVES` alternatives):
+
+* *impossible*: every alternative asks for headers that exclude each other, or for a value that no interval is left for;
+* *unreachable*: an earlier rule takes every packet;
+* *shadowed*: every alternative is inside one alternative of one earlier rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+
+from .errors import PipelineError, Where
+from .expr import Always, And, Expr, Intervals, Not, Or, Present, Test, complement
+from .fields import EXCLUSIVE, HEADERS, INNER, field_named
+
+__all__ = ["Finding", "PipelineWarning", "Seen", "possible", "refuse_impossible"]
+
+#: Alternatives of one condition that are looked at.
+MAX_ALTERNATIVES = 64
+#: Earlier rules that each new one is compared with, those with the fewest constraints first.
+MAX_COMPARED = 128
+
+#: A field's name and the mask that was laid on it.
+Key = tuple[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``kind`` ("unreachable" or "shadowed"): ``rule`` never matches because of the earlier rule ``by``."""
+
+    kind: str
+    rule: str
+    by: str
+    where: Where
+
+    def __str__(self) -> str:
+        return f"{self.where}: rule {self.rule!r} is {self.kind}: {self.by!r} before it takes all that it could match"
+
+
+class PipelineWarning(UserWarning):
+    """A rule that never matches because of an earlier one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Headers that are ``there``, headers that are ``absent``, and the values that fields may have."""
+
+    there: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
+    values: dict[Key, Intervals] = field(default_factory=dict)
+
+
+def alternatives(expr: Expr) -> list[Alternative] | None:
+    """The possible alternatives of ``expr``; None where there are too many or some condition says nothing."""
+    try:
+        return list(_bounded(_expand(expr, True)))
+    except _TooMany:
+        return None
+
+
+def possible(expr: Expr) -> bool:
+    """May ``expr`` hold of some packet?  False is certain."""
+    return alternatives(expr) != []
+
+
+def refuse_impossible(expr: Expr) -> None:
+    """PipelineError if ``expr`` can never hold; it names two parts that contradict each other, if it finds them."""
+    if possible(expr):
+        return
+    terms = expr.terms[:MAX_ALTERNATIVES] if isinstance(expr, And) else ()
+    for b, a in ((b, a) for at, b in enumerate(terms) for a in terms[:at]):
+        if possible(a) and possible(b) and not possible(And((a, b), where=expr.where)):
+            raise PipelineError(f"can never match: {a} and {b} exclude each other", expr.where)
+    raise PipelineError(f"{expr} can never match", expr.where)
+
+
+class Seen:
+    """The rules before a new one, by the number of their constraints."""
+
+    def __init__(self) -> None:
+        self._rules: dict[int, list[tuple[str, list[Alternative]]]] = {}
+
+    def add(self, name: str, expr: Expr, where: Where) -> Finding | None:
+        """Note a rule; what an earlier one does to it."""
+        form = alternatives(expr)
+        if form is None:
+            return None
+        found = next(
+            (Finding(kind, name, by, where) for by, wide in self._general() if (kind := _takes(wide, form))), None
+        )
+        weight = min((len(a.values) + len(a.there) + len(a.absent) for a in form), default=0)
+        self._rules.setdefault(weight, []).append((name, form))
+        return found
+
+    def _general(self) -> Iterator[tuple[str, list[Alternative]]]:
+        rules = (rule for weight in sorted(self._rules) for rule in self._rules[weight])
+        return islice(rules, MAX_COMPARED)
+
+
+def _takes(wide: list[Alternative], narrow: list[Alternative]) -> str | None:
+    """What a rule with ``wide`` does to a later one with ``narrow``."""
+    if any(not (a.there or a.absent or a.values) for a in wide):
+        return "unreachable"
+    return "shadowed" if implies(narrow, wide) else None
+
+
+def implies(narrow: list[Alternative], wide: list[Alternative]) -> bool:
+    """Does every packet of ``narrow`` belong to ``wide``?  True is certain."""
+    return all(any(_inside(a, b) for b in wide) for a in narrow)
+
+
+class _TooMany(Exception):
+    """Given up."""
+
+
+def _bounded(found: Iterable[Alternative]) -> Iterator[Alternative]:
+    for count, alternative in enumerate(found):
+        if count >= MAX_ALTERNATIVES:
+            raise _TooMany
+        yield alternative
+
+
+def _expand(expr: Expr, wanted: bool) -> list[Alternative]:
+    """Alternatives of ``expr``, or of its opposite."""
+    if isinstance(expr, Always):
+        return [Alternative()] if wanted else []
+    if isinstance(expr, Present):
+        return _joined(Alternative(there=frozenset({expr.header})) if wanted else _without(expr.header))
+    if isinstance(expr, Test):
+        return _of_test(expr, wanted)
+    if isinstance(expr, Not):
+        return _expand(expr.term, not wanted)
+    if isinstance(expr, (And, Or)):
+        parts = [_expand(term, wanted) for term in _limited(expr.terms)]
+        if isinstance(expr, Or) == wanted:
+            return list(_bounded(a for part in parts for a in part))
+        result = [Alternative()]
+        for part in parts:
+            result = list(_bounded(c for a in result for b in part for c in _joined(a, b)))
+        return result
+    raise _TooMany  # of another kind of condition nothing is known
+
+
+def _limited(terms: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    if len(terms) > MAX_ALTERNATIVES:
+        raise _TooMany
+    return terms
+
+
+def _without(header: str) -> Alternative:
+    return Alternative(absent=frozenset({header}))
+
+
+def _of_test(test: Test, wanted: bool) -> list[Alternative]:
+    if test.spec.kind == "bytes" and not wanted:
+        raise _TooMany  # false also where the payload is too short, and no alternative can say that
+    header = test.spec.header
+    there = frozenset({header}) if header else frozenset[str]()
+    key = (test.spec.name, test.mask)
+    intervals = test.intervals if wanted else complement(test.intervals, test.spec.maximum)
+    result = _joined(Alternative(there=there, values={key: intervals})) if intervals else []
+    return result if wanted or header is None else [*result, *_joined(_without(header))]
+
+
+def _joined(*parts: Alternative) -> list[Alternative]:
+    """All of ``parts`` at once: one alternative, or none if they contradict each other."""
+    there = _closed(frozenset().union(*(p.there for p in parts)))
+    absent = frozenset[str]().union(*(p.absent for p in parts))
+    values: dict[Key, Intervals] = {}
+    for part in parts:
+        for key, intervals in part.values.items():
+            values[key] = overlap(values[key], intervals) if key in values else intervals
+            if not values[key]:
+                return []
+    if there & absent or not _coexist(there):
+        return []
+    if any((behind := HEADERS[h].behind) and absent.issuperset(behind) for h in there):
+        return []
+    return [Alternative(there, absent, values)]
+
+
+@cache
+def _closed(there: frozenset[str]) -> frozenset[str]:
+    """With the headers in front of them, where only one kind can be."""
+    result, todo = set(there), list(there)
+    while todo:
+        behind = HEADERS[todo.pop()].behind
+        if len(behind) == 1 and behind[0] not in result:
+            result.add(behind[0])
+            todo.append(behind[0])
+    return frozenset(result)
+
+
+@cache
+def _coexist(there: frozenset[str]) -> bool:
+    """May these headers be in one packet?"""
+    for prefix in ("", INNER):
+        if any(len(there & {prefix + name for name in group}) > 1 for group in EXCLUSIVE):
+            return False
+    return all(
+        not behind or any(_possible_behind(there, b) for b in behind) for behind in (HEADERS[h].behind for h in there)
+    )
+
+
+def _possible_behind(there: frozenset[str], header: str) -> bool:
+    """May ``header`` stand in front of one of ``there``, as far as exclusion goes?"""
+    prefix = INNER if header.startswith(INNER) else ""
+    name = header.removeprefix(INNER)
+    return not any(name in group and there & ({prefix + g for g in group} - {header}) for group in EXCLUSIVE)
+
+
+def overlap(a: Intervals, b: Intervals) -> Intervals:
+    """The values in both."""
+    found, i, j = [], 0, 0
+    while i < len(a) and j < len(b):
+        low, high = max(a[i][0], b[j][0]), min(a[i][1], b[j][1])
+        if low <= high:
+            found.append((low, high))
+        if a[i][1] < b[j][1]:
+            i += 1
+        else:
+            j += 1
+    return tuple(found)
+
+
+def _inside(narrow: Alternative, wide: Alternative) -> bool:
+    """Does every packet of ``narrow`` belong to ``wide``?"""
+    if not wide.there <= narrow.there:
+        return False
+    if any(h not in narrow.absent and _coexist(narrow.there | {h}) for h in wide.absent):
+        return False
+    return all(_fits(narrow, key, intervals) for key, intervals in wide.values.items())
+
+
+def _fits(narrow: Alternative, key: Key, intervals: Intervals) -> bool:
+    if intervals == ((0, field_named(key[0]).maximum),):
+        return not key[0].startswith((INNER + "payload", "payload"))  # any value, but the bytes may be missing
+    have = narrow.values.get(key)
+    return have is not None and overlap(have, intervals) == have

@@ -1,0 +1,220 @@
+"""Reading: which headers a packet has, and the fields in them, as LLVM values.
+
+The walk (``bpf/packet.h``) notes where headers start; a field is read there when a rule asks for it.  Members of
+``struct packet`` are loaded in the function's first block, and fields that a group of rules tests more than once in
+front of the group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from ..expr import Present, Test
+from ..fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
+from ..pipeline import Pipeline, Rule
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+POINTER = I8.as_pointer()
+OFFSETS = offsets()
+#: Bit of each header in ``headers.present``.
+HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
+#: BLUR in bpf/packet.h, and the size of a pipeline from which the verifier needs it.
+BLUR = 1 << 31
+MANY_HEADERS, MANY_TESTS = 10, 1000
+#: Where more headers are read, each test of presence stands for itself: LLVM would keep the results of all of them, and
+#: the verifier would follow every combination.
+FEW_HEADERS = 16
+#: So many fields a group of rules reads in front: more would not fit on the stack.
+HOIST_FIELDS = 16
+
+
+def headers_asked(pipeline: Pipeline) -> Iterator[str]:
+    """The header of every test of a header or field in the rules, as often as it is tested."""
+    for rule in pipeline.outcomes:
+        for node in rule.expr.nodes():
+            if isinstance(node, Present):
+                yield node.header
+            elif isinstance(node, Test) and node.spec.header is not None:
+                yield node.spec.header
+
+
+class Reader:
+    """What one pipeline reads of a packet."""
+
+    def __init__(self, lowering: Lowering, pipeline: Pipeline):
+        self.lowering, self.pipeline = lowering, pipeline
+        asked = list(headers_asked(pipeline))
+        self.read = set(asked)
+        inside = any(name.startswith(INNER) for name in self.read)
+        self.tunnels = inside or not self.read.isdisjoint(TUNNEL)
+        self.blurred = len(self.read) > (1 if inside else MANY_HEADERS) or len(asked) > MANY_TESTS
+        self.opaque = self.blurred and len(self.read) > FEW_HEADERS
+        self.asked = 0
+        self.values: dict[str, ir.Value] = {}
+
+    @property
+    def wanted(self) -> int:
+        """What wanted() returns: the bits of the headers read and of all that may stand in front of them."""
+        wanted, todo = set[str](), set(self.read)
+        while todo:
+            name = todo.pop()
+            wanted.add(name)
+            behind = set(HEADERS[name].behind)
+            if name.startswith(INNER):
+                behind |= {"ip", "ip6", "udp", "gre", *(t for t in TUNNEL if "." not in t)}
+            todo |= behind - wanted
+        bits = sum(HEADER_BITS[n.removeprefix(INNER)] << (32 if n.startswith(INNER) else 0) for n in wanted)
+        return bits | (BLUR if self.blurred else 0)
+
+    def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
+        """A value that is the same for all rules, computed in the function's first block: it spares LLVM the work of
+        finding that out, which grows faster than the number of rules."""
+        if key not in self.values:
+            first = self.lowering.registers.first
+            builder = ir.IRBuilder(first)
+            builder.position_before(first.terminator)
+            builder.debug_metadata = self.lowering.debug.location(self.pipeline.where)
+            self.values[key] = make(builder)
+        return self.values[key]
+
+    def member(self, name: str) -> ir.Value:
+        """A member of ``struct packet``, at its own width."""
+        offset, bits = OFFSETS[name]
+
+        def load(builder: ir.IRBuilder) -> ir.Value:
+            at = builder.gep(self.lowering.function.args[0], [I64(offset)], source_etype=I8)
+            return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
+
+        return self.once(f"member {name}", load)
+
+    def present(self, builder: ir.IRBuilder, headers: Iterable[str]) -> ir.Value:
+        """i1: all of ``headers`` are there."""
+        result = None
+        for prefix, names in sides(headers):
+            bits = I32(sum(HEADER_BITS[name] for name in names))
+            present = self.member(prefix + "present")
+            if self.opaque:
+                self.asked += 1
+                barrier = ir.InlineAsm(ir.FunctionType(I32, [I32, I32]), "", "=r,0,i")
+                present = builder.call(barrier, [present, I32(self.asked)], attrs=("nounwind", "readnone"))
+            there = builder.icmp_unsigned("==", builder.and_(present, bits), bits)
+            result = there if result is None else builder.and_(result, there)
+        return result
+
+    @cached_property
+    def where(self) -> ir.Value:
+        """Room for the pointer that header() and bytes() give back."""
+        return self._room(POINTER, "where")
+
+    @cached_property
+    def room(self) -> ir.Value:
+        """Room for bytes of the payload."""
+        return self._room(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), "room")
+
+    def _room(self, kind: ir.Type, name: str) -> ir.Value:
+        builder = ir.IRBuilder(self.lowering.registers.first)
+        builder.position_at_start(self.lowering.registers.first)
+        return builder.alloca(kind, name=name)
+
+    def field(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
+        """The field's value as an integer at least as wide as the field, where its header is known to be there;
+        branches to ``no`` where the packet ends before a payload does."""
+        if spec.name in self.values:
+            return self.values[spec.name]
+        if isinstance(spec.at, str):
+            value = self.member(side(spec.name) + spec.at)
+            return self.once(spec.name, lambda first: cut(first, value, spec))
+        return self.read_at(builder, spec, self.address(builder, spec, no))
+
+    def read_at(self, builder: ir.IRBuilder, spec: FieldSpec, pointer: ir.Value) -> ir.Value:
+        """The field in its header at ``pointer``."""
+        assert isinstance(spec.at, int)
+        at = 0 if spec.kind == "bytes" else spec.at  # bytes() points at the first of them
+        return cut(builder, big_endian(builder, pointer, at, spec.size), spec)
+
+    def address(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
+        """Where the header of ``spec`` starts, or the bytes of payload that it names."""
+        header = HEADERS[spec.header or ""]
+        prefix = side(header.name)
+        packet, source = self.lowering.function.args
+        at = self.member(f"{prefix}{header.slot}")
+        if spec.kind == "bytes":
+            name, room, size = "bytes", builder.bitcast(self.room, POINTER), spec.size
+            at = builder.add(at, I32(spec.at))
+        else:
+            name, size = "header", header.size
+            room = builder.gep(packet, [I64(OFFSETS[f"{prefix}room.{header.slot}"][0])], source_etype=I8)
+        call = builder.call(self.lowering.external(name), [source, at, I32(size), room, self.where])
+        there = self.lowering.block("there")
+        builder.cbranch(builder.icmp_unsigned("!=", call, I32(0)), there, no)
+        builder.position_at_end(there)
+        return builder.load(self.where)
+
+    @contextmanager
+    def hoisting(
+        self, builder: ir.IRBuilder, headers: frozenset[str], rules: Iterable[Rule], no: ir.Block
+    ) -> Iterator[None]:
+        """Read here, where ``headers`` are present, the fields of theirs that ``rules`` test more than once, if they
+        are few; for what is lowered inside."""
+        specs: dict[str, FieldSpec] = {}
+        times: Counter[str] = Counter()
+        for node in (node for rule in rules for node in rule.expr.nodes() if isinstance(node, Test)):
+            if node.spec.header in headers and not isinstance(node.spec.at, str) and node.spec.kind != "bytes":
+                specs[node.spec.name] = node.spec
+                times[node.spec.name] += 1
+        often = [spec for name, spec in specs.items() if times[name] > 1]
+        if len(often) <= HOIST_FIELDS:
+            for header in dict.fromkeys(spec.header for spec in often):
+                mine = [spec for spec in often if spec.header == header]
+                pointer = self.address(builder, mine[0], no)
+                self.values |= {spec.name: self.read_at(builder, spec, pointer) for spec in mine}
+        yield
+        for spec in often:
+            self.values.pop(spec.name, None)
+
+
+def side(name: str) -> str:
+    """The prefix of what is inside a tunnel, nothing for what is outside."""
+    return INNER if name.startswith(INNER) else ""
+
+
+def sides(headers: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """The headers outside and those inside a tunnel, without prefix."""
+    names = sorted(headers)
+    for prefix in ("", INNER):
+        found = [name.removeprefix(INNER) for name in names if side(name) == prefix]
+        if found:
+            yield prefix, found
+
+
+def cut(builder: ir.IRBuilder, value: ir.Value, spec: FieldSpec) -> ir.Value:
+    """The bits of ``value`` that are the field's."""
+    if spec.shift:
+        value = builder.lshr(value, value.type(spec.shift))
+    if spec.shift + spec.bits < value.type.width:
+        value = builder.and_(value, value.type(spec.maximum))
+    return value
+
+
+def big_endian(builder: ir.IRBuilder, pointer: ir.Value, at: int, size: int) -> ir.Value:
+    """The number of ``size`` bytes in network order, ``at`` bytes behind ``pointer``, in loads aligned as ``at`` is."""
+    result, done, wide = None, 0, ir.IntType(8 * size)
+    while done < size:
+        step = next(n for n in (8, 4, 2, 1) if n <= size - done and (at + done) % n == 0)
+        part = ir.IntType(8 * step)
+        place = builder.bitcast(builder.gep(pointer, [I64(at + done)], source_etype=I8), part.as_pointer())
+        value = builder.load(place)
+        value = builder.bswap(value) if step > 1 else value
+        value = builder.zext(value, wide) if step < size else value
+        result = value if result is None else builder.or_(builder.shl(result, wide(8 * step)), value)
+        done += step
+    return result
