@@ -89,7 +89,7 @@ class Unchecked(Expr):
 
 def lower_unchecked(self: Lowering, expr: Unchecked, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
     builder.debug_metadata = self.debug.location(expr.where)
-    address = builder.zext(self.field(expr.field.spec), I64)
+    address = builder.zext(self.reader.field(builder, expr.field.spec, no), I64)
     byte = builder.load(builder.inttoptr(address, I8.as_pointer()))
     builder.cbranch(builder.icmp_unsigned("==", byte, I8(0)), yes, no)
 

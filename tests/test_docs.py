@@ -9,7 +9,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from xdpkit.fields import FIELDS
+from xdpkit.fields import FIELDS, INNER
 from xdpkit.pipeline import Pipeline
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,11 @@ def test_examples_of_pipelines_declare_what_they_say(page):
 
 def test_every_field_is_in_the_documentation():
     text = (ROOT / "docs/pipelines.md").read_text()
-    assert [spec.name for spec in FIELDS if f"`{spec.name}`" not in text] == []
+    assert [
+        spec.name
+        for spec in FIELDS
+        if not spec.name.startswith(INNER) and f"| `{spec.name}` | {spec.bits} | {spec.doc} |" not in text
+    ] == []
 
 
 def test_every_page_that_is_linked_exists():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from scapy.contrib.geneve import GENEVE
 from scapy.contrib.gtp import GTP_U_Header, GTPPDUSessionContainer
@@ -180,10 +178,3 @@ def test_a_tunnel_of_another_kind_is_not_looked_into():
     ):
         assert not any(name.startswith(INNER) for name in walk(bytes(packet)).present), packet.summary()
     assert true(gre & ~(gre.key >= 0) & ~mpls & ~gtpu & ~udp, ETHER / IP() / GRE(proto=0x0800) / INSIDE[IP])
-
-
-def test_the_documentation_lists_every_field():
-    text = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text(encoding="utf-8")
-    for spec in FIELDS:
-        if not spec.name.startswith(INNER):
-            assert f"| `{spec.name}` | {spec.bits} | {spec.doc} |" in text, spec.name

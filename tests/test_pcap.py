@@ -342,7 +342,7 @@ def test_strings_join_with_fields_and_each_other():
         for frame in samples():
             is_ = {text: matches(frame) for text, matches in texts.items()}
             seen = walk(frame)
-            if is_["port 53"] and not is_["net 10.0.0.0/8"] and "udp" in seen.present and seen.members["dport"] == 53:
+            if is_["port 53"] and not is_["net 10.0.0.0/8"] and seen.value(udp.dport.spec) == 53:
                 wanted = "dns"
             elif ("tcp" in seen.present and is_["greater 60"]) or not is_["ip or ip6"]:
                 wanted = "other"

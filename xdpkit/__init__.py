@@ -10,6 +10,7 @@
 
 from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
 from .attach import Link, attach
+from .check import Finding, PipelineWarning
 from .compiler import Compiled, compile_pipeline
 from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
 from .got import Got
@@ -53,6 +54,7 @@ __all__ = [
     "Action",
     "Batch",
     "Compiled",
+    "Finding",
     "FrameError",
     "Got",
     "Ledger",
@@ -60,6 +62,7 @@ __all__ = [
     "NotSupported",
     "Pipeline",
     "PipelineError",
+    "PipelineWarning",
     "Program",
     "Redirect",
     "Rule",

@@ -23,7 +23,7 @@ from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..pipeline import Pipeline, Rule
 from .classic import Registers, lower_classic
-from .read import Reader
+from .read import Reader, reachable
 from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -57,14 +57,6 @@ def outcome(index: int, rule: Rule) -> int:
     """What classify() returns for ``rule``, number ``index``."""
     otherwise = rule.action.otherwise if isinstance(rule.action, Redirect) else PASS
     return index << 16 | otherwise.verdict << 8 | rule.action.verdict
-
-
-def reachable(pipeline: Pipeline) -> Iterator[tuple[int, Rule]]:
-    """The rules with their numbers, up to the first that takes every packet."""
-    for index, rule in enumerate(pipeline.outcomes):
-        yield index, rule
-        if isinstance(rule.expr, Always):
-            return
 
 
 class Lowering:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from ..expr import Present, Test
+from ..expr import Always, Present, Test
 from ..fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
 from ..pipeline import Pipeline, Rule
 
@@ -37,9 +37,17 @@ FEW_HEADERS = 16
 HOIST_FIELDS = 16
 
 
+def reachable(pipeline: Pipeline) -> Iterator[tuple[int, Rule]]:
+    """The rules with their numbers, up to the first that takes every packet."""
+    for index, rule in enumerate(pipeline.outcomes):
+        yield index, rule
+        if isinstance(rule.expr, Always):
+            return
+
+
 def headers_asked(pipeline: Pipeline) -> Iterator[str]:
     """The header of every test of a header or field in the rules, as often as it is tested."""
-    for rule in pipeline.outcomes:
+    for _, rule in reachable(pipeline):
         for node in rule.expr.nodes():
             if isinstance(node, Present):
                 yield node.header
