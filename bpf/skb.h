@@ -25,6 +25,27 @@ static __always_inline struct source source_of(struct skb *skb)
 	return s;
 }
 
+/*
+ * Room for what the walk finds.  Headers are copied here, and helpers write the copies, so LLVM cannot take it apart as it
+ * does at XDP; on the stack of 512 bytes it would leave no room for anything else.  Programs run with bottom halves off, so none meets another here.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");
+
+static __always_inline struct packet *packet_room(void)
+{
+	__u32 key = 0;
+	struct packet *p = bpf_map_lookup_elem(&packets, &key);
+
+	if (p)
+		__builtin_memset(p, 0, sizeof(*p));
+	return p;
+}
+
 static __always_inline __u32 wire_length(const struct source *s)
 {
 	return s->skb->len + (s->tpid ? TAG_SIZE : 0);

@@ -66,20 +66,23 @@ int xdpkit(struct skb *skb)
 {
 	struct source s = source_of(skb);
 	/* at egress: of a packet that is being forwarded, the queue on which it came */
-	struct packet p = { .rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0 };
+	struct packet bare = { 0 }, *p = &bare;
 	struct counter *c;
 	__u32 outcome;
 
-	p.len = wire_length(&s);
+	if (reads_headers() && !(p = packet_room()))
+		return TCX_NEXT;
+	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
+	p->len = wire_length(&s);
 	if (reads_headers())
-		walk(&s, &p, s.tpid, s.tci);
-	outcome = classify(&p, &s);
+		walk(&s, p, s.tpid, s.tci);
+	outcome = classify(p, &s);
 	if (explain)
 		return outcome;
-	c = count(outcome >> 16, p.len);
+	c = count(outcome >> 16, p->len);
 	switch (outcome & 0xff) {
 	case XDP_REDIRECT:
-		return redirect(&s, &p, c, outcome);
+		return redirect(&s, p, c, outcome);
 	case XDP_TX:
 		return transmit(skb);
 	case XDP_DROP:

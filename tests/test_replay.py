@@ -27,6 +27,16 @@ pipe = Pipeline("small", default=PASS)
 pipe.rule(udp.dport == 53, REDIRECT, name="dns")
 pipe.rule(ip.src.within("192.0.2.0/24"), DROP, name="bad-net")
 """
+KINDS = """
+from xdpkit import *
+pipe = Pipeline("kinds", default=PASS)
+pipe.rule(pcap("tcp dst port 443") & ~vlan, DROP, name="string")
+pipe.rule((tcp.flags & 0x12) == 0x02, DROP, name="mask")
+pipe.rule(inner.ip.dst.within("10.1.0.0/16") & (vxlan.vni == 7), REDIRECT, name="tunnel")
+pipe.rule(payload[0:5] == b"query", DROP, name="payload")
+pipe.rule(tcp.syn & ~tcp.ack, DROP, name="flags")
+pipe.rule(pcap("ip6 protochain 17"), Redirect(otherwise=DROP), name="loop")
+"""
 OTHER = RULES.replace('"small"', '"other"').replace("192.0.2.0/24", "192.0.2.0/25")
 
 
@@ -215,6 +225,18 @@ def test_a_built_file_means_what_the_pipeline_means(files):
             for source in ("rules.py", "rules.xdp")
         )
         assert ours["rules"] == theirs["rules"]
+
+
+def test_a_built_file_keeps_every_kind_of_condition(files):
+    (files / "kinds.py").write_text(KINDS)
+    assert xdpkit("build", "kinds.py", "-o", "kinds.xdp", cwd=files).returncode == 0
+    for engine in ("kernel", "reference"):
+        ours, theirs = (
+            told(xdpkit("replay", source, "day.pcap", "--engine", engine, "--json", cwd=files))
+            for source in ("kinds.py", "kinds.xdp")
+        )
+        assert ours["rules"] == theirs["rules"]
+        assert ours["rules"][0]["packets"] == 50
 
 
 def test_building_twice_gives_the_same_file(files):
