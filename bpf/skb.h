@@ -16,9 +16,34 @@ static __always_inline struct source source_of(struct skb *skb)
 {
 	struct source s = { .skb = skb };
 
+#ifdef DIRECT_ACCESS
+	s.data = (void *)(long)skb->data;
+	s.end = (void *)(long)skb->data_end;
+#endif
 	if (skb->vlan_present)
 		s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci;
 	return s;
+}
+
+/*
+ * Room for what the walk finds.  Headers are copied here, and helpers write the copies, so LLVM cannot take it apart as it
+ * does at XDP; on the stack of 512 bytes it would leave no room for anything else.  Programs run with bottom halves off, so none meets another here.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");
+
+static __always_inline struct packet *packet_room(void)
+{
+	__u32 key = 0;
+	struct packet *p = bpf_map_lookup_elem(&packets, &key);
+
+	if (p)
+		__builtin_memset(p, 0, sizeof(*p));
+	return p;
 }
 
 static __always_inline __u32 wire_length(const struct source *s)
@@ -56,9 +81,28 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 	return value;
 }
 
+/* The bytes in place, or NULL where that cannot be had; the barriers are those of xdp.bpf.c. */
+static GENERATED_CALLS const void *linear(struct source *s, __u64 offset, __u32 size)
+{
+#ifdef DIRECT_ACCESS
+	const void *from;
+
+	asm("" : "+r"(offset));
+	if (offset <= 0xffff - size) { /* MAX_PACKET_OFF of the verifier */
+		from = s->data + offset;
+		asm("" : "+r"(from));
+		if (from + size <= s->end)
+			return from;
+	}
+#endif
+	(void)s, (void)offset, (void)size;
+	return 0;
+}
+
 #define LOADS(bits, to_host)                                                                                           \
 	static GENERATED_CALLS __s64 bytes##bits(struct source *s, __u64 offset)                                       \
 	{                                                                                                              \
+		const __u##bits *there;                                                                                \
 		__u##bits room;                                                                                        \
                                                                                                                        \
 		if (offset > 0x7fffffff)                                                                               \
@@ -69,6 +113,9 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 			if (offset > TAG_AT)                                                                           \
 				offset -= TAG_SIZE;                                                                    \
 		}                                                                                                      \
+		there = linear(s, offset, sizeof(room));                                                               \
+		if (there)                                                                                             \
+			return to_host(*there);                                                                        \
 		return bpf_skb_load_bytes(s->skb, offset, &room, sizeof(room)) ? -1 : to_host(room);                   \
 	}                                                                                                              \
 	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The packet behind a socket buffer: copied out.  skb->data is the Ethernet header; a VLAN tag that the kernel took out is
+ * The packet behind a socket buffer.  skb->data is the Ethernet header; a VLAN tag that the kernel took out is
  * in `tpid` and `tci`, 0 and 0 where it took out none.
  */
 #pragma once
@@ -11,22 +11,26 @@
  * the order of their addresses: the same rules would not always give the same object.
  */
 struct skb {
-	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto;
+	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex,
+		ifindex, tc_index, cb[5], hash, tc_classid, data, data_end;
 };
-_Static_assert(__builtin_offsetof(struct skb, len) == __builtin_offsetof(struct __sk_buff, len) &&
-		       __builtin_offsetof(struct skb, queue_mapping) ==
-			       __builtin_offsetof(struct __sk_buff, queue_mapping) &&
-		       __builtin_offsetof(struct skb, vlan_present) ==
-			       __builtin_offsetof(struct __sk_buff, vlan_present) &&
-		       __builtin_offsetof(struct skb, vlan_tci) == __builtin_offsetof(struct __sk_buff, vlan_tci) &&
-		       __builtin_offsetof(struct skb, vlan_proto) == __builtin_offsetof(struct __sk_buff, vlan_proto),
+#define SAME(member) (__builtin_offsetof(struct skb, member) == __builtin_offsetof(struct __sk_buff, member))
+_Static_assert(SAME(len) && SAME(queue_mapping) && SAME(vlan_present) && SAME(vlan_tci) && SAME(vlan_proto) &&
+		       SAME(ifindex) && SAME(data) && SAME(data_end),
 	       "shared with the kernel");
 
 struct source {
 	struct skb *skb;
 	__u16 tpid, tci;
+#ifdef DIRECT_ACCESS
+	void *data, *end; /* the linear part */
+#endif
 };
 
+/*
+ * Copied out, header by header.  TC could read in place (42 ns a packet instead of 99, Linux 6.18), but the verifier then
+ * follows both ways for every header and comes to no end where rules read many.
+ */
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {
 	*at = room;

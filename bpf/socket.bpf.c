@@ -10,16 +10,19 @@ SEC("socket")
 int xdpkit(struct skb *skb)
 {
 	struct source s = source_of(skb);
-	struct packet p = { .rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0 };
+	struct packet bare = { 0 }, *p = &bare;
 	__u32 outcome;
 
-	p.len = wire_length(&s);
+	if (reads_headers() && !(p = packet_room()))
+		return 0;
+	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
+	p->len = wire_length(&s);
 	if (reads_headers())
-		walk(&s, &p, s.tpid, s.tci);
-	outcome = classify(&p, &s);
+		walk(&s, p, s.tpid, s.tci);
+	outcome = classify(p, &s);
 	if (explain)
 		return outcome;
-	count(outcome >> 16, p.len);
+	count(outcome >> 16, p->len);
 	return (outcome & 0xff) == XDP_REDIRECT ? -1 : 0;
 }
 

@@ -20,7 +20,7 @@ ffibuilder.cdef(cdef())
 ffibuilder.set_source(
     "xdpkit._core",
     '#include "xdpkit.h"',
-    sources=["csrc/xsk.c", "csrc/packet.c", "csrc/worker.c", "csrc/loader.c"],
+    sources=["csrc/xsk.c", "csrc/packet.c", "csrc/copies.c", "csrc/worker.c", "csrc/loader.c"],
     depends=["csrc/xdpkit.h", "csrc/ring.h"],
     include_dirs=["csrc"],
     libraries=["bpf", "pthread"],

@@ -273,6 +273,15 @@ int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags)
 	return fd < 0 ? xk_fail("bpf(BPF_LINK_CREATE)", errno) : fd;
 }
 
+int xk_link_tcx(int prog_fd, int ifindex, int egress)
+{
+	/* Numbers of Linux 6.6 and libbpf 1.3: BPF_TCX_INGRESS, BPF_TCX_EGRESS, BPF_F_BEFORE. */
+	LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = 1u << 3);
+	int fd = bpf_link_create(prog_fd, ifindex, (enum bpf_attach_type)(egress ? 47 : 46), &opts);
+
+	return fd < 0 ? xk_fail("bpf(BPF_LINK_CREATE, tcx)", errno) : fd;
+}
+
 int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_t size)
 {
 	const char *said, *prefix = "Kernel error message: ";

@@ -255,6 +255,8 @@ static void *run(void *self)
 		}
 		flush(w);
 		add(&w->stats.waits, 1);
+		if (w->source.sleep)
+			w->source.sleep(w->source.self);
 		poll(fds, 2, -1);
 		idle = 0;
 		if (fds[0].revents & (POLLERR | POLLHUP | POLLNVAL) && !(fds[0].revents & POLLIN) &&
@@ -339,6 +341,22 @@ int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t i
 		return xk_fail("calloc", ENOMEM);
 	xk_packet_source(p, &w->source);
 	put_option(w, 2, &inbound, 4);
+	w->options_size += 4;
+	return start(w, sink, interface, cpu, out);
+}
+
+int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int outbound, int cpu,
+			   struct xk_worker **out)
+{
+	const uint8_t verdict[9] = { 1, 7 }; /* Linux_eBPF_TC, TC_ACT_REDIRECT */
+	const uint32_t direction = outbound ? 2 : 1;
+	struct xk_worker *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return xk_fail("calloc", ENOMEM);
+	xk_copies_source(c, &w->source);
+	put_option(w, 2, &direction, 4);
+	put_option(w, 7, verdict, 9);
 	w->options_size += 4;
 	return start(w, sink, interface, cpu, out);
 }

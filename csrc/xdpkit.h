@@ -8,7 +8,8 @@
  *
  * Theory of operation
  *
- *   A *source* delivers packets in batches: an AF_XDP socket, a TPACKET_V3 ring, or a plain packet socket.  A *worker* is
+ *   A *source* delivers packets in batches: an AF_XDP socket, a TPACKET_V3 ring, a plain packet socket, or the copies
+ *   that a program writes into a BPF ring buffer.  A *worker* is
  *   a thread that moves batches from one source into one *sink* (count, pcapng) and gives the buffers back.  Python
  *   drains AF_XDP sockets itself with xk_xsk_receive()/xk_xsk_recycle(); both ways never run on one socket at once.
  *
@@ -81,6 +82,10 @@ int xk_program_name(uint32_t id, char name[16]);
 
 /* Attach with a bpf_link: the attachment lives as long as the returned fd.  flags: XDP_FLAGS_DRV_MODE or _SKB_MODE. */
 int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags);
+/*
+ * The same at TC (tcx, Linux 6.6), ingress or egress, in front of the programs that are there.  -EINVAL: no tcx here.
+ */
+int xk_link_tcx(int prog_fd, int ifindex, int egress);
 /*
  * The kernel's words for a refused attachment, which bpf_link does not carry: asks again through netlink, and takes the
  * attachment back if that succeeds.  Returns that attempt's result; `text` is empty if the kernel said nothing.
@@ -206,6 +211,27 @@ int xk_packet_wait(const struct xk_packet *p, int timeout_ms);
 int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops);
 void xk_packet_close(struct xk_packet *p);
 
+/* ---- copies in a BPF ring buffer (copies.c) ---- */
+
+struct xk_copies;
+
+/*
+ * Read the copies that a loaded program writes (bpf/copies.h); from here on it writes them.  Maps the ring buffer; the
+ * program must outlive the reader.
+ */
+int xk_copies_open(const struct xk_program *p, struct xk_copies **out);
+/* Tell the program that nobody reads.  A program that runs just now may still write: xk_quiesce(), then drain. */
+void xk_copies_quiet(struct xk_copies *c);
+/* Next batch of at most `max` packets, copied as by xk_packet_receive(); rule: index of the rule that took each. */
+int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
+		      uint64_t *time_ns, uint32_t *rule);
+/* Wait for packets: 1, or 0 after timeout_ms; -EINTR on a signal. */
+int xk_copies_wait(struct xk_copies *c, int timeout_ms);
+/* Since open: packets that the program wrote into the ring buffer, and those that found no room. */
+int xk_copies_stats(const struct xk_copies *c, uint64_t *packets, uint64_t *lost);
+/* Quiet, unmap, free. */
+void xk_copies_close(struct xk_copies *c);
+
 /* ---- sinks and workers (worker.c) ---- */
 
 struct xk_sink;
@@ -243,6 +269,9 @@ int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interfa
 			struct xk_worker **out);
 int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int cpu,
 			   struct xk_worker **out);
+/* `outbound`: the packets were leaving the host. */
+int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int outbound, int cpu,
+			   struct xk_worker **out);
 void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out);
 /* Ask all to stop; each drains its source until it is empty, flushes, and ends.  Then the final counts. */
 void xk_worker_stop(struct xk_worker *w);
@@ -259,6 +288,22 @@ struct xk_meta {
 #define XK_META_MAGIC 0x786b6d31u
 #define XK_NO_RULE UINT32_MAX
 _Static_assert(sizeof(struct xk_meta) == 16, "shared with bpf/xdp.bpf.c");
+
+/* A record of bpf/copies.h and what its reader tells the program; the same structs there. */
+struct xk_copy {
+	uint64_t time_ns; /* CLOCK_MONOTONIC */
+	uint32_t rule;
+	uint32_t len; /* bytes that follow */
+	uint32_t wire_len;
+	uint16_t queue;
+	uint8_t verdict; /* enum xdp_action */
+	uint8_t unused;
+};
+struct xk_reader {
+	uint32_t there;
+	uint32_t asleep;
+};
+_Static_assert(sizeof(struct xk_copy) == 24 && sizeof(struct xk_reader) == 8, "shared with bpf/copies.h");
 
 /* One packet on its way from a source to a sink. */
 struct xk_view {
@@ -280,9 +325,14 @@ struct xk_source {
 	/* After the order to stop, wait this long for what the kernel still holds back (a TPACKET_V3 block). */
 	int linger_ms;
 	void *self;
+	/* Called before sleeping in poll(), where the producer wakes only those who ask; NULL: it wakes always. */
+	void (*sleep)(void *self);
 };
 void xk_xsk_source(struct xk_xsk *x, struct xk_source *out);
 void xk_packet_source(struct xk_packet *p, struct xk_source *out);
+void xk_copies_source(struct xk_copies *c, struct xk_source *out);
 
 int xk_fail(const char *call, int error);
 uint64_t xk_clock_ns(int clock);
+/* Real time minus monotonic time: what turns the program's clock into the capture's. */
+uint64_t xk_clock_offset(void);

@@ -274,8 +274,7 @@ uint8_t *xk_xsk_umem(const struct xk_xsk *x, size_t *size)
 	return x->umem;
 }
 
-/* Real time minus monotonic time: what turns the program's clock into the capture's. */
-static uint64_t clock_offset(void)
+uint64_t xk_clock_offset(void)
 {
 	uint64_t before = xk_clock_ns(CLOCK_MONOTONIC), real = xk_clock_ns(CLOCK_REALTIME);
 
@@ -291,7 +290,7 @@ int xk_xsk_receive(struct xk_xsk *x, uint32_t max, uint64_t *addr, uint32_t *len
 	if (!n)
 		return 0;
 	if (x->config.metadata)
-		offset = clock_offset();
+		offset = xk_clock_offset();
 	else
 		now = xk_clock_ns(CLOCK_REALTIME);
 	for (uint32_t i = 0; i < n; i++) {

@@ -17,7 +17,9 @@ from xdpkit.compiler import HOOKS, compile_pipeline
 from xdpkit.compiler.lower import I8, I64, Lowering
 from xdpkit.errors import VerifierError, Where
 from xdpkit.expr import Expr, here
-from xdpkit.headers import Field, eth, icmp6, ip, ip6, pkt, tcp, udp
+from xdpkit.fields import FIELDS
+from xdpkit.headers import Field, eth, icmp6, ip, ip6, payload, pkt, tcp, udp
+from xdpkit.pcap import pcap
 from xdpkit.pipeline import Pipeline, load_file
 from xdpkit.program import Program
 from xdpkit.reference import evaluate
@@ -212,7 +214,7 @@ def test_the_object_does_not_say_where_xdpkit_was_built(rules, hook):
 
 
 def test_an_unknown_hook_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="hook 'nic': one of xdp, socket"):
+    with pytest.raises(ValueError, match="hook 'nic': one of xdp, tc, socket"):
         compile_pipeline(Pipeline("p"), "nic")
 
 
@@ -252,3 +254,16 @@ def test_the_effort_of_the_verifier_grows_with_the_rules_and_not_with_their_squa
             return program.info()["verified_instructions"]
 
     assert effort(600) < 3 * effort(300)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_pipeline_that_reads_everything_passes_the_verifier(hook):
+    """Every field, payload, strings with and without a loop: no hook runs out of stack or of the verifier's budget."""
+    pipe = Pipeline("everything")
+    for spec in FIELDS:
+        value = {"mac": "02:00:00:00:00:01", "ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}.get(spec.kind, 1)
+        pipe.rule(Field(spec) == value, DROP, name=spec.name)
+    pipe.rule(payload[0:8] == b"ABCDEFGH", DROP)
+    pipe.rule(pcap("tcp dst port 443 and net 10/8") | pcap("ip6 protochain 17"), REDIRECT)
+    with Program(compile_pipeline(pipe, hook)) as program:
+        assert program.info()["verified_instructions"] < 500_000

@@ -14,7 +14,7 @@ from functools import reduce
 from operator import or_
 
 import pytest
-from hypothesis import given, note
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
 
@@ -47,43 +47,57 @@ def counted(program: Program) -> Counter[str]:
     return Counter({count.rule.name: count.packets for count in program.counts() if count.packets})
 
 
-# ---- XDP, one frame at a time ----
+# ---- XDP and TC, one frame at a time ----
+
+one_by_one = pytest.mark.parametrize("hook", ["xdp", "tc"])
 
 
-def assert_judged_alike(pipe: Pipeline, batch: list[bytes]) -> None:
+def runs(hook: str, frame: bytes) -> bool:
+    """BPF_PROG_TEST_RUN makes no skb of an IP packet that is shorter than its header; those are judged on the wire."""
+    shortest = {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], 14)
+    return hook == "xdp" or len(frame) >= shortest
+
+
+def assert_judged_alike(pipe: Pipeline, batch: list[bytes], hook: str) -> None:
     note(f"{pipe}\n{listing(pipe)}")
-    with Program(compile_pipeline(pipe, "xdp")) as program:
+    batch = [frame for frame in batch if runs(hook, frame)]
+    with Program(compile_pipeline(pipe, hook)) as program:
         wrong = [frame for frame in batch if program.judge(frame)[0] is not evaluate(pipe, frame)]
         if wrong:
             frame = min(wrong, key=len)
             engine, reference = program.judge(frame)[0].name, evaluate(pipe, frame).name
             pytest.fail(
                 f"{len(wrong)} of {len(batch)} frames; the shortest, {frame.hex()}, is {walk(frame)}: "
-                f"XDP takes it by {engine!r}, the reference by {reference!r}"
+                f"{hook} takes it by {engine!r}, the reference by {reference!r}"
             )
 
 
+@one_by_one
 @examples(70)
 @given(pipelines(), batches(150))
-def test_xdp_judges_every_frame_as_the_reference_does(pipe: Pipeline, batch: list[bytes]):
+def test_the_program_judges_every_frame_as_the_reference_does(hook: str, pipe: Pipeline, batch: list[bytes]):
     note(again("test_engines.py"))
-    assert_judged_alike(pipe, batch)
+    assert_judged_alike(pipe, batch, hook)
 
 
+@one_by_one
 @examples(30)
 @given(pipelines(), batches(150))
-def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(pipe: Pipeline, batch: list[bytes]):
+def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(
+    hook: str, pipe: Pipeline, batch: list[bytes]
+):
     note(again("test_engines.py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lower, "MANY", -1)
-        assert_judged_alike(pipe, batch)
+        assert_judged_alike(pipe, batch, hook)
 
 
+@one_by_one
 @examples(20)
 @given(pipelines(), st.lists(frames(), min_size=4, max_size=8))
-def test_xdp_agrees_at_every_length_a_frame_may_be_cut_to(pipe: Pipeline, wholes: list[bytes]):
+def test_the_program_agrees_at_every_length_a_frame_may_be_cut_to(hook: str, pipe: Pipeline, wholes: list[bytes]):
     note(again("test_engines.py"))
-    assert_judged_alike(pipe, [part for whole in wholes for part in truncations(whole)])
+    assert_judged_alike(pipe, [part for whole in wholes for part in truncations(whole)], hook)
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +133,13 @@ def deviations(frame: bytes) -> Pipeline:
     return pipe
 
 
+@one_by_one
 @examples(40)
 @given(frames())
-def test_xdp_reads_every_field_as_the_reference_does(frame: bytes):
+def test_the_program_reads_every_field_as_the_reference_does(hook: str, frame: bytes):
     note(again("test_engines.py"))
-    with Program(compile_pipeline(deviations(frame), "xdp")) as program:
+    assume(runs(hook, frame))
+    with Program(compile_pipeline(deviations(frame), hook)) as program:
         assert program.judge(frame)[0].name == "default", frame.hex()
 
 
@@ -238,10 +254,33 @@ def test_xdp_on_a_device_judges_as_the_reference(wire: Port, reflected: None, pi
         assert fallen_back == sum(rule.action.verdict == Verdict.REDIRECT for rule, _ in fates)
 
 
+@examples(25)
+@given(pipelines(), batches(200))
+def test_tc_on_a_device_judges_as_the_reference(wire: Port, pipe: Pipeline, batch: list[bytes]):
+    """Packet sockets look at packets before TC does, so all is captured; what DROP and PASS do is in test_tc.py."""
+    note(again("test_engines.py"))
+    note(f"{pipe}\n{listing(pipe)}")
+    batch = live(batch)
+    taken = [(evaluate(pipe, frame), frame) for frame in batch]
+    returned = [frame[6:12] + frame[:6] + frame[12:] for rule, frame in taken if rule.action == TX]
+    with Program(compile_pipeline(pipe, "tc")) as program:
+        with wire.capture() as seen, wire.peer.capture() as back, attached(program, wire):
+            wire.peer.send(batch)
+            assert seen.wait(len(batch)) == batch
+            assert back.wait(len(returned)) == returned
+            check(lib.xk_quiesce())  # the last frame is through the hook now
+            assert counted(program) == expected(pipe, batch)
+        lost = sum(count.no_socket for count in program.counts())
+        assert lost == sum(rule.action.verdict == Verdict.REDIRECT for rule, _ in taken)
+
+
 @contextmanager
 def attached(program: Program, port: Port) -> Iterator[None]:
     with port.namespace:
-        link = check(lib.xk_link_xdp(program.fd, port.index, XDP_FLAGS_DRV_MODE))
+        if program.hook == "tc":
+            link = check(lib.xk_link_tcx(program.fd, port.index, False))
+        else:
+            link = check(lib.xk_link_xdp(program.fd, port.index, XDP_FLAGS_DRV_MODE))
     try:
         yield
     finally:

@@ -225,7 +225,7 @@ def test_required_zero_copy_that_is_not_there_is_an_error_and_nothing_stays(make
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "fast"}, "mode 'fast': auto, native, generic, af_packet"),
+        ({"mode": "fast"}, "mode 'fast': auto, native, generic, tc_ingress, af_packet"),
         ({"mode": "need:native"}, "mode 'need:native'"),
         ({"bind": "zero"}, "bind 'zero': auto, zerocopy, copy"),
         ({"queues": [2]}, "queue 2 is out of range: right has 0-1"),
@@ -264,7 +264,7 @@ def test_a_busy_device_names_the_program_that_holds_it(make_veth, holding, wanti
 
 
 def no_xdp(monkeypatch):
-    """A kernel that has no XDP for any device."""
+    """A kernel that has neither XDP nor tcx for any device."""
     real = attaching._attach
 
     def fake(built, device, mode, *rest):
@@ -282,7 +282,7 @@ def test_without_xdp_auto_takes_af_packet_and_says_why(make_veth, monkeypatch):
         left.send(frames(left, right, range(10)))
         assert take(sockets, 10) == frames(left, right, range(10))
         assert str(link.got).startswith("AF_PACKET (copies")
-        assert [step.split()[0] for step in link.got.walk] == ["native", "generic"]
+        assert [step.split()[0] for step in link.got.walk] == ["native", "generic", "tc_ingress"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Attach a pipeline to a device and hold it there: want, require, got.
 
 ``mode`` and ``bind`` take "auto" (the best there is), "want:X" (X first, then what else works) or "X" (X or an error).
-The walk goes zero-copy, native copy, generic, AF_PACKET; ``link.got`` says where it stopped and why.
+The walk goes zero-copy, native copy, generic, TC ingress, AF_PACKET; ``link.got`` says where it stopped and why.
 
 The attachment is a bpf_link: it goes with the process that holds it, however that ends.  AF_PACKET sees copies, so a
 pipeline that drops or transmits runs there only when that mode is required by name: its REDIRECT rules then deliver,
 and every packet goes on to the stack.
+
+TC gives every verdict its full meaning, so the walk may stop there; REDIRECT copies into one ring buffer.  What leaves
+the host is another matter than what arrives, so tc_egress is no step of the walk: it is required by name.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from types import TracebackType
 from . import netdev
 from .built import Built
 from .compiler import Compiled
-from .core import ffi, lib, text
-from .got import Got, ranges
+from .copies import ring_bytes
+from .core import check, ffi, lib, text
+from .errors import NotSupported
+from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
 from .ledger import Ledger, LedgerRule
 from .netdev import Device, Holder
@@ -33,7 +38,9 @@ from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
-MODES = ("native", "generic", "af_packet")
+MODES = ("native", "generic", "tc_ingress", "af_packet", "tc_egress")
+#: What is never put in the place of something else.
+_APART = ("tc_egress",)
 BINDS = ("zerocopy", "copy")
 _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 
@@ -51,35 +58,38 @@ def attach(
     """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, which is one of the
     calling thread's network namespace.
 
-    ``queues``: RX queues that get sockets (default: all).  ``timestamps``: the program stamps each redirected packet
-    and notes its rule.  Raises OSError (names the call, and the program that holds a busy device), VerifierError,
-    ValueError for a mode, bind or queue that there is not.
+    ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
+    each redirected packet and notes its rule (TC always does).  Raises OSError (names the call, and the program that
+    holds a busy device), VerifierError, NotSupported where TC is asked for and the kernel has no tcx (before 6.6),
+    ValueError for a mode, bind or queue that there is not, and for TX at egress.
     """
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
-    wanted = _queues(found, queues)
+    wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
     built = _built(pipeline)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
     if mode == "af_packet" and not redirects:
         raise ValueError(f"{device}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
-    if redirects and modes != ("af_packet",):
+    if redirects and modes[0] not in ("af_packet", *TC_MODES):
         _preflight(found, options)
     walk: list[str] = []
-    last: OSError | None = None
+    last: OSError | NotSupported | None = None
     for step in modes:
         if step == "af_packet" and last is not None and (acts or not redirects):
             break  # it could not do what the pipeline declares
         try:
             link = _attach(built, found, step, binds, wanted, timestamps, options)
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
+        except (OSError, NotSupported) as error:
+            code = error.errno if isinstance(error, OSError) else None
+            if code in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
                 raise
-            walk.append(f"{step} ({error.strerror})")
-            last = error
-            if error.errno in (errno.EBUSY, errno.EEXIST):
+            walk.append(f"{step} ({error.strerror if isinstance(error, OSError) else error})")
+            if step in _XDP_FLAGS or last is None:  # why there is no XDP is what one wants to know
+                last = error
+            if code in (errno.EBUSY, errno.EEXIST):
                 break
             continue
         link.got = replace(link.got, walk=tuple(walk))
@@ -106,11 +116,21 @@ def _attach(
     timestamps: bool,
     options: SocketOptions,
 ) -> Link:
-    hook = "socket" if mode == "af_packet" else "xdp"
-    program = Program(built.compiled(hook), queues=device.rx_queues, metadata=timestamps)
+    if mode in TC_MODES:
+        _check_tc(built.pipeline, device, mode, binds, queues)
+    hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp"
+    ring_size = options.ring_size if "REDIRECT" in built.pipeline.verdicts else 0
+    program = Program(
+        built.compiled(hook),
+        queues=device.rx_queues,
+        metadata=timestamps,
+        ring_bytes=ring_bytes(ring_size, device.mtu + L2_BYTES),
+    )
     fd = -1
     try:
-        if mode != "af_packet":
+        if mode in TC_MODES:
+            fd, queues, timestamps = _link_tcx(program, device, mode), (), True
+        elif mode != "af_packet":
             fd = lib.xk_link_xdp(program.fd, device.index, _XDP_FLAGS[mode])
             if fd < 0:
                 raise _refused(-fd, program, device, mode)
@@ -121,6 +141,33 @@ def _attach(
             os.close(fd)
         program.close()
         raise
+
+
+def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...], queues: tuple[int, ...]) -> None:
+    """What TC cannot do, said before anything is loaded."""
+    if mode == "tc_egress" and "TX" in pipe.verdicts:
+        names = ", ".join(repr(r.name) for r in pipe.outcomes if r.action.verdict.name == "TX")
+        raise ValueError(
+            f"{device.name}: TX sends a packet back to where it came from, and at egress it comes from this host: "
+            f"pipeline {pipe.name!r} must not transmit there (rule {names})"
+        )
+    if len(device.mac) != len("00:00:00:00:00:00"):
+        raise NotSupported(f"{mode} on {device.name}", "an Ethernet device, and this one has no Ethernet addresses")
+    if queues and len(queues) < device.rx_queues:
+        raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
+    if "copy" not in binds:
+        raise OSError(errno.EOPNOTSUPP, f"{device.name}: zero-copy needs native mode, and this is {mode}")
+
+
+def _link_tcx(program: Program, device: Device, mode: str) -> int:
+    fd: int = lib.xk_link_tcx(program.fd, device.index, mode == "tc_egress")
+    if fd >= 0:
+        return fd
+    if fd == -errno.EINVAL:
+        raise NotSupported(f"{mode} on {device.name}", f"tcx, Linux 6.6 or later; this is Linux {os.uname().release}")
+    hints = {errno.EPERM: "attaching needs CAP_NET_ADMIN: run as root", errno.ERANGE: "64 programs are there already"}
+    check(fd, f"attach to {device.name} at {mode}", hints.get(-fd, ""))
+    raise AssertionError("unreachable")
 
 
 def _refused(error: int, program: Program, device: Device, mode: str) -> OSError:
@@ -148,7 +195,7 @@ def _held(holder: Holder) -> str:
     """Who holds the device, and how to live beside it."""
     who = " and ".join(f"process {owner.pid} ({owner.command})" for owner in owners(holder.prog_id))
     advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
-    return f"{describe(holder)}, {advice}, or use mode af_packet to capture beside it"
+    return f"{describe(holder)}, {advice}, or use mode tc_ingress or af_packet beside it"
 
 
 class Link:
@@ -204,8 +251,8 @@ class Link:
             for c in self.program.counts()
         )
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
-        dropped = 0
-        if namespace_id() == self._namespace:
+        dropped = 0  # at egress: what the device drops on arrival is not on its way out
+        if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
             with suppress(OSError):  # the device is gone
                 dropped = self._device_dropped() - self._dropped_before
         return Ledger(
@@ -262,11 +309,14 @@ def namespace_id() -> int:
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The order in which to try: all for auto, X first for want:X, X alone for X."""
     want, _, wanted = value.rpartition(":")
+    walk = tuple(k for k in known if k not in _APART)
     if value == "auto":
-        return known
+        return walk
     if wanted not in known or want not in ("", "want"):
         raise ValueError(f"{name} {value!r}: auto, {', '.join(known)}, or want:NAME to prefer one of them")
-    return (wanted, *(k for k in known if k != wanted)) if want else (wanted,)
+    if want and wanted in _APART:
+        raise ValueError(f"{name} {value!r}: nothing else would do in its place: ask for {wanted}")
+    return (wanted, *(k for k in walk if k != wanted)) if want else (wanted,)
 
 
 def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:

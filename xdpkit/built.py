@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .actions import Action, Redirect, Verdict
+from .classic import Instruction
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
@@ -123,7 +124,7 @@ def load(path: str | Path) -> Built:
 
 
 def _kinds() -> dict[str, type]:
-    found: dict[str, type] = {c.__name__: c for c in (Action, Redirect, Rule, Where)}
+    found: dict[str, type] = {c.__name__: c for c in (Action, Instruction, Redirect, Rule, Where)}
     waiting: list[type] = [Expr]
     while waiting:
         below: list[type] = waiting.pop().__subclasses__()
@@ -137,6 +138,8 @@ def _encode(value: object) -> Any:
         return {"kind": "field", "name": value.name}
     if isinstance(value, Verdict):
         return {"kind": "verdict", "name": value.name}
+    if isinstance(value, Instruction):
+        return {"kind": "Instruction"} | value._asdict()
     if isinstance(value, tuple):
         return [_encode(v) for v in value]
     if value is None or isinstance(value, (bool, int, str)):

@@ -61,7 +61,7 @@ def fail(error: Exception) -> NoReturn:
 
 def _choice(name: str, known: tuple[str, ...]) -> object:
     def parse(value: str) -> str:
-        value = value.replace("af-packet", "af_packet").replace("zero-copy", "zerocopy")
+        value = value.replace("af-packet", "af_packet").replace("tc-", "tc_").replace("zero-copy", "zerocopy")
         try:
             parse_choice(name, value, known)
         except ValueError as error:
@@ -101,7 +101,8 @@ def run(
     mode: Annotated[
         str,
         typer.Option(
-            callback=_choice("mode", MODES), help="auto, native, generic, af_packet, or want:NAME to prefer one."
+            callback=_choice("mode", MODES),
+            help="auto, native, generic, tc-ingress, tc-egress, af-packet, or want:NAME to prefer one.",
         ),
     ] = "auto",
     bind: Annotated[

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Got", "ranges"]
+__all__ = ["TC_MODES", "Got", "ranges"]
+
+TC_MODES = ("tc_ingress", "tc_egress")
+_NAMES = {
+    "af_packet": "AF_PACKET (copies: packets also go on to the stack)",
+    "tc_ingress": "TC ingress",
+    "tc_egress": "TC egress",
+    "zerocopy": "zero-copy",
+    "ringbuf": "ring buffer",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """What the kernel gave.  ``mode``: native, generic or af_packet; ``bind``: zerocopy, copy, or None while no socket
-    is open; ``walk``: what was tried before and why it was not taken."""
+    """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
+    ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
+    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken."""
 
     device: str
     driver: str | None
@@ -22,10 +32,9 @@ class Got:
     walk: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [self.mode if self.mode != "af_packet" else "AF_PACKET (copies: packets also go on to the stack)"]
-        if self.bind:
-            parts.append({"zerocopy": "zero-copy"}.get(self.bind, self.bind))
-        parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
+        parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
+        if self.queues:
+            parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
         if self.driver:
             parts.append(self.driver)
         return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)

@@ -30,7 +30,7 @@ def parse_value(spec: FieldSpec, value: object) -> int:
     return number
 
 
-def _number(spec: FieldSpec, value: object) -> int:  # noqa: PLR0911  one for each kind
+def _number(spec: FieldSpec, value: object) -> int:
     if isinstance(value, int):
         return value
     if spec.kind == "bytes" or isinstance(value, bytes):

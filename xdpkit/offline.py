@@ -21,7 +21,7 @@ from .captures import CapturedPacket, read_captures
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .compiler.listing import listing
 from .pipeline import Rule
-from .program import Program
+from .program import Program, may_load
 from .replay import ENGINES, Replay, replay, summary
 from .sockets import open_capture
 
@@ -159,7 +159,7 @@ def replay_command(
         raise typer.BadParameter(f"--verdict {verdict!r}: goes with -w and is one of {names}")
     if write_to == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    engine = engine if engine != "auto" else "kernel" if os.geteuid() == 0 else "reference"
+    engine = engine if engine != "auto" else "kernel" if may_load() else "reference"
     built, other = load(pipeline), load(against) if against else None
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None

@@ -9,6 +9,7 @@ import errno
 import re
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from .actions import Verdict
 from .compiler import Compiled
@@ -16,7 +17,7 @@ from .core import check, ffi, lib, text
 from .errors import VerifierError, Where
 from .pipeline import Pipeline, Rule
 
-__all__ = ["Program", "RuleCount", "SourceLine", "program_name"]
+__all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
 
@@ -44,8 +45,12 @@ class SourceLine:
 class Program:
     """A loaded program.  Close it, or use it as a context manager; an attached link keeps it alive in the kernel."""
 
-    def __init__(self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False):
+    def __init__(
+        self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
+        ring_bytes: int = 1 << 16,
+    ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
+        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
         self.explains = explain
@@ -60,6 +65,8 @@ class Program:
             if self.hook == "xdp":
                 check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+            if self.hook == "tc":
+                check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
             self._load()
         except BaseException:
             self.close()
@@ -79,6 +86,11 @@ class Program:
     def fd(self) -> int:
         """File descriptor of the program, owned by this object."""
         return check(lib.xk_program_fd(self._program))
+
+    @property
+    def handle(self) -> Any:
+        """The loaded object (struct xk_program), owned by this one."""
+        return self._program
 
     def map_fd(self, name: str) -> int:
         """File descriptor of a map, owned by this object."""
@@ -138,6 +150,14 @@ class Program:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def may_load() -> bool:
+    """Whether this process has the capabilities that loading a program needs (capabilities(7))."""
+    net_admin, sys_admin, perfmon, bpf = (1 << n for n in (12, 21, 38, 39))
+    with open("/proc/self/status") as status:
+        held = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(held & net_admin and (held & sys_admin or (held & perfmon and held & bpf)))
 
 
 def program_name(prog_id: int) -> str | None:

@@ -21,9 +21,11 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from . import pcapng, xsk
+from .copies import CopiedBatch, CopiesSocket
 from .core import check, ffi, lib
 from .errors import FrameError
-from .xsk import NO_RULE, SocketStats
+from .got import TC_MODES
+from .xsk import SocketStats
 
 if TYPE_CHECKING:
     from .attach import Link
@@ -47,23 +49,6 @@ class AnyBatch(Protocol):
     @property
     def frames(self) -> Sequence[memoryview]:
         """The packets."""
-
-
-class CopiedBatch:
-    """Packets of the AF_PACKET fallback: like a Batch, but its frames are copies of its own and never go stale."""
-
-    def __init__(self, room: bytes, lengths: xsk.U32, timestamps: xsk.U64):
-        self.queue = 0
-        self.lengths, self.timestamps = lengths, timestamps
-        self.rules = np.full(len(lengths), NO_RULE, np.uint32)
-        ends = np.cumsum(lengths, dtype=np.int64)
-        view = memoryview(room)
-        self.frames: Sequence[memoryview] = [
-            view[e - n : e] for e, n in zip(ends.tolist(), lengths.tolist(), strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
 
 class PacketSocket:
@@ -129,6 +114,10 @@ class PacketSocket:
             else:
                 return
 
+    def start_worker(self, sink: Any, cpu: int, out: Any) -> int:
+        """xk_worker_start_packet."""
+        return int(lib.xk_worker_start_packet(self.packet, sink, 0, cpu, out))
+
     def close(self, worker_packets: int = 0) -> None:
         """Close; idempotent."""
         if self._final is None:
@@ -167,7 +156,7 @@ class Sockets:
     def __init__(self, link: Link):
         self.link = link
         self.xsks: list[xsk.Socket] = []
-        self.packet: PacketSocket | None = None
+        self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
         self._workers: Workers | None = None
         self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
         self._in_map: list[int] = []
@@ -183,6 +172,10 @@ class Sockets:
         if link.got.mode == "af_packet":
             self.packet = PacketSocket(device.name, device.index, link.program.fd)
             link.got = replace(link.got, bind="copy")
+            return
+        if link.got.mode in TC_MODES:
+            self.packet = CopiesSocket(device.name, link.program, outbound=link.got.mode == "tc_egress")
+            link.got = replace(link.got, bind="ringbuf")
             return
         chunk_size = link.options.chunk_for(device.mtu + xsk.L2_BYTES)
         binds = tuple(b for b in link.binds if link.got.mode == "native" or b == "copy")
@@ -389,7 +382,7 @@ class Workers:
     def _start(self, number: int, queue: int, cpu: int) -> None:
         out = ffi.new("struct xk_worker **")
         if self._sockets.packet is not None:
-            result = lib.xk_worker_start_packet(self._sockets.packet.packet, self._sink, 0, cpu, out)
+            result = self._sockets.packet.start_worker(self._sink, cpu, out)
         else:
             result = lib.xk_worker_start_xsk(self._sockets.xsks[number].xsk, self._sink, number, queue, cpu, out)
         check(result, f"worker of queue {queue}")
@@ -404,7 +397,7 @@ class Workers:
         for queue in queues:
             blocks += pcapng.interface(
                 link.device.name,
-                description=f"{link.device.name} queue {queue}: {link.got}",
+                description=f"{link.device.name}{f' queue {queue}' if link.got.queues else ''}: {link.got}",
                 filter_text="; ".join(redirects),
                 snaplen=snaplen,
             )

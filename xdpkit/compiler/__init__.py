@@ -16,7 +16,7 @@ from ..pipeline import Pipeline
 __all__ = ["HOOKS", "Compiled", "compile_pipeline"]
 
 #: The hooks a pipeline compiles for; each has its bitcode in the package.
-HOOKS = ("xdp", "socket")
+HOOKS = ("xdp", "tc", "socket")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     """The module of ``rules`` and the data plane of ``hook``, with the walk into tunnels where rules need it."""
     module = llvm.parse_bitcode(bitcode(hook))
     if rules.tunnels:
-        module.link_in(llvm.parse_bitcode(bitcode("xdp_tunnel" if hook == "xdp" else "skb_tunnel")))
+        module.link_in(llvm.parse_bitcode(bitcode(f"{hook}_tunnel")))
     generated = llvm.parse_assembly(rules.text)
     generated.triple, generated.data_layout = module.triple, module.data_layout
     module.link_in(generated)

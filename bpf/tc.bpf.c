@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * TC entry (tcx), ingress and egress: the same walk and rules over a socket buffer, and all verdicts.
+ *
+ * PASS is TCX_NEXT, not TCX_PASS: as at XDP it says "not stopped by us".  TCX_PASS would end the chain and keep packets
+ * from the programs and filters behind this one.  DROP at egress tells the sender (ENOBUFS), as a full queue would.
+ *
+ * REDIRECT hands the packet to user space as a copy and consumes it: a redirect to no device, so that a sender has no
+ * reason to send it again.  With no reader it falls back as declared, and when the ring buffer is full the packet is lost,
+ * as at XDP when the RX ring is.
+ */
+#define DIRECT_ACCESS
+#include "skb.h"
+#include "copies.h"
+
+#define TCX_NEXT -1
+#define TCX_DROP 2
+
+/* As on the wire: a tag that the kernel took out goes back behind the addresses. */
+static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len)
+{
+	if (!s->tpid)
+		return bpf_skb_load_bytes(s->skb, 0, to, len);
+	if (len <= TAG_AT + TAG_SIZE)
+		return -1;
+	to[TAG_AT] = s->tpid >> 8, to[TAG_AT + 1] = s->tpid;
+	to[TAG_AT + 2] = s->tci >> 8, to[TAG_AT + 3] = s->tci;
+	return bpf_skb_load_bytes(s->skb, 0, to, TAG_AT) ||
+	       bpf_skb_load_bytes(s->skb, TAG_AT, to + TAG_AT + TAG_SIZE, len - TAG_AT - TAG_SIZE);
+}
+
+static __always_inline int redirect(struct source *s, const struct packet *p, struct counter *c, __u32 outcome)
+{
+	struct reader *r = find_reader();
+	struct copy head;
+
+	if (!r) {
+		if (c)
+			c->no_socket++;
+		return (outcome >> 8 & 0xff) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+	}
+	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = outcome >> 16, .len = p->len, .wire_len = p->len,
+			      .queue = p->rx_queue, .verdict = XDP_REDIRECT };
+	return copy_packet(s, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
+}
+
+/* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
+static __always_inline int transmit(struct skb *skb)
+{
+	__u16 m[6];
+
+	if (bpf_skb_load_bytes(skb, 0, m, sizeof(m)))
+		return TCX_DROP;
+	for (int i = 0; i < 3; i++) {
+		__u16 a = m[i];
+
+		m[i] = m[i + 3], m[i + 3] = a;
+	}
+	if (bpf_skb_store_bytes((void *)skb, 0, m, sizeof(m), 0))
+		return TCX_DROP;
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+SEC("tc")
+int xdpkit(struct skb *skb)
+{
+	struct source s = source_of(skb);
+	/* at egress: of a packet that is being forwarded, the queue on which it came */
+	struct packet bare = { 0 }, *p = &bare;
+	struct counter *c;
+	__u32 outcome;
+
+	if (reads_headers() && !(p = packet_room()))
+		return TCX_NEXT;
+	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
+	p->len = wire_length(&s);
+	if (reads_headers())
+		walk(&s, p, s.tpid, s.tci);
+	outcome = classify(p, &s);
+	if (explain)
+		return outcome;
+	c = count(outcome >> 16, p->len);
+	switch (outcome & 0xff) {
+	case XDP_REDIRECT:
+		return redirect(&s, p, c, outcome);
+	case XDP_TX:
+		return transmit(skb);
+	case XDP_DROP:
+		return TCX_DROP;
+	default:
+		return TCX_NEXT;
+	}
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
