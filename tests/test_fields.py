@@ -25,9 +25,10 @@ from strategies import truncations
 
 from xdpkit.actions import DROP
 from xdpkit.compiler import compile_pipeline
+from xdpkit.errors import NotSupported
 from xdpkit.expr import as_expr
 from xdpkit.fields import FIELDS, INNER
-from xdpkit.headers import HEADER_OBJECTS, field_object, gre, gtpu, inner, ip, mpls, payload, tcp, udp
+from xdpkit.headers import HEADER_OBJECTS, field_object, gre, gtpu, inner, ip, meta, mpls, payload, tcp, udp
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
 from xdpkit.reference import evaluate, holds, walk
@@ -167,6 +168,12 @@ def test_masks_and_flag_names_say_what_they_say_in_nft_and_tcpdump():
     assert true((tcp.flags & 0x03).isin([1, 2]), TCP4)
     assert true(tcp.flags.has("syn", "ack"), TCP4)
     assert not true(tcp.flags.has("syn", "fin"), TCP4)
+
+
+@pytest.mark.parametrize("name", ["hash", "timestamp", "vlan"])
+def test_metadata_of_the_device_says_what_it_needs(name: str):
+    with pytest.raises(NotSupported, match=f"meta.{name}: a device-bound program"):
+        getattr(meta, name)
 
 
 def test_a_tunnel_of_another_kind_is_not_looked_into():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import NoReturn
 
-from .errors import PipelineError
+from .errors import NotSupported, PipelineError
 from .expr import Always, Expr, Named, Present, Test, complement, here, merge
 from .fields import FIELDS, HEADERS, INNER, PAYLOAD_MAX_OFFSET, PAYLOAD_MAX_SIZE, TCP_FLAGS, FieldSpec, field_named
 
@@ -304,6 +304,16 @@ class Inner:
         return [*self._headers, "payload"]
 
 
+class Metadata:
+    """What the device knows of a packet beside its bytes: ``meta.hash``, ``meta.timestamp``, ``meta.vlan``.  Not read
+    yet: the kernel's ``bpf_xdp_metadata_rx_*`` may only be called by a program that is bound to one device at load."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in ("hash", "timestamp", "vlan"):
+            raise NotSupported(f"meta.{name}", "a device-bound program (BPF_F_XDP_DEV_BOUND_ONLY), not made yet")
+        raise AttributeError(name)
+
+
 def _headers() -> dict[str, Header]:
     parts = ("payload", INNER + "payload")
     fields: dict[str, dict[str, Field]] = {
@@ -322,6 +332,7 @@ def _headers() -> dict[str, Header]:
 HEADER_OBJECTS = _headers()
 inner = Inner({name.removeprefix(INNER): h for name, h in HEADER_OBJECTS.items() if name.startswith(INNER)})
 payload = Payload("payload")
+meta = Metadata()
 (
     eth, vlan, vlan2, arp, ip, ip6, hopopts, routing, frag, ah, dstopts,
     tcp, udp, icmp, icmp6, sctp, gre, vxlan, geneve, gtpu, mpls, pkt,
