@@ -150,11 +150,6 @@ out_close:
 	return error;
 }
 
-int xk_packet_fd(const struct xk_packet *p)
-{
-	return p->fd;
-}
-
 int xk_packet_quiet(struct xk_packet *p)
 {
 	struct sock_filter none = BPF_STMT(BPF_RET | BPF_K, 0);

@@ -155,7 +155,7 @@ int xk_xsk_fd(const struct xk_xsk *x);
 int xk_xsk_options(const struct xk_xsk *x, uint32_t *flags);
 int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out);
 void xk_xsk_frames(const struct xk_xsk *x, struct xk_frames *out);
-/* Start of the UMEM and its size; it stays mapped until xk_umem_unmap(). */
+/* Start of the UMEM and its size; it stays mapped until xk_xsk_close(). */
 uint8_t *xk_xsk_umem(const struct xk_xsk *x, size_t *size);
 /*
  * Take up to `max` packets off the RX ring: they are held until recycled.  Arrays of `max`: addr (offset of the first
@@ -199,7 +199,6 @@ struct xk_packet_config {
 
 /* An AF_PACKET socket on ifindex that sees what arrives there, not what leaves (CAP_NET_RAW). */
 int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk_packet **out);
-int xk_packet_fd(const struct xk_packet *p);
 /* Let nothing more in: what was received stays to be drained. */
 int xk_packet_quiet(struct xk_packet *p);
 /* Next batch of at most `max` packets, copied: bytes go to `room` one after the other (of `room_size`); arrays as above. */

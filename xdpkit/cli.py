@@ -258,7 +258,7 @@ def run_demo(
     console.print(f"pipeline {os.path.relpath(PIPELINE)}:", style="bold")
     for rule in load_file(PIPELINE).outcomes:
         console.print(f"  {rule.name:<8} {rule}", markup=False, highlight=False)
-    console.print(f"traffic: {RATE_PPS:,} packets/s for {duration:g} s over a veth pair of two queues\n")
+    console.print(f"traffic: {RATE_PPS:,} packets/s asked for, {duration:g} s, over a veth pair of two queues\n")
     with _stop_signals() as stop:
 
         def watch(link: Link, workers: Workers, seconds: float) -> None:
