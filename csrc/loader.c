@@ -295,6 +295,18 @@ int xk_link_tcx(int prog_fd, int ifindex, int egress)
 	return fd < 0 ? xk_fail("bpf(BPF_LINK_CREATE, tcx)", errno) : fd;
 }
 
+int xk_link_trace(int prog_fd)
+{
+	int fd = bpf_raw_tracepoint_open(NULL, prog_fd);
+
+	return fd < 0 ? xk_fail("bpf(BPF_RAW_TRACEPOINT_OPEN)", errno) : fd;
+}
+
+int xk_link_update(int link_fd, int prog_fd)
+{
+	return bpf_link_update(link_fd, prog_fd, NULL) ? xk_fail("bpf(BPF_LINK_UPDATE)", errno) : 0;
+}
+
 int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_t size)
 {
 	const char *said, *prefix = "Kernel error message: ";

@@ -88,6 +88,10 @@ int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags);
  * The same at TC (tcx, Linux 6.6), ingress or egress, in front of the programs that are there.  -EINVAL: no tcx here.
  */
 int xk_link_tcx(int prog_fd, int ifindex, int egress);
+/* Attach a tp_btf program to its tracepoint, the same way. */
+int xk_link_trace(int prog_fd);
+/* Put another program in the place of the one that a link holds: each packet meets the one or the other. */
+int xk_link_update(int link_fd, int prog_fd);
 /*
  * The kernel's words for a refused attachment, which bpf_link does not carry: asks again through netlink, and takes the
  * attachment back if that succeeds.  Returns that attempt's result; `text` is empty if the kernel said nothing.
