@@ -78,6 +78,17 @@ int xk_program_set_entries(struct xk_program *p, const char *name, uint32_t entr
 	return 0;
 }
 
+int xk_program_reuse_map(struct xk_program *p, const char *name, int fd)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);
+	int error;
+
+	if (!map)
+		return xk_fail("bpf_object__find_map_by_name", ENOENT);
+	error = bpf_map__reuse_fd(map, fd);
+	return error ? xk_fail("bpf_map__reuse_fd", -error) : 0;
+}
+
 /* The map that holds a global variable and its offset in the map's only value; NULL if there is none. */
 static struct bpf_map *variable(const struct xk_program *p, const char *section, const char *name, size_t size,
 				uint32_t *offset)
