@@ -9,8 +9,11 @@
 #include <bpf/libbpf.h>
 #include <errno.h>
 #include <linux/bpf.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
 #include "xdpkit.h"
 
 int xk_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t entries,
@@ -205,4 +208,15 @@ int xk_map_expire_many(int fd, uint32_t key_size, const uint8_t *keys, uint32_t 
 			return xk_fail("bpf(BPF_MAP_DELETE_ELEM)", errno);
 	}
 	return 0;
+}
+
+int xk_bpffs(const char *path)
+{
+	struct statfs fs;
+
+	if (statfs(path, &fs))
+		return xk_fail("statfs", errno);
+	if ((uint32_t)fs.f_type == BPF_FS_MAGIC)
+		return 0;
+	return mount("bpf", path, "bpf", 0, "mode=0700") ? xk_fail("mount(bpf)", errno) : 0;
 }

@@ -129,6 +129,8 @@ int xk_map_by_id(uint32_t id);
 int xk_map_open(const char *path);
 /* Pin to a path in a bpffs.  -EEXIST, -EPERM where `path` is in no bpffs. */
 int xk_map_pin(int fd, const char *path);
+/* Mount a bpffs at `path` unless there is one (CAP_SYS_ADMIN). */
+int xk_bpffs(const char *path);
 int xk_map_lookup(int fd, const void *key, void *value);
 int xk_map_update(int fd, const void *key, const void *value, uint64_t flags);
 int xk_map_delete(int fd, const void *key);
