@@ -5,10 +5,6 @@
  */
 #pragma once
 
-/* The tag behind the two MAC addresses. */
-#define TAG_AT 12
-#define TAG_SIZE 4
-
 #include "skb_source.h"
 #include "loop.h"
 

@@ -19,6 +19,10 @@ _Static_assert(SAME(len) && SAME(queue_mapping) && SAME(vlan_present) && SAME(vl
 		       SAME(ifindex) && SAME(data) && SAME(data_end),
 	       "shared with the kernel");
 
+/* The tag behind the two MAC addresses. */
+#define TAG_AT 12
+#define TAG_SIZE 4
+
 struct source {
 	struct skb *skb;
 	__u16 tpid, tci;

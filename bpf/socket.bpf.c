@@ -24,6 +24,8 @@ int xdpkit(struct skb *skb)
 	count(rule_of(outcome), p->len);
 	if (explain)
 		return outcome;
+	if (mirrors() && a.mirror)
+		mirror(&s, p, &a, outcome);
 	return verdict_of(outcome) == XDP_REDIRECT ? -1 : 0;
 }
 

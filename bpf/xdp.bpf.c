@@ -142,7 +142,7 @@ static __always_inline int transmit(struct xdp_md *ctx)
  */
 static __always_inline struct source source_of(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx };
 
 	asm("" : "+r"(s.data), "+r"(s.end));
 	return s;
@@ -163,6 +163,8 @@ int xdpkit(struct xdp_md *ctx)
 	c = count(rule_of(outcome), p.len);
 	if (explain)
 		return outcome;
+	if (mirrors() && a.mirror)
+		mirror(&s, &p, &a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(ctx, c, outcome);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
