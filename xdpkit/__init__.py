@@ -42,6 +42,7 @@ from .headers import (
     vxlan,
 )
 from .ledger import Ledger
+from .metadata import Metadata
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
@@ -60,6 +61,7 @@ __all__ = [
     "Got",
     "Ledger",
     "Link",
+    "Metadata",
     "NotSupported",
     "Pipeline",
     "PipelineError",

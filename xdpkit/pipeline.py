@@ -17,6 +17,7 @@ from .actions import PASS, Action
 from .check import Finding, PipelineWarning, Seen, refuse_impossible
 from .errors import PipelineError, Where
 from .expr import Always, Expr, as_expr, here
+from .metadata import asked
 
 __all__ = ["Pipeline", "Rule", "load_file"]
 
@@ -101,6 +102,11 @@ class Pipeline:
     def verdicts(self) -> frozenset[str]:
         """The names of all verdicts that the pipeline can give."""
         return frozenset(rule.action.verdict.name for rule in self.outcomes)
+
+    @property
+    def metadata(self) -> dict[str, Where]:
+        """The metadata fields that rules test (``meta.hash``), each with the first line that does."""
+        return asked(self._rules)
 
     def digest(self) -> str:
         """SHA-256 of what the pipeline means: names, conditions, actions; not where it stands."""

@@ -10,10 +10,11 @@ from functools import singledispatch
 
 from .classic import Classic, interpret
 from .expr import Always, And, Expr, Not, Or, Present, Test
+from .metadata import Metadata
 from .pipeline import Pipeline, Rule
-from .walk import Packet, walk
+from .walk import NO_METADATA, Packet, walk
 
-__all__ = ["Packet", "evaluate", "holds", "walk"]
+__all__ = ["Metadata", "Packet", "evaluate", "holds", "walk"]
 
 
 @singledispatch
@@ -60,8 +61,15 @@ def _(expr: Classic, packet: Packet) -> bool:
     return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
 
 
-def evaluate(pipeline: Pipeline, frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Rule:
+def evaluate(
+    pipeline: Pipeline,
+    frame: bytes,
+    *,
+    rx_queue: int = 0,
+    wire_bytes: int | None = None,
+    metadata: Metadata = NO_METADATA,
+) -> Rule:
     """The rule that takes ``frame``: the first whose condition holds, else the default.  Its ``action.verdict`` is the
-    verdict."""
-    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes)
+    verdict.  ``metadata``: what is known of the frame beside its bytes, nothing by default."""
+    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata)
     return next(rule for rule in pipeline.outcomes if holds(rule.expr, packet))

@@ -21,6 +21,7 @@ from ..actions import PASS, Redirect
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
+from ..fields import METADATA
 from ..pipeline import Pipeline, Rule
 from .classic import Registers, lower_classic
 from .read import Reader, reachable
@@ -76,7 +77,7 @@ class Lowering:
         for headers, group in groupby(reachable(pipeline), key=lambda pair: required(pair[1].expr)):
             self.lower_group(headers, list(group), builder)
         builder.unreachable()
-        self.constant("reads_headers", I32(int(bool(self.reader.read))))
+        self.constant("reads_headers", I32(int(not self.reader.read <= set(METADATA))))
         self.constant("wanted", I64(self.reader.wanted))
         if not self.reader.tunnels:
             nothing = ir.Function(self.module, ir.FunctionType(VOID, [POINTER, POINTER, I32, I32, I32]), "walk_tunnel")
