@@ -21,9 +21,10 @@ from .compiler import HOOKS, Compiled, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
+from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule, load_file
 
-__all__ = ["Built", "build", "load", "read", "write"]
+__all__ = ["Built", "build", "load", "needs", "read", "write"]
 
 FORMAT = 1
 #: What a program needs of the kernel, by hook.
@@ -51,6 +52,12 @@ class Built:
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
 
 
+def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
+    """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
+    metadata = pipeline.metadata if hook == "xdp" else {}
+    return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
+
+
 def build(pipeline: Pipeline) -> Built:
     """Compile ``pipeline`` for every hook."""
     return Built(pipeline, {hook: compile_pipeline(pipeline, hook, assembly=True) for hook in HOOKS})
@@ -69,7 +76,7 @@ def write(built: Built, path: str | Path) -> None:
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
         "digest": pipe.digest(),
-        "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
+        "needs": {hook: needs(pipe, hook) for hook in built.programs},
     }
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
