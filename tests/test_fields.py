@@ -33,6 +33,10 @@ from xdpkit.metadata import Metadata
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
 from xdpkit.reference import evaluate, holds, walk
+from xdpkit.state import State
+
+#: For conditions that remember nothing.
+STATE = State(Pipeline("none"))
 
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 ETHER = Ether(src=A, dst=B)
@@ -97,7 +101,7 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
 
 
 def true(condition: object, packet: ScapyPacket | bytes) -> bool:
-    return holds(as_expr(condition), walk(bytes(packet)))
+    return holds(as_expr(condition), walk(bytes(packet)), STATE)
 
 
 @pytest.mark.parametrize(

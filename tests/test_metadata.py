@@ -370,7 +370,7 @@ def test_a_kernel_without_the_function_is_not_supported_at_the_rule_s_line(wire:
     """As on a kernel before 6.8: the object asks for a function that is not there."""
     pipe = tagged()
     code = compile_pipeline(pipe).object.replace(b"bpf_xdp_metadata_rx_vlan_tag", b"bpf_xdp_metadata_rx_no_such_")
-    said = rf"^{line_of(pipe)}: meta.vlan on right \(driver veth\): Linux \S+ has no bpf_xdp_metadata_rx_no_such_\(\); needs "
+    said = rf"^{line_of(pipe)}: meta.vlan on right \(driver veth\): Linux \S+ has no bpf_xdp_metadata_rx_no_such_\(\); "
     with wire.namespace, pytest.raises(NotSupported, match=said):
         Program(Compiled(pipe, "xdp", code), device=wire.device)
 

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .actions import Add
 from .errors import Where
 from .expr import Expr, Member, Present, Test
 from .fields import METADATA
+from .limits import Limit
 
 if TYPE_CHECKING:
     from .pipeline import Rule
@@ -41,23 +43,29 @@ class Metadata:
 
 
 def asked(rules: Iterable[Rule]) -> dict[str, Where]:
-    """The metadata fields that ``rules`` test, each with the first line that does."""
+    """The metadata fields that ``rules`` read, each with the first line that does."""
     found: dict[str, Where] = {}
-    for node in (node for rule in rules for node in rule.expr.nodes()):
-        for name in _headers(node):
-            if name in METADATA:
+    for rule in rules:
+        for node in rule.nodes():
+            for name in _headers(node):
                 found.setdefault(name, node.where)
-    return found
+        for step in rule.steps:
+            if isinstance(step, Add):
+                for spec in step.fields:
+                    found.setdefault(spec.header or "", rule.where)
+    return {name: where for name, where in found.items() if name in METADATA}
 
 
-def _headers(node: Expr) -> Iterator[str | None]:
+def _headers(node: Expr) -> Iterator[str]:
     match node:
         case Present():
             yield node.header
         case Test():
-            yield node.spec.header
+            yield node.spec.header or ""
         case Member():
-            yield from (spec.header for spec in node.fields)
+            yield from (spec.header or "" for spec in node.fields)
+        case Limit():
+            yield from (spec.header or "" for spec in node.per)
 
 
 def absent_at(mode: str, offered: frozenset[str], fields: Iterable[str]) -> tuple[str, ...]:
