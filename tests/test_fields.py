@@ -100,8 +100,12 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
 }  # fmt: skip
 
 
-def true(condition: object, packet: ScapyPacket | bytes) -> bool:
-    return holds(as_expr(condition), walk(bytes(packet)), STATE)
+#: What is known of a packet beside its bytes.
+NOTHING = Metadata()
+
+
+def true(condition: object, packet: ScapyPacket | bytes, metadata: Metadata = NOTHING) -> bool:
+    return holds(as_expr(condition), walk(bytes(packet), metadata=metadata), STATE)
 
 
 @pytest.mark.parametrize(
@@ -182,15 +186,15 @@ def test_metadata_is_what_is_known_beside_the_bytes_and_absent_where_nothing_is(
     """Also to a negation: absent is not another value."""
     field, known = field_object(name), Metadata(timestamp=7, hash=8, vlan=9)
     value = getattr(known, name.removeprefix("meta."))
-    assert holds(field == value, walk(b"", metadata=known))
-    assert not holds(field != value, walk(b"", metadata=known))
-    assert not holds(field >= 0, walk(bytes(UDP4)))
-    assert holds(~(field == value), walk(bytes(UDP4)))
+    assert true(field == value, b"", known)
+    assert not true(field != value, b"", known)
+    assert not true(field >= 0, UDP4)
+    assert true(~(field == value), UDP4)
 
 
 def test_a_hash_or_a_time_of_0_is_none_and_a_tag_of_0_is_a_tag():
-    known = walk(bytes(UDP4), metadata=Metadata(timestamp=0, hash=0, vlan=0))
-    assert [name for name in METADATA if holds(field_object(name) >= 0, known)] == ["meta.vlan"]
+    known = Metadata(timestamp=0, hash=0, vlan=0)
+    assert [name for name in METADATA if true(field_object(name) >= 0, UDP4, known)] == ["meta.vlan"]
 
 
 def test_metadata_is_no_header_that_could_be_present():
