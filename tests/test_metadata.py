@@ -31,7 +31,19 @@ from strategies import again, batches, examples, listing, make_frame, pipelines
 from test_engines import TAGS, attached, counted, live, packet_socket, runs
 from traffic import take, until
 
-from xdpkit import DROP, REDIRECT, NotSupported, Pipeline, VerifierError, attach, compile_pipeline, meta, udp, vlan
+from xdpkit import (
+    DROP,
+    REDIRECT,
+    NotSupported,
+    Pipeline,
+    VerifierError,
+    attach,
+    compile_pipeline,
+    limit,
+    meta,
+    udp,
+    vlan,
+)
 from xdpkit.built import build, needs, read, write
 from xdpkit.compiler import Compiled
 from xdpkit.core import check, lib
@@ -338,6 +350,49 @@ def test_in_the_bytes_at_xdp_a_tag_is_vlan_and_not_metadata(wire: Port):
     with load(pipe, "xdp", wire) as program, attached(program, wire):
         send(wire.peer, [(in_bytes, Metadata(hash=1)), (plain, Metadata(hash=1, vlan=5))])
         assert judged(program, 2) == {"bytes": 1, "beside": 1}
+
+
+def test_a_live_link_starts_and_stops_asking_with_its_rules(wire: Port):
+    """Bound and unbound programs follow each other on one link."""
+    plain, frame = Pipeline("plain", default=DROP), bytes(64)
+    with wire.namespace, attach(plain, wire.name, mode="native") as link:
+        for count, (pipe, name) in enumerate([(tagged(), "five"), (plain, "default"), (tagged(), "five")], 1):
+            link.update(pipe)
+            send(wire.peer, [(frame, Metadata(hash=1, vlan=5))])
+            until(lambda count=count: link.ledger().seen == count, f"{count} frames")
+            last = {count.rule.name: count.packets for count in link.program.counts()}
+            assert last[name] == 1
+
+
+def test_an_update_that_asks_is_refused_where_attaching_would_be(wire: Port):
+    """The kernel itself would take it in generic mode, and call into a driver that is not asked."""
+    with wire.namespace, attach(Pipeline("plain"), wire.name, mode="generic") as link:
+        with pytest.raises(NotSupported, match=r"meta.vlan in generic mode on right"):
+            link.update(tagged())
+        assert link.pipeline.name == "plain"
+
+
+def test_an_update_that_asks_must_come_from_the_device_s_namespace(wire: Port):
+    """A device index means another device, or none, elsewhere."""
+    with wire.namespace:
+        link = attach(Pipeline("plain"), wire.name, mode="native")
+    with link, pytest.raises(OSError, match="to bind a program to it, enter its network namespace"):
+        link.update(tagged())
+
+
+def test_metadata_may_key_a_set_and_a_limit(wire: Port):
+    """Absent, it is no key: the condition is false."""
+    pipe = Pipeline("keyed")
+    known = pipe.set("known", meta.vlan, members=[5, 7])
+    pipe.rule(known, DROP, name="known")
+    pipe.rule(limit("1/hour", burst=2, per=meta.hash), DROP, name="first two")
+    assert list(pipe.metadata) == ["meta.vlan", "meta.hash"]
+    frame = bytes(64)
+    batch = [(frame, Metadata(hash=h, vlan=v)) for h, v in [(1, 5), (1, 6), (1, None), (2, 7), (1, None), (2, None)]]
+    with wire.namespace, attach(pipe, wire.name, mode="native") as link:
+        send(wire.peer, batch)
+        until(lambda: link.ledger().seen == len(batch), "all")
+        assert {r.name: r.packets for r in link.ledger().rules} == {"known": 2, "first two": 3, "default": 1}
 
 
 def line_of(pipe: Pipeline) -> str:

@@ -25,7 +25,7 @@ from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule, load_file
 from .sets import Entry, SetSpec
 
-__all__ = ["Built", "build", "load", "needs", "read", "write"]
+__all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
 FORMAT = 2
 #: What a program needs of the kernel, by hook.
@@ -43,10 +43,12 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A pipeline with its compiled programs by hook."""
+    """A pipeline with its compiled programs by hook.  ``folder``: where the files of its sets are, if not beside the
+    pipeline."""
 
     pipeline: Pipeline
     programs: dict[str, Compiled]
+    folder: Path | None = None
 
     def compiled(self, hook: str) -> Compiled:
         """The program for ``hook``; compiled now if it was not built ahead."""
@@ -57,6 +59,16 @@ def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
     """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
     metadata = pipeline.metadata if hook == "xdp" else {}
     return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
+
+
+def as_built(pipeline: Pipeline | Compiled | Built) -> Built:
+    """What was built of it, and the rest to be compiled when asked for."""
+    match pipeline:
+        case Built():
+            return pipeline
+        case Compiled():
+            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
+    return Built(pipeline, {})
 
 
 def build(pipeline: Pipeline) -> Built:
@@ -120,7 +132,7 @@ def read(path: str | Path) -> Built:
         raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
     if pipe.digest() != manifest["digest"]:
         raise PipelineError("the rules do not have the digest that was noted when it was built", place)
-    return Built(pipe, programs)
+    return Built(pipe, programs, Path(path).parent)
 
 
 def load(path: str | Path) -> Built:

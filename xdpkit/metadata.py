@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .actions import Add
-from .errors import Where
+from .errors import NotSupported, Where
 from .expr import Expr, Member, Present, Test
 from .fields import METADATA
 from .limits import Limit
@@ -20,7 +20,7 @@ from .limits import Limit
 if TYPE_CHECKING:
     from .pipeline import Rule
 
-__all__ = ["Metadata", "absent_at", "asked", "kernel_needs", "offered_names"]
+__all__ = ["Metadata", "absent_at", "asked", "kernel_needs", "offered_names", "refuse_generic"]
 
 #: The kernel that brought each to XDP, and what the generic netlink family `netdev` calls it.
 _SINCE = {"meta.timestamp": "6.3", "meta.hash": "6.3", "meta.vlan": "6.8"}
@@ -74,6 +74,13 @@ def absent_at(mode: str, offered: frozenset[str], fields: Iterable[str]) -> tupl
     if mode == "native":
         return tuple(name for name in fields if _FEATURES[name] not in offered)
     return tuple(name for name in fields if mode == "af_packet" and name == "meta.timestamp")
+
+
+def refuse_generic(fields: dict[str, Where], mode: str, device: str) -> None:
+    """NotSupported where ``fields`` are asked for in generic mode: no device-bound program can be attached there."""
+    if mode == "generic" and fields:
+        feature = f"{next(iter(fields.values()))}: {', '.join(fields)} in generic mode on {device}"
+        raise NotSupported(feature, "a device-bound program, native mode only; mode tc_ingress reads the skb instead")
 
 
 def offered_names(offered: frozenset[str]) -> list[str]:
