@@ -365,7 +365,7 @@ def test_a_live_link_starts_and_stops_asking_with_its_rules(wire: Port):
 
 
 def test_an_update_that_asks_is_refused_where_attaching_would_be(wire: Port):
-    """The kernel itself would take it in generic mode, and call into a driver that is not asked."""
+    """The kernel looks at the mode at attach only; here it would hand the driver's functions what is no packet of its."""
     with wire.namespace, attach(Pipeline("plain"), wire.name, mode="generic") as link:
         with pytest.raises(NotSupported, match=r"meta.vlan in generic mode on right"):
             link.update(tagged())

@@ -36,8 +36,8 @@ class Ruleset:
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
         before: Ruleset | None = None, device: Device | None = None,
     ):  # fmt: skip
-        """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises what
-        Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that is
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises
+        what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that is
         not there."""
         self.pipeline: Pipeline = built.pipeline
         self.folder = built.folder or Path(self.pipeline.where.file).parent
