@@ -66,7 +66,7 @@ TAGGED = 1 << 16
 
 # struct __sk_buff: mark at 8, priority at 32.  Helpers: bpf_skb_vlan_push 18, bpf_set_hash 48.
 GIVE = struct.pack(
-    "=" + "BBhi" * 14,
+    "=" + "BBhi" * 13,
     *(0xBF, 0x16, 0, 0),  # r6 = r1
     *(0x61, 0x63, 32, 0),  # r3 = skb->priority
     *(0x15, 0x03, 4, 0),  # if r3 == 0 skip 4
@@ -80,8 +80,7 @@ GIVE = struct.pack(
     *(0x85, 0x00, 0, 48),
     *(0xB7, 0x00, 0, -1),  # TCX_NEXT
     *(0x95, 0x00, 0, 0),
-    *(0x95, 0x00, 0, 0),
-)[: 13 * 8]
+)
 
 
 def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
@@ -365,7 +364,7 @@ def test_a_live_link_starts_and_stops_asking_with_its_rules(wire: Port):
 
 
 def test_an_update_that_asks_is_refused_where_attaching_would_be(wire: Port):
-    """The kernel looks at the mode at attach only; here it would hand the driver's functions what is no packet of its."""
+    """The kernel looks at the mode at attach only: here it would hand the driver's functions a packet not its own."""
     with wire.namespace, attach(Pipeline("plain"), wire.name, mode="generic") as link:
         with pytest.raises(NotSupported, match=r"meta.vlan in generic mode on right"):
             link.update(tagged())

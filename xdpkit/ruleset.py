@@ -37,8 +37,8 @@ class Ruleset:
         before: Ruleset | None = None, device: Device | None = None,
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises
-        what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that is
-        not there."""
+        what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that
+        is not there."""
         self.pipeline: Pipeline = built.pipeline
         self.folder = built.folder or Path(self.pipeline.where.file).parent
         self.sets: dict[str, LiveSet] = {}
