@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -34,7 +35,7 @@ class Ruleset:
 
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
-        before: Ruleset | None = None, device: Device | None = None,
+        explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises
         what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that
@@ -51,9 +52,14 @@ class Ruleset:
                 reuse |= self._buckets(before) | before.rings()
             devices = [_device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
-                built.compiled(hook), queues=queues, metadata=metadata, ring_bytes=ring_bytes, maps=reuse,
+                built.compiled(hook),
+                queues=queues,
+                metadata=metadata,
+                explain=explain,
+                ring_bytes=ring_bytes,
+                maps=reuse,
                 device=device,
-            )  # fmt: skip
+            )
             self._closing.callback(self.program.close)
             for number, ifindex in enumerate(devices):
                 key, value = ffi.new("uint32_t *", number), ffi.new("uint32_t *", ifindex)
@@ -113,6 +119,14 @@ class Ruleset:
             fork.close()
         shared = set(before.sets.values()) if before is not None else set()
         self.sets = {name: live for name, live in self.sets.items() if live not in shared}
+        self.close()
+
+    def __enter__(self) -> Ruleset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

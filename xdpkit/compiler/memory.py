@@ -96,8 +96,10 @@ class Memory:
         """i32: 1 + the action of the member that fits, 0 for none."""
         self.there(builder, expr.fields, no)
         spec = expr.set
-        key = self.key(builder, expr.fields, spec.key_bytes, no, spec.key_bits if spec.intervals else None)
-        return self.call(builder, "set", set_symbol(spec.name), "find", [key, I32(int(spec.timeouts))])
+        bits = spec.key_bits if spec.intervals else None
+        key = self.key(builder, expr.fields, spec.key_bytes, no, bits)
+        arguments = [builder.bitcast(key, I32.as_pointer()), I32(int(spec.timeouts)), I32(bits or 0)]
+        return self.call(builder, "set", set_symbol(spec.name), "find", arguments)
 
     def take(self, builder: ir.IRBuilder, limit: Limit, no: ir.Block) -> ir.Value:
         """i1: the packet is within the limit, and has taken its part of it."""
@@ -134,9 +136,10 @@ class Memory:
             case Add():
                 self.there(builder, step.fields, after)
                 spec = step.set
-                key = self.key(builder, step.fields, spec.key_bytes, after, spec.key_bits if spec.intervals else None)
-                timeout = I64(round(step.timeout * 1e9))
-                done = self.call(builder, "set", set_symbol(spec.name), "add", [key, timeout])
+                bits = spec.key_bits if spec.intervals else None
+                key = self.key(builder, step.fields, spec.key_bytes, after, bits)
+                arguments = [builder.bitcast(key, I32.as_pointer()), I64(round(step.timeout * 1e9)), I32(bits or 0)]
+                done = self.call(builder, "set", set_symbol(spec.name), "add", arguments)
                 full = self.lowering.block("full")
                 builder.cbranch(builder.icmp_unsigned("!=", done, I32(0)), after, full)
                 builder.position_at_end(full)
