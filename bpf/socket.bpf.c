@@ -18,6 +18,7 @@ int xdpkit(struct skb *skb)
 		return 0;
 	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
 	p->len = wire_length(&s);
+	find_metadata(&s, p);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
 	outcome = classify(p, &s, &a);

@@ -4,6 +4,7 @@
  */
 #include "act.h"
 #include "xdp_source.h"
+#include "xdp_metadata.h"
 #include "loop.h"
 
 #define META_MAGIC 0x786b6d31u /* "xkm1" */
@@ -157,6 +158,7 @@ int xdpkit(struct xdp_md *ctx)
 	struct counter *c;
 	__u32 outcome;
 
+	find_metadata(ctx, &p);
 	if (reads_headers())
 		walk(&s, &p, 0, 0);
 	outcome = classify(&p, &s, &a);

@@ -44,6 +44,8 @@ int xk_program_open(const void *object, size_t size, const char *name, struct xk
 /* Before load: entries of a map; a 32-bit constant in .rodata.  -ENOENT if the object has none of that name. */
 int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
+/* Before load: bind an XDP program to a device of this network namespace; it may then ask the driver for metadata. */
+int xk_program_bind(struct xk_program *p, int ifindex);
 /* Before load: what kind of map, the size of its keys, its entries. */
 int xk_program_set_map(struct xk_program *p, const char *map, uint32_t type, uint32_t key_size, uint32_t entries);
 /* Before load: use the map `fd` (still the caller's: it is duplicated) for the object's map of that name. */
@@ -53,6 +55,8 @@ int xk_program_reuse_map(struct xk_program *p, const char *map, int fd);
  * `log_size` from the front when they are longer.
  */
 int xk_program_load(struct xk_program *p, char *log, size_t log_size);
+/* 1 if the object calls a function of the kernel (a kfunc) that this one does not have, and its name; else 0. */
+int xk_program_missing(const struct xk_program *p, char *name, size_t size);
 int xk_program_fd(const struct xk_program *p);
 /* fd of a map, owned by the program; -ENOENT. */
 int xk_program_map(const struct xk_program *p, const char *map);

@@ -336,7 +336,9 @@ def _prefixes(draw: st.DrawFn, field: Field) -> str:
     return str(ip_network((draw(of(pool(field))).to_bytes(bits // 8), length), strict=False))
 
 
-_PRESENCE = of(tuple(HEADER_OBJECTS.values())).map(lambda header: header.present)
+_PRESENCE = of(tuple(header for name, header in HEADER_OBJECTS.items() if name != "meta")).map(
+    lambda header: header.present
+)
 
 
 @cache

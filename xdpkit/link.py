@@ -19,6 +19,7 @@ from .forwarded import Forwarded
 from .got import Got
 from .ledger import Ledger, LedgerRule
 from .liveset import LiveSet
+from .metadata import absent_at, refuse_generic
 from .netdev import Device
 from .pipeline import Pipeline, Rule
 from .program import Program
@@ -94,8 +95,9 @@ class Link:
             built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
             compiled = time.perf_counter_ns()
             new = Ruleset(
-                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old
-            )
+                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
+                device=self.device if self.got.mode == "native" else None,
+            )  # fmt: skip
             try:
                 if self._sockets is not None:
                     self._sockets.reach(new.program)
@@ -108,6 +110,8 @@ class Link:
                 new.abandon(old)
                 raise
             self._ruleset = new
+            absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
+            self.got = replace(self.got, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
             self._tally.keep(old.program.counts())
             self._updates += 1
@@ -119,6 +123,9 @@ class Link:
         """What this link cannot do, said before anything is loaded."""
         if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
+        refuse_generic(pipe.metadata, self.got.mode, self.device.name)
+        if pipe.metadata and self.got.mode == "native" and namespace_id() != self._namespace:
+            raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 
     def _forwards(self) -> None:
         """Count what becomes of forwarded packets, from the first ruleset on that forwards."""
