@@ -78,6 +78,11 @@ int xk_program_set_entries(struct xk_program *p, const char *name, uint32_t entr
 	return 0;
 }
 
+int xk_program_has_map(const struct xk_program *p, const char *name)
+{
+	return bpf_object__find_map_by_name(p->object, name) != NULL;
+}
+
 int xk_program_set_map(struct xk_program *p, const char *name, uint32_t type, uint32_t key_size, uint32_t entries)
 {
 	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);

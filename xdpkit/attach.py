@@ -21,12 +21,11 @@ from dataclasses import replace
 from . import netdev
 from .built import Built, as_built
 from .compiler import Compiled
-from .copies import ring_bytes
 from .core import check, ffi, lib, text
 from .errors import NotSupported
 from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
-from .link import Link
+from .link import Link, ring_bytes_for
 from .metadata import absent_at, refuse_generic
 from .netdev import Device, Holder
 from .pipeline import Pipeline
@@ -111,14 +110,13 @@ def _attach(
     metadata = built.pipeline.metadata
     refuse_generic(metadata, mode, device.name)
     hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp"
-    ring_size = options.ring_size if "REDIRECT" in built.pipeline.verdicts else 0
     ruleset = Ruleset(
         built,
         hook,
         queues=device.rx_queues,
         metadata=timestamps,
         device=device if mode == "native" else None,
-        ring_bytes=ring_bytes(ring_size, device.mtu + L2_BYTES),
+        ring_bytes=ring_bytes_for(built.pipeline, device, options),
     )
     program, fd = ruleset.program, -1
     try:

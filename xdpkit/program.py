@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
+#: The rings of bpf/copies.h that a program may have.
+RINGS = ("copies", "mirrored", "events")
 _MAP_ARRAY, _MAP_LRU_HASH = 2, 9
 
 
@@ -79,14 +81,15 @@ class Program:
         self._program = out[0]
         try:
             for name, fd in maps.items():
-                self._has(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
+                if self._has_map(name):  # there is none for a set that no rule asks
+                    check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             for number, limit in enumerate(self.pipeline.limits):
                 kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
-                if symbol not in maps:
+                if symbol not in maps and self._has_map(symbol):
                     size, room = limit.key_bytes, limit.capacity
-                    self._has(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
+                    check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.hook == "xdp":
                 groups = len(self.pipeline.targets(Redirect))
                 check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
@@ -98,18 +101,13 @@ class Program:
             if self.hook in ("xdp", "tc"):
                 devices = len(self.pipeline.targets(Forward))
                 check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
-            if self.hook == "tc" and "copies" not in maps:
-                check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
+            for ring in ("copies", "mirrored"):
+                if ring not in maps and self._has_map(ring):
+                    check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
             self._load()
         except BaseException:
             self.close()
             raise
-
-    @staticmethod
-    def _has(result: int, name: str) -> None:
-        """Check ``result``; the object has no map for a set or limit that no rule asks."""
-        if result != -errno.ENOENT:
-            check(result, name)
 
     def _load(self) -> None:
         log = ffi.new("char[]", _LOG_BYTES)
@@ -151,8 +149,11 @@ class Program:
 
     def rings(self) -> dict[str, int]:
         """The maps through which copies of packets go to user space."""
-        names = ("copies", "reader", "copied") if self.hook == "tc" else ()
-        return {name: self.map_fd(name) for name in names}
+        names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
+        return {name: self.map_fd(name) for name in names if self._has_map(name)}
+
+    def _has_map(self, name: str) -> bool:
+        return bool(lib.xk_program_has_map(self._program, name.encode()))
 
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
