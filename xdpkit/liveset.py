@@ -119,8 +119,10 @@ class LiveSet:
         unwanted = read(replace(self.spec, actions=()), remove)
         with self._locked(), self._inner() as inner:
             now = time.monotonic_ns()
-            gone = self._find(inner, unwanted, now)
-            return self._apply(inner, wanted, unwanted.take(gone.exact), now)
+            unwanted = unwanted.take(unwanted.among(wanted) < 0)
+            there = self._find(inner, unwanted, now)
+            gone = unwanted.take(there.exact), there.values[there.exact]
+            return self._apply(inner, wanted, self._find(inner, wanted, now), gone, now)
 
     def replace(self, members: Source | Columns) -> int:
         """Make ``members`` all there is, at once: no packet sees a mixture.  How many entries there are.  What packets
@@ -144,10 +146,11 @@ class LiveSet:
             fixed = (values["mark"] != 0) & (values["expires_ns"] == 0)
             unwanted = (where < 0) & (fixed | everything)
             at = wanted.among(have)
-            same = at >= 0
-            same[same] &= fixed[at[same]] & (have.action[at[same]] == wanted.action[same]) & (wanted.timeout[same] == 0)
+            found = _Found(values[at] if len(values) else self._values(wanted, 0), at >= 0, at >= 0)
+            same = found.exact & (found.values == self._values(wanted, 0))
             left = int(((where < 0) & ~unwanted & _lives(values, now)).sum())
-            done = self._apply(inner, wanted.take(~same), have.take(unwanted), now)
+            gone = have.take(unwanted), values[unwanted]
+            done = self._apply(inner, wanted.take(~same), found.take(~same), gone, now)
             return replace(done, kept=int(same.sum()) + left)
 
     def flush(self) -> int:
@@ -303,7 +306,11 @@ class LiveSet:
         ends = values["expires_ns"]
         left = (ends.astype(np.int64) - time.monotonic_ns()) / 1e9
         columns = Columns(keys, bits, np.ascontiguousarray(values["action"]), np.where(ends > 0, left, 0.0))
-        once = columns.among(columns) == np.arange(len(columns))
+        order = columns.order()
+        columns, values = columns.take(order), values[order]
+        once = np.append(
+            True, (columns.keys[1:] != columns.keys[:-1]).any(axis=1) | (columns.bits[1:] != columns.bits[:-1])
+        )
         return (columns, values) if once.all() else (columns.take(once), values[once])
 
     def _find(self, inner: Map, columns: Columns, now: int) -> _Found:
@@ -311,24 +318,23 @@ class LiveSet:
         length = np.where(values["mark"] > 0, values["mark"].astype(np.int64) - 1, self.spec.key_bits)
         return _Found(values, found & (length == columns.bits), found & _lives(values, now))
 
-    def _apply(self, inner: Map, wanted: Columns, unwanted: Columns, now: int) -> Change:
-        """Write, then remove; both or nothing.  In this order no packet misses a member that others replace."""
-        unwanted = unwanted.take(unwanted.among(wanted) < 0)
-        before, removed = self._find(inner, wanted, now), self._find(inner, unwanted, now)
-        keys, gone = self._keys(wanted), self._keys(unwanted)
+    def _apply(self, inner: Map, wanted: Columns, before: _Found, gone: tuple[Columns, Values], now: int) -> Change:
+        """Write ``wanted``, of which ``before`` was there, then remove ``gone``, which is there; both or nothing.  In
+        this order no packet misses a member that others replace."""
+        keys, old = self._keys(wanted), self._keys(gone[0])
         live = before.exact & _lives(before.values, now)
         same = live & (before.values == self._values(wanted, now))
         try:
-            self._fill(inner, wanted, now, gone)
-            inner.remove(gone)
+            self._fill(inner, wanted, now, old)
+            inner.remove(old)
         except BaseException:
             inner.remove(keys[~before.exact])
             inner.write(keys[before.exact], before.values[before.exact])
-            inner.write(gone[removed.exact], removed.values[removed.exact])
+            inner.write(old, gone[1])
             raise
         return Change(
             added=int((~live).sum()),
-            removed=int((removed.exact & _lives(removed.values, now)).sum()),
+            removed=int(_lives(gone[1], now).sum()),
             changed=int((live & ~same).sum()),
             kept=int(same.sum()),
         )
@@ -369,6 +375,10 @@ class _Found:
     values: Values
     exact: npt.NDArray[np.bool_]
     live: npt.NDArray[np.bool_]
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> _Found:
+        """Some of them."""
+        return _Found(self.values[rows], self.exact[rows], self.live[rows])
 
 
 def _lives(values: Values, now: int) -> npt.NDArray[np.bool_]:
