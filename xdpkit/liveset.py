@@ -82,7 +82,7 @@ class LiveSet:
             wanted = wanted.with_(read(spec, spec.source, folder=Path(folder))).once()
         self._fits(wanted)
         self._pin: Pin | None = None
-        self._depth = 0  # of _locked() in the thread that has the lock
+        self._depth = 0  # of locked() in the thread that has the lock
         try:
             while not self._open(wanted):
                 pass  # somebody removed the pin's folder between its making and our turn
@@ -117,7 +117,7 @@ class LiveSet:
         One that is there gets its action and time-out anew; one to remove that is not there is no error."""
         wanted = add if isinstance(add, Columns) else read(self.spec, add, timeout=timeout)
         unwanted = read(replace(self.spec, actions=()), remove)
-        with self._locked(), self._inner() as inner:
+        with self.locked(), self._inner() as inner:
             now = time.monotonic_ns()
             unwanted = unwanted.take(unwanted.among(wanted) < 0)
             there = self._find(inner, unwanted, now)
@@ -129,7 +129,7 @@ class LiveSet:
         added is gone too."""
         wanted = members if isinstance(members, Columns) else read(self.spec, members)
         self._fits(wanted)
-        with self._locked(), self._new_inner() as fresh:
+        with self.locked(), self._new_inner() as fresh:
             self._fill(fresh, wanted, time.monotonic_ns())
             self._outer.put(_KEY0, fresh.fd.to_bytes(4, "little"))
         return len(wanted)
@@ -139,7 +139,7 @@ class LiveSet:
         end by themselves: they are left alone (kept) unless ``source`` has them too, or with ``everything``."""
         wanted = source if isinstance(source, Columns) else read(self.spec, source)
         self._fits(wanted)
-        with self._locked(), self._inner() as inner:
+        with self.locked(), self._inner() as inner:
             now = time.monotonic_ns()
             have, values = self._dump(inner)
             where = have.among(wanted)
@@ -155,7 +155,7 @@ class LiveSet:
 
     def flush(self) -> int:
         """Remove every member, at once; how many entries there were."""
-        with self._locked():
+        with self.locked():
             before = self.used
             self.replace(())
             return before
@@ -163,7 +163,7 @@ class LiveSet:
     def sweep(self) -> int:
         """Give the room of members whose time is over back; how many.  They match no packet as it is, and an addition
         that finds the set full sweeps first."""
-        with self._locked(), self._inner() as inner:
+        with self.locked(), self._inner() as inner:
             return _sweep(inner)
 
     def entries(self) -> Columns:
@@ -202,10 +202,20 @@ class LiveSet:
         with self._inner() as inner:
             return bool(self._find(inner, asked, time.monotonic_ns()).live.all())
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the set, among threads and, if it is pinned, processes: to read and then change it.  Nests."""
+        with self._lock, self._pin.locked() if self._pin and not self._depth else ExitStack():
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
     def unpin(self) -> None:
         """Take a pinned set's pin away: it then goes with the last program and process that use it."""
         if self._pin:
-            with self._locked():
+            with self.locked():
                 self._pin.remove()
 
     def close(self) -> None:
@@ -225,7 +235,7 @@ class LiveSet:
     def _open(self, wanted: Columns) -> bool:
         spec = self.spec
         self._pin = self._closing.enter_context(Pin(spec.name)) if spec.pinned else None
-        with self._locked():
+        with self.locked():
             if self._pin and not self._pin.stands():
                 return False
             there = self._pin.open(spec) if self._pin else None
@@ -256,15 +266,6 @@ class LiveSet:
         number = self._outer.get(_KEY0)
         assert number is not None
         return Map.by_id(int.from_bytes(number, "little"))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._lock, self._pin.locked() if self._pin and not self._depth else ExitStack():
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
 
     def _grow(self) -> None:
         """A pinned set that is smaller than declared gets the room."""
