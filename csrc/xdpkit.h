@@ -44,6 +44,8 @@ int xk_program_open(const void *object, size_t size, const char *name, struct xk
 /* Before load: entries of a map; a 32-bit constant in .rodata.  -ENOENT if the object has none of that name. */
 int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
+/* Before load: what kind of map, the size of its keys, its entries. */
+int xk_program_set_map(struct xk_program *p, const char *map, uint32_t type, uint32_t key_size, uint32_t entries);
 /* Before load: use the map `fd` (still the caller's: it is duplicated) for the object's map of that name. */
 int xk_program_reuse_map(struct xk_program *p, const char *map, int fd);
 /*
@@ -88,6 +90,10 @@ int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags);
  * The same at TC (tcx, Linux 6.6), ingress or egress, in front of the programs that are there.  -EINVAL: no tcx here.
  */
 int xk_link_tcx(int prog_fd, int ifindex, int egress);
+/* Attach a tp_btf program to its tracepoint, the same way. */
+int xk_link_trace(int prog_fd);
+/* Put another program in the place of the one that a link holds: each packet meets the one or the other. */
+int xk_link_update(int link_fd, int prog_fd);
 /*
  * The kernel's words for a refused attachment, which bpf_link does not carry: asks again through netlink, and takes the
  * attachment back if that succeeds.  Returns that attempt's result; `text` is empty if the kernel said nothing.
@@ -285,6 +291,8 @@ struct xk_packet_config {
 
 /* An AF_PACKET socket on ifindex that sees what arrives there, not what leaves (CAP_NET_RAW). */
 int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk_packet **out);
+/* Another eBPF filter in the place of the one that is there. */
+int xk_packet_filter(struct xk_packet *p, int prog_fd);
 /* Let nothing more in: what was received stays to be drained. */
 int xk_packet_quiet(struct xk_packet *p);
 /* Next batch of at most `max` packets, copied: bytes go to `room` one after the other (of `room_size`); arrays as above. */

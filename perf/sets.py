@@ -3,11 +3,11 @@
     python perf/sets.py [--sizes 1e3,1e4,1e5,1e6,1e7] [--runs 3] [--peer-seconds 120] [--json FILE] [--png FILE]
 
 Every tool reads the same IPv4 prefixes from a file in its own format, on a disk cache that is warm: distinct /24, every
-other one narrowed to a /32, in random order and without overlaps, which nftables' interval sets refuse.  A run of xdpkit is
-in this process (a command would add its start, 0.5 s); those of the peers are whole commands in a network namespace of
-their own, into an empty set.  The table has medians.  `parse` is part of `replace`; `sync 1%` reads the file again with one member
-in a hundred exchanged.  A peer that took longer than --peer-seconds for one size is not asked for larger ones.  The PNG
-needs matplotlib: pip install 'xdpkit[perf]'.
+other one narrowed to a /32, in random order and without overlaps, which nftables' interval sets refuse.  A run of
+xdpkit is in this process (a command would add its start, 0.5 s); those of the peers are whole commands in a network
+namespace of their own, into an empty set.  The table has medians.  `parse` is part of `replace`; `sync 1%` reads the
+file again with one member in a hundred exchanged.  A peer that took longer than --peer-seconds for one size is not
+asked for larger ones.  The PNG needs matplotlib: pip install 'xdpkit[perf]'.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from .pins import Pin
 from .sets import Entry, SetSpec
 from .table import Change, Found, Table, lives
 
-__all__ = ["Change", "LiveMember", "LiveSet"]
+__all__ = ["Change", "Fork", "LiveMember", "LiveSet", "declared"]
 
 _KEY0 = bytes(4)
 _TRIES = 64
@@ -60,10 +60,9 @@ class LiveSet:
         a source it is synced to both.  Raises PipelineError for members that are none and for a pinned set of another
         kind, OSError where the kernel refuses."""
         self._lock, self._closing, self.spec = RLock(), ExitStack(), spec
-        wanted = read(spec, spec.members)
-        if spec.source is not None:
-            wanted = wanted.with_(read(spec, spec.source, folder=Path(folder))).once()
+        wanted = declared(spec, folder)
         self._pin: Pin | None = None
+        self._outer: Map
         self._depth = 0  # of locked() in the thread that has the lock
         try:
             while not self._open(wanted):
@@ -79,7 +78,7 @@ class LiveSet:
 
     @property
     def fd(self) -> int:
-        """File descriptor of the outer map, owned by this object; it stays the same whatever the members."""
+        """File descriptor of the outer map, owned by this object; whatever the members, it stays the same."""
         return self._outer.fd
 
     @property
@@ -196,6 +195,36 @@ class LiveSet:
             finally:
                 self._depth -= 1
 
+    def fork(self, spec: SetSpec, before: Columns, after: Columns) -> Fork:
+        """A copy for another ruleset, which declares the set with ``spec``: the same members, but for what the
+        declarations differ in (``before`` and ``after``).  OSError or PipelineError leave this set as it is."""
+        with self.locked(), self._table() as table:
+            have, values = table.dump()
+            gone = (have.among(before) >= 0) & (have.among(after) < 0) & (values["mark"] != 0)
+            at = after.among(before)
+            fresh = after.take((at < 0) | (before.action[at] != after.action) if len(before) else at < 0)
+            kept = ~gone & (have.among(fresh) < 0)
+            twin = LiveSet(replace(spec, members=(), source=None, pinned=False))
+            try:
+                with twin._table() as room:
+                    new = room.values(fresh, time.monotonic_ns())
+                    room.write(have.take(kept).with_(fresh), np.concatenate([values[kept], new]))
+            except BaseException:
+                twin.close()
+                raise
+            return Fork(self, twin, spec)
+
+    def _become(self, twin: LiveSet, spec: SetSpec) -> None:
+        """Change places with ``twin``, with what packets have added here meanwhile."""
+        with self.locked(), self._table() as old, twin._table() as new:
+            have, values = old.dump()
+            missing = (values["mark"] == 0) & ~new.find(have, 0).exact
+            new.map.write(new.keys(have.take(missing)), values[missing])  # where there is no room they are lost
+            self._outer, twin._outer = twin._outer, self._outer
+            self._closing, twin._closing = twin._closing, self._closing
+            self.spec = spec
+        twin.close()
+
     def unpin(self) -> None:
         """Take a pinned set's pin away: it then goes with the last program and process that use it."""
         if self._pin:
@@ -273,3 +302,32 @@ class LiveSet:
         if len(wanted) > capacity:
             said = f"{len(wanted):,} members, declared with capacity={capacity}: raise it"
             raise PipelineError(f"set {self.name!r}: {said}", self.spec.where)
+
+
+def declared(spec: SetSpec, folder: str | Path = "") -> Columns:
+    """The members that ``spec`` declares and those in its source, a file in ``folder``."""
+    wanted = read(spec, spec.members)
+    if spec.source is None:
+        return wanted
+    return wanted.with_(read(spec, spec.source, folder=Path(folder))).once()
+
+
+class Fork:
+    """A set that another ruleset uses already, and that the LiveSet it came from becomes, or does not."""
+
+    def __init__(self, origin: LiveSet, twin: LiveSet, spec: SetSpec):
+        self._origin, self._twin, self._spec = origin, twin, spec
+
+    @property
+    def fd(self) -> int:
+        """File descriptor of the outer map."""
+        return self._twin.fd
+
+    def commit(self) -> None:
+        """Make the LiveSet this one.  Nothing looks packets up in the old maps any more: what packets have added to
+        them since the fork is added here."""
+        self._origin._become(self._twin, self._spec)
+
+    def close(self) -> None:
+        """Forget it."""
+        self._twin.close()

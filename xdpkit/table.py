@@ -70,7 +70,7 @@ class Table:
         """Entries that there is room for."""
         return self.map.info.capacity
 
-    def _keys(self, columns: Columns) -> Bytes:
+    def keys(self, columns: Columns) -> Bytes:
         """Rows as the map has its keys: a trie's start with the length in bits."""
         if not self.spec.intervals:
             return columns.keys
@@ -101,14 +101,14 @@ class Table:
 
     def find(self, columns: Columns, now: int) -> Found:
         """Look each key up."""
-        values, found = self.map.find(self._keys(columns))
+        values, found = self.map.find(self.keys(columns))
         length = np.where(values["mark"] > 0, values["mark"].astype(np.int64) - 1, self.spec.key_bits)
         return Found(values, found & (length == columns.bits), found & lives(values, now))
 
     def apply(self, wanted: Columns, before: Found, gone: tuple[Columns, Values], now: int) -> Change:
         """Write ``wanted``, of which ``before`` was there, then remove ``gone``, which is there; both or nothing.  In
         this order no packet misses a member that others replace."""
-        keys, old = self._keys(wanted), self._keys(gone[0])
+        keys, old = self.keys(wanted), self.keys(gone[0])
         live = before.exact & lives(before.values, now)
         same = live & (before.values == self.values(wanted, now))
         try:
@@ -128,7 +128,7 @@ class Table:
 
     def fill(self, wanted: Columns, now: int, gone: Bytes | None = None) -> None:
         """Write ``wanted``; where there is no room, what is over and then ``gone`` make it."""
-        keys, values = self._keys(wanted), self.values(wanted, now)
+        keys, values = self.keys(wanted), self.values(wanted, now)
         done, error = self.map.write(keys, values)
         if error in _FULL and self.sweep() + (self.map.remove(gone) if gone is not None else 0):
             more, error = self.map.write(keys[done:], values[done:])
@@ -137,8 +137,11 @@ class Table:
 
     def copy(self, other: Table) -> None:
         """Every element of ``other``, marks and time-outs too."""
-        keys, values = other.map.read()
-        self._check(*self.map.write(keys, values), Columns.of([], self.spec.key_bytes))
+        self.write(*other.dump())
+
+    def write(self, columns: Columns, values: Values) -> None:
+        """Write elements as they are.  OSError says what to do."""
+        self._check(*self.map.write(self.keys(columns), values), columns)
 
     def _check(self, done: int, error: int, wanted: Columns) -> None:
         """OSError that says what to do unless all ``wanted`` were written."""
