@@ -5,8 +5,9 @@
 Every tool reads the same IPv4 prefixes from a file in its own format, on a disk cache that is warm: distinct /24, every
 other one narrowed to a /32, in random order and without overlaps, which nftables' interval sets refuse.  A run of
 xdpkit is in this process (a command would add its start, 0.5 s); those of the peers are whole commands in a network
-namespace of their own, into an empty set.  The table has medians.  `parse` is part of `replace`; `sync 1%` reads the
-file again with one member in a hundred exchanged.  A peer that took longer than --peer-seconds for one size is not
+namespace of their own, into an empty set.  The tables have medians: seconds by the clock, and seconds of CPU, which
+other work on the machine hardly touches (all three tools use one CPU).  `parse` is part of `replace`; `sync 1%` reads
+the file again with one member in a hundred exchanged.  A peer that took longer than --peer-seconds for one size is not
 asked for larger ones.  The PNG needs matplotlib: pip install 'xdpkit[perf]'.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -65,15 +67,19 @@ def write_files(folder: Path, members: list[str]) -> None:
     (folder / "ipset").write_text("\n".join(lines + [f"add s {m}" for m in members]) + "\n")
 
 
-def timed(do: Callable[[], Any]) -> float:
-    """Wall-clock seconds."""
-    start = time.perf_counter()
+#: Seconds by the clock and of CPU.
+Times = tuple[float, float]
+
+
+def timed(do: Callable[[], Any]) -> Times:
+    """How long it takes in this process."""
+    start, cpu = time.perf_counter(), time.process_time()
     do()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-def ours(spec: SetSpec, folder: Path) -> dict[str, float]:
-    """One run of each of our operations."""
+def ours(spec: SetSpec, folder: Path) -> tuple[dict[str, Times], float]:
+    """One run of each of our operations; the kernel's bytes per member."""
     took = {"parse": timed(lambda: read(spec, folder / "list.txt"))}
     with LiveSet(spec) as live:
         took["replace"] = timed(lambda: live.replace(folder / "list.txt"))
@@ -82,25 +88,24 @@ def ours(spec: SetSpec, folder: Path) -> dict[str, float]:
         took["dump"] = timed(live.entries)
         with live._table() as table:
             info = Path(f"/proc/self/fdinfo/{table.map.fd}").read_text()
-        took["bytes per member"] = int(info.split("memlock:")[1].split()[0]) / len(live)
-    return took
+        return took, int(info.split("memlock:", 1)[1].split(maxsplit=1)[0]) / len(live)
 
 
-def peer(name: str, folder: Path, limit: float) -> float | None:
-    """Seconds of one run of ``nft -f`` or ``ipset restore``; None if it failed or took longer than ``limit``."""
+def peer(name: str, folder: Path, limit: float) -> Times | None:
+    """One run of ``nft -f`` or ``ipset restore``; None if it failed or took longer than ``limit``."""
     tool = name.split(maxsplit=1)[0]
     command = ["nft", "-f", folder / "nft"] if tool == "nft" else ["ipset", "restore", "-file", folder / "ipset"]
     with Namespace("peer") as namespace:
-        start = time.perf_counter()
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         try:
             done = namespace.run(command, capture_output=True, timeout=limit, check=False)
         except subprocess.TimeoutExpired:
             return None
-        took = time.perf_counter() - start
+        took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             print(f"{name}: {done.stderr.decode(errors='replace')[:200]}", file=sys.stderr)
             return None
-        return took
+        return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def measure(count: int, runs: int, peers: list[str], limit: float) -> dict[str, Any]:
@@ -109,13 +114,13 @@ def measure(count: int, runs: int, peers: list[str], limit: float) -> dict[str, 
         "perf", (ip.src,), capacity=count, intervals=True, timeouts=False, pinned=False, actions=(), members=(),
         source=None,
     )  # fmt: skip
-    row: dict[str, Any] = {"members": count}
-    samples: dict[str, list[float]] = {}
+    samples: dict[str, list[Times]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder, prefixes(count, 1))
         for _ in range(runs):  # by turns
-            for key, value in ours(spec, folder).items():
+            mine, member_bytes = ours(spec, folder)
+            for key, value in mine.items():
                 samples.setdefault(key, []).append(value)
             for tool in list(peers):
                 took = peer(tool, folder, limit)
@@ -123,20 +128,22 @@ def measure(count: int, runs: int, peers: list[str], limit: float) -> dict[str, 
                     peers.remove(tool)
                 else:
                     samples.setdefault(tool, []).append(took)
-    return row | {key: statistics.median(values) for key, values in samples.items()}
+    medians = [{key: statistics.median(v[i] for v in values) for key, values in samples.items()} for i in (0, 1)]
+    return {"members": count, "clock": medians[0], "cpu": medians[1], "bytes per member": member_bytes}
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """One table."""
+    """Two tables."""
     console = Console() if sys.stdout.isatty() else Console(width=140)
     columns = ["parse", "replace", "sync, same", "sync 1%", "dump", *PEERS]
-    table = Table(title=f"seconds (medians), Linux {platform.release()}", box=None)
-    for column in ("members", *columns, "bytes per member"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = [f"{row[c]:.3f}" if c in row else "-" for c in columns]
-        table.add_row(f"{row['members']:,}", *cells, f"{row['bytes per member']:.0f}")
-    console.print(table)
+    for which, words in (("clock", "seconds by the clock"), ("cpu", "seconds of CPU")):
+        table = Table(title=f"{words} (medians), Linux {platform.release()}", box=None)
+        for column in ("members", *columns, "bytes per member"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            cells = [f"{row[which][c]:.3f}" if c in row[which] else "-" for c in columns]
+            table.add_row(f"{row['members']:,}", *cells, f"{row['bytes per member']:.0f}")
+        console.print(table)
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
@@ -154,10 +161,10 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
         ("sync 1%", "xdpkit sync, 1 % changed"),
         *((p, p) for p in PEERS),
     ):
-        points = [(row["members"], row[column]) for row in rows if column in row]
+        points = [(row["members"], row["cpu"][column]) for row in rows if column in row["cpu"]]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="IPv4 prefixes", ylabel="seconds from file to kernel")
+    axes.set(xscale="log", yscale="log", xlabel="IPv4 prefixes", ylabel="seconds of CPU from file to kernel")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
