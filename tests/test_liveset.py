@@ -1,9 +1,11 @@
 """Sets in the kernel: what is in them, changes that are whole, sharing, pinning, and the command."""
 
+import errno
 import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,8 @@ from setspecs import SPECS, make_spec, members_of
 from strategies import again, examples
 
 from xdpkit import DROP, PASS, Redirect, cli, ip, ip6, tcp
-from xdpkit.bpfmap import VALUE, Map
+from xdpkit.bpfmap import HASH, NO_PREALLOC, VALUE, Map
+from xdpkit.core import check, ffi, lib
 from xdpkit.errors import PipelineError
 from xdpkit.liveset import Change, LiveSet
 from xdpkit.pins import FOLDER, Pin, pinned_names
@@ -354,6 +357,51 @@ def test_a_set_may_be_closed_twice_and_leaves_no_map(name):
         except OSError:
             break
         assert time.monotonic() < deadline
+
+
+def test_a_closed_set_says_so():
+    live = LiveSet(make_spec("s", ip.src))
+    live.close()
+    with pytest.raises(OSError, match="set 's' is closed"):
+        live.update(["192.0.2.1"])
+
+
+def test_maps_of_a_type_that_has_no_batches_are_written_and_read_one_by_one():
+    devmap_hash = 25
+    fd = check(lib.xk_map_create(devmap_hash, b"t", 4, 4, 8, 0, -1))
+    with Map(fd):
+        keys, loopback = np.arange(8, dtype=np.uint32), np.full(8, socket.if_nametoindex("lo"), np.uint32)
+        pointer = [ffi.cast("uint8_t *", ffi.from_buffer(a)) for a in (keys, loopback)]
+        done = ffi.new("uint32_t *")
+        check(lib.xk_map_update_many(fd, 4, 4, *pointer, 8, done))
+        assert done[0] == 8
+        found, cursor, room = [], ffi.new("struct xk_map_cursor *"), ffi.new("uint8_t[]", 12)
+        while not cursor.end:
+            n = check(lib.xk_map_read(fd, 4, 4, cursor, room, ffi.new("uint8_t[]", 12), 3))
+            found += [int.from_bytes(bytes(room)[4 * i : 4 * i + 4], sys.byteorder) for i in range(n)]
+        assert cursor.single
+        assert sorted(found) == list(range(8))
+        assert lib.xk_map_update_many(fd, 4, 4, *pointer, 8, done) == 0
+        assert (check(lib.xk_map_delete_many(fd, 4, pointer[0], 8, done)), done[0]) == (0, 8)
+
+
+def test_an_error_in_the_middle_says_how_many_elements_were_written():
+    with Map.create(HASH, "t", 4, VALUE.itemsize, 5, flags=NO_PREALLOC) as small:
+        keys = np.arange(8, dtype=np.uint32).view(np.uint8).reshape(-1, 4)
+        assert small.write(keys, np.zeros(8, VALUE)) == (5, errno.E2BIG)
+        assert len(small.read()[0]) == 5
+
+
+def test_a_set_that_takes_more_than_one_batch_is_read_and_swept_whole():
+    count = 200_000
+    hosts = np.arange(count, dtype=">u4")
+    for intervals in (True, False):
+        spec = make_spec("s", ip.src, intervals=intervals, timeouts=True, capacity=count)
+        text = "\n".join(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in hosts.tolist())
+        with LiveSet(spec) as live:
+            assert live.update(io.StringIO(text), timeout=1e-6).added == count
+            until_over()
+            assert (live.used, len(live), live.sweep(), live.used) == (count, 0, count, 0)
 
 
 def command(*args):

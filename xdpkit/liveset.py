@@ -279,9 +279,11 @@ class LiveSet:
     def _table(self) -> Table:
         """The map of the members as of now: another process may have switched it."""
         for _ in range(_TRIES):
-            number = int.from_bytes(self._outer.get(_KEY0) or b"", sys.byteorder)
+            number = self._outer.get(_KEY0)
+            if number is None:
+                raise OSError(errno.EBADF, f"set {self.name!r} is closed")
             try:
-                return Table(self.spec, Map.by_id(number))
+                return Table(self.spec, Map.by_id(int.from_bytes(number, sys.byteorder)))
             except FileNotFoundError:  # switched, and gone, in between
                 continue
         raise OSError(errno.EAGAIN, f"set {self.name!r}: it is replaced faster than it can be read")
