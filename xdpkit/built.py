@@ -21,10 +21,11 @@ from .compiler import HOOKS, Compiled, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
+from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule, load_file
 from .sets import Entry, SetSpec
 
-__all__ = ["Built", "as_built", "build", "load", "read", "write"]
+__all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
 FORMAT = 2
 #: What a program needs of the kernel, by hook.
@@ -52,6 +53,12 @@ class Built:
     def compiled(self, hook: str) -> Compiled:
         """The program for ``hook``; compiled now if it was not built ahead."""
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+
+def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
+    """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
+    metadata = pipeline.metadata if hook == "xdp" else {}
+    return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
 
 
 def as_built(pipeline: Pipeline | Compiled | Built) -> Built:
@@ -83,7 +90,7 @@ def write(built: Built, path: str | Path) -> None:
         "rules": [_encode(rule) for rule in pipe.rules],
         "sets": [_encode(spec) for spec in pipe.sets],
         "digest": pipe.digest(),
-        "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
+        "needs": {hook: needs(pipe, hook) for hook in built.programs},
     }
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:

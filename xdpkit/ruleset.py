@@ -22,6 +22,7 @@ from .compiler.names import limit_symbol, set_symbol
 from .core import check, ffi, lib
 from .errors import PipelineError
 from .liveset import Fork, LiveSet, declared
+from .netdev import Device
 from .pipeline import Pipeline
 from .program import Program
 from .sets import SetSpec
@@ -34,10 +35,11 @@ class Ruleset:
 
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
-        explain: bool = False, before: Ruleset | None = None,
+        explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
     ):  # fmt: skip
-        """``before``: the ruleset that this one will follow, of the same hook.  Raises what Program raises,
-        PipelineError for members and sets that do not fit, OSError for a device to forward to that is not there."""
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises
+        what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that
+        is not there."""
         self.pipeline: Pipeline = built.pipeline
         self.folder = built.folder or Path(self.pipeline.where.file).parent
         self.sets: dict[str, LiveSet] = {}
@@ -56,6 +58,7 @@ class Ruleset:
                 explain=explain,
                 ring_bytes=ring_bytes,
                 maps=reuse,
+                device=device,
             )
             self._closing.callback(self.program.close)
             for number, ifindex in enumerate(devices):

@@ -22,6 +22,7 @@ from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Verdict
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
+from ..fields import METADATA
 from ..limits import Limit, Sample
 from ..pipeline import Pipeline, Rule
 from .classic import Registers, lower_classic
@@ -81,7 +82,7 @@ class Lowering:
         for headers, group in groupby(reachable(pipeline), key=lambda pair: required(pair[1].expr)):
             self.lower_group(headers, list(group), builder)
         builder.unreachable()
-        self.constant("reads_headers", I32(int(bool(self.reader.read))))
+        self.constant("reads_headers", I32(int(not self.reader.read <= set(METADATA))))
         self.constant("wanted", I64(self.reader.wanted))
         self.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
         self.constant("marks", I32(int(Mark in pipeline.steps)))
