@@ -43,9 +43,10 @@ SECONDS ?= 600
 fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
 	$(BIN)/python tests/fuzz.py $(SECONDS)
 
-perf: install ## Compare receive paths, and filters, on this machine (root)
+perf: install ## Compare receive paths, filters and sets on this machine (root)
 	$(BIN)/python perf/receive.py
 	$(BIN)/python perf/filter.py
+	$(BIN)/python perf/sets.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis
