@@ -9,6 +9,7 @@
 #pragma once
 #include "packet.h"
 #include "load.h"
+#include "table.h"
 
 struct counter {
 	__u64 packets;

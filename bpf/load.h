@@ -39,3 +39,10 @@ __u32 turn(struct source *s, __u32 len, __u32 *words);
 
 /* Run turn() at most `turns` times, from `start`; what it left in words[0], 0 where the turns ran out. */
 __u32 loop(struct source *s, const struct packet *p, __u32 start, __u32 turns);
+
+/*
+ * Generated rules as data (table.h): the number, in its run, of the first rule that takes the packet; NO_RULE for none.
+ * `table` has `entries` entries, the tree starts at `at` and is at most `depth` entries deep; `words` are TABLE_WORDS.
+ */
+struct entry;
+__u32 descend(const struct entry *table, __u32 entries, __u32 at, __u32 depth, const __u32 *words);

@@ -199,6 +199,12 @@ def _closed(there: frozenset[str]) -> frozenset[str]:
 
 
 @cache
+def implied(there: frozenset[str]) -> frozenset[str]:
+    """Those of ``there`` that follow from others of it."""
+    return frozenset(h for h in there if any(h in _closed(frozenset({other})) for other in there - {h}))
+
+
+@cache
 def _coexist(there: frozenset[str]) -> bool:
     """May these headers be in one packet?"""
     for prefix in ("", INNER):

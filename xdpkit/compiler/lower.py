@@ -22,8 +22,10 @@ from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..pipeline import Pipeline, Rule
+from . import TableInfo
 from .classic import Registers, lower_classic
 from .read import Reader, reachable
+from .table import Table, Tables, tables
 from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -35,22 +37,26 @@ POINTER = I8.as_pointer()
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
+    "descend": (I32, POINTER, I32, I32, I32, POINTER),
     **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """The IR of ``classify`` as text; ``tunnels``: it needs the module that walks into tunnels."""
+    """The IR of ``classify`` as text; ``tunnels``: it needs the module that walks into tunnels; ``chained``: how many
+    rules are tests, one by one; ``tables``: the others."""
 
     text: str
     tunnels: bool
+    chained: int
+    tables: tuple[TableInfo, ...]
 
 
 def lower(pipeline: Pipeline) -> Lowered:
     """The IR of ``classify`` for ``pipeline``."""
     lowering = Lowering(pipeline)
-    return Lowered(lowering.text(), lowering.reader.tunnels)
+    return Lowered(lowering.text(), lowering.reader.tunnels, lowering.chained, tuple(lowering.tables.made))
 
 
 def outcome(index: int, rule: Rule) -> int:
@@ -69,12 +75,20 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        self.reader = Reader(self, pipeline)
-        self.many = len(pipeline.rules) > MANY
+        parts = list(tables(reachable(pipeline)))
+        chained = [rule for part in parts if isinstance(part, list) for _, rule in part]
+        asked = (header for part in parts if isinstance(part, Table) for header in part.boxes.headers)
+        self.reader, self.tables = Reader(self, pipeline, chained, asked), Tables(self)
+        self.chained = len(chained)
+        self.many = self.chained > MANY
         self.known: frozenset[str] = frozenset()
         builder = ir.IRBuilder(self.registers.body)
-        for headers, group in groupby(reachable(pipeline), key=lambda pair: required(pair[1].expr)):
-            self.lower_group(headers, list(group), builder)
+        for part in parts:
+            if isinstance(part, Table):
+                self.tables.lower(part, builder)
+                continue
+            for headers, group in groupby(part, key=lambda pair: required(pair[1].expr)):
+                self.lower_group(headers, list(group), builder)
         builder.unreachable()
         self.constant("reads_headers", I32(int(bool(self.reader.read))))
         self.constant("wanted", I64(self.reader.wanted))
@@ -82,6 +96,10 @@ class Lowering:
             nothing = ir.Function(self.module, ir.FunctionType(VOID, [POINTER, POINTER, I32, I32, I32]), "walk_tunnel")
             nothing.attributes.add("alwaysinline")
             ir.IRBuilder(nothing.append_basic_block()).ret_void()
+
+    def outcome(self, index: int, rule: Rule) -> int:
+        """What classify() returns for ``rule``."""
+        return outcome(index, rule)
 
     def lower_group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
         """Neighbouring rules that can hold only where ``headers`` are present: that is asked once, for all of them."""
