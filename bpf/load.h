@@ -42,7 +42,7 @@ __u32 loop(struct source *s, const struct packet *p, __u32 start, __u32 turns);
 
 /*
  * Generated rules as data (table.h): the number, in its run, of the first rule that takes the packet; NO_RULE for none.
- * `table` has `entries` entries, the tree starts at `at` and is at most `depth` entries deep; `words` are TABLE_WORDS.
+ * The tree has `entries` entries, its root the first, and is at most `depth` entries deep; `words` are TABLE_WORDS.
  */
 struct entry;
-__u32 descend(const struct entry *table, __u32 entries, __u32 at, __u32 depth, const __u32 *words);
+__u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words);

@@ -26,8 +26,10 @@ _Static_assert(sizeof(struct entry) == 16, "as tree.py writes it");
 #define TABLE_WORDS 16
 #define NO_RULE 0xffff
 
-GENERATED_CALLS __u32 descend(const struct entry *table, __u32 entries, __u32 at, __u32 depth, const __u32 *words)
+GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words)
 {
+	__u32 at = 0;
+
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < depth; i++) {
 		const struct entry *e;
@@ -35,7 +37,7 @@ GENERATED_CALLS __u32 descend(const struct entry *table, __u32 entries, __u32 at
 
 		if (at >= entries)
 			break;
-		e = &table[at];
+		e = &tree[at];
 		from = (__u32)(*(const __u32 *)((const void *)words + (e->word & 4 * (TABLE_WORDS - 1))) - e->lo);
 		outside = e->last - from;
 		asm("" : "+r"(outside));

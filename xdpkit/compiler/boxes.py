@@ -1,9 +1,9 @@
 """Rules as boxes: what a decision tree is built from.
 
-The alternatives of a plain rule (``check.alternatives``: headers there or absent, intervals per field) become boxes: for
-each *word*, 32 bits of what is known of a packet, an interval.  A word is a field (or its bits under a mask), 32 bits
-of a longer field, or 0 and 1 for a header that is absent or there.  A field of an absent header counts as 0; the word of
-the header tells the difference.
+The alternatives of a plain rule (``check.alternatives``: headers there or absent, intervals per field) become boxes:
+for each *word*, 32 bits of what is known of a packet, an interval.  A word is a field (or its bits under a mask), 32
+bits of a longer field, or 0 and 1 for a header that is absent or there.  A field of an absent header counts as 0; the
+word of the header tells the difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """``header`` there (1) or absent (0) if ``spec`` is None, else bits ``shift`` and up of ``spec``, under ``mask``."""
+    """``header`` there (1) or absent (0) if ``spec`` is None, else the bits of ``spec`` from ``shift`` up, under
+    ``mask``."""
 
     header: str | None
     spec: FieldSpec | None = None
@@ -53,8 +54,9 @@ Box = dict[Word, Interval]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """``low``, ``high``: int64[boxes, words], closed intervals.  ``rule``: int64[boxes], ascending; the first that holds
-    a packet has its rule.  ``words``: what the columns are; ``guard``: headers that every box asks for, not among them."""
+    """``low``, ``high``: int64[boxes, words], closed intervals.  ``rule``: int64[boxes], ascending; the first that
+    holds a packet has its rule.  ``words``: what the columns are; ``guard``: headers that every box asks for, not among
+    them."""
 
     words: tuple[Word, ...]
     guard: frozenset[str]
@@ -121,42 +123,49 @@ class Run:
 
 
 def runs(rules: Iterable[tuple[int, Rule]], least: int) -> Iterator[Run]:
-    """``rules`` in order as runs: at least ``least`` plain ones each, which may become a table, and what is between."""
-    run, code = Run(boxes=[]), Run()
+    """``rules`` in order as runs: at least ``least`` plain ones each, which may become a table, and what is between,
+    without boxes."""
+    code = Run()
+    for run in _plain_runs(rules):
+        if run.boxes is None or len(run.rules) < max(least, 1):
+            code.rules += run.rules
+            continue
+        if code.rules:
+            yield code
+            code = Run()
+        yield run
+    if code.rules:
+        yield code
+
+
+def _plain_runs(rules: Iterable[tuple[int, Rule]]) -> Iterator[Run]:
+    """Runs of plain rules as long as one table may be, and the other rules."""
+    run = Run(boxes=[])
     for index, rule in rules:
         found = plain(rule)
-        words = {word for _, box in found for word in box} if found else set[Word]()
+        words = {word for _, box in found for word in box} if found is not None else set[Word]()
+        if len(words) > MAX_WORDS:
+            found = None
         if found is None or len(run.words | words) > MAX_WORDS or run.count + len(found) > MAX_RUN_BOXES:
-            code = yield from _end(run, code, least)
+            if run.rules:
+                yield run
             run = Run(boxes=[])
-        if found is None or len(words) > MAX_WORDS:
-            code.rules.append((index, rule))
+        if found is None:
+            yield Run([(index, rule)])
             continue
         assert run.boxes is not None
         run.rules.append((index, rule))
         run.boxes.append(found)
         run.words |= words
         run.count += len(found)
-    code = yield from _end(run, code, least)
-    if code.rules:
-        yield code
-
-
-def _end(run: Run, code: Run, least: int) -> Iterator[Run]:  # type: ignore[misc]
-    """What ``run`` comes to; returns the rules left to code so far."""
-    if len(run.rules) < max(least, 1):
-        code.rules += run.rules
-        return code
-    if code.rules:
-        yield code
-    yield run
-    return Run()
+    if run.rules:
+        yield run
 
 
 def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
     """The boxes of ``rule``, with the alternatives they are of; None if it is not plain: it takes every packet, has
     steps, asks for something else than headers and fields, or has more than MAX_BOXES."""
-    if isinstance(rule.expr, Always) or getattr(rule, "steps", ()):
+    if isinstance(rule.expr, Always) or getattr(rule, "steps", None):
         return None
     form = alternatives(rule.expr)
     if form is None:

@@ -37,7 +37,7 @@ POINTER = I8.as_pointer()
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
-    "descend": (I32, POINTER, I32, I32, I32, POINTER),
+    "descend": (I32, POINTER, I32, I32, POINTER),
     **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 

@@ -1,8 +1,8 @@
 """Tables: a run of many plain rules as decision trees in the object's read-only data, instead of a chain of tests.
 
 The words that the run looks at are gathered once into an array on the stack; ``descend`` (bpf/table.h) goes down each
-tree, mostly one, and the smallest number found is the rule that takes the packet.  The entries are part of the program's
-object: they are read in place, come and go with the program, and are in built files.
+tree, mostly one, and the smallest number found is the rule that takes the packet.  The entries are part of the
+program's object: they are read in place, come and go with the program, and are in built files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..fields import FieldSpec
 from ..pipeline import Rule
 from . import TableInfo
 from .boxes import MAX_WORDS, Boxes, Run, Word, runs
-from .tree import ENTRY, NO_RULE, Tree, build
+from .tree import ENTRY, Tree, build
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -125,12 +125,12 @@ class Tables:
             builder.position_at_end(inside)
         self._gather(table.boxes, builder, past)
         array = self._constant("entries", b"".join(tree.entries.tobytes() for tree in table.trees))
-        size = sum(len(tree.entries) for tree in table.trees)
-        found, root = None, 0
+        words = builder.bitcast(self.room, POINTER)
+        found, at = None, 0
         for tree in table.trees:
-            arguments = [array, I32(size), I32(root), I32(tree.depth), builder.bitcast(self.room, POINTER)]
-            rule = builder.call(lowering.external("descend"), arguments)
-            root += len(tree.entries)
+            root = builder.gep(array, [I64(at)], source_etype=I8)
+            rule = builder.call(lowering.external("descend"), [root, I32(len(tree.entries)), I32(tree.depth), words])
+            at += tree.entries.nbytes
             found = rule if found is None else builder.select(builder.icmp_unsigned("<", rule, found), rule, found)
         builder.cbranch(builder.icmp_unsigned("<", found, I32(len(table.rules))), take, past)
         builder.position_at_end(take)
@@ -190,7 +190,7 @@ class Tables:
 
     def _outcome(self, table: Table, builder: ir.IRBuilder, rule: ir.Value) -> ir.Value:
         """The outcome of rule ``rule`` of the table: computed where outcomes are evenly apart, as they are when all
-        rules do the same; else read, and without the bits that none of them has, so that LLVM knows what is not done."""
+        rules do the same; else read, without the bits that none of them has, so that LLVM knows what is not done."""
         values = np.array([self.lowering.outcome(index, each) for index, each in table.rules], np.uint32)
         step = values[1] - values[0] if len(values) > 1 else np.uint32(0)
         if (values == values[0] + np.arange(len(values), dtype=np.uint32) * step).all():

@@ -1,16 +1,17 @@
 """Decision trees over boxes, as an array of entries that ``descend`` (bpf/table.h) walks.
 
-A tree is built level by level, all nodes of a level at once, in numpy.  Each node has a region of the space and the boxes
-that reach into it, in the order of the rules.  A node is
+A tree is built level by level, all nodes of a level at once, in numpy.  Each node has a region of the space and the
+boxes that reach into it, in the order of the rules.  A node is
 
 * *final* if one test decides: the first box covers the region (or none is left), or would but for one word;
-* otherwise a *cut*: the part of one word's values where boxes end (their hull) is cut into equal pieces of 2^shift values;
-  values outside it, on either side, see the same boxes and share a child.
+* otherwise a *cut*: the part of one word's values where boxes end (their hull) is cut into equal pieces of 2^shift
+  values; values outside it, on either side, see the same boxes and share a child.
 
 Equal pieces, and not a search for the right one, because an index is computed in a few cycles whatever the number of
 pieces: 10,000 ports are one step.  Pieces are about as many as there are boxes with an end in the hull, fewer if boxes
 that span the hull would be copied into all of them.  The word to cut is the one that leaves the fewest pairs of boxes
-together.  Few boxes are often told apart best by the range of the first one: that is a cut with one piece.
+together.  Few boxes are often told apart best by the range of the first one, or by a value in
+the middle: those are cuts with one piece.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ NO_RULE = 0xFFFF
 MAX_DEPTH, MAX_ENTRIES, SPREAD = 40, 1 << 18, 16
 #: Pieces for each box that ends in the hull.
 PIECES = 2
-#: Up to this many boxes the range of the first is considered as a cut.
-FEW = 16
+#: Up to this many boxes, cuts with one piece are considered too.
+FEW = 64
 _FAR = 1 << 40
 
 
@@ -140,8 +141,8 @@ def _prune(level: Level) -> NDArray[np.bool_]:
 
 @dataclass(slots=True)
 class Choice:
-    """For each node: the hull ``low``..``high`` in ``word``, cut into ``pieces`` of 2^``shift`` values; ``beyond``: there
-    are values outside it."""
+    """For each node: the hull ``low``..``high`` in ``word``, cut into ``pieces`` of 2^``shift`` values; ``beyond``:
+    there are values outside it."""
 
     word: Array
     low: Array
@@ -163,14 +164,16 @@ def _choose(level: Level, unresolved: NDArray[np.bool_]) -> Choice:
     nodes = len(level.region_low)
     counts = np.bincount(level.owner, minlength=nodes)
     starts = np.cumsum(counts) - counts
-    best = Choice(*(np.zeros(nodes, np.int64) for _ in range(5)), np.zeros(nodes, np.bool_), np.full(nodes, np.inf))
-    few = np.flatnonzero(counts <= FEW)
-    for word in range(level.low.shape[1]):
-        ends = unresolved[:, word]
+    word, low, high, shift, pieces = np.zeros((5, nodes), np.int64)
+    best = Choice(word, low, high, shift, pieces, np.zeros(nodes, np.bool_), np.full(nodes, np.inf))
+    few = (counts <= FEW).any()
+    for number in range(level.low.shape[1]):
+        ends = unresolved[:, number]
         if ends.any():
-            best.better(_equal(level, word, ends, counts, starts))
-            if len(few):
-                best.better(_first(level, word, ends, counts, starts))
+            best.better(_equal(level, number, ends, counts, starts))
+            if few:
+                best.better(_first(level, number, ends, counts, starts))
+                best.better(_middle(level, number, ends, counts, starts))
     return best
 
 
@@ -200,18 +203,38 @@ def _equal(level: Level, word: int, ends: NDArray[np.bool_], counts: Array, star
 
 def _first(level: Level, word: int, ends: NDArray[np.bool_], counts: Array, starts: Array) -> Choice:
     """The range of the first box alone."""
-    low, high = level.low[starts, word], level.high[starts, word]
     useful = ends[starts] & (counts <= FEW)
-    shift, pieces = np.full(len(counts), 32, np.int64), np.ones(len(counts), np.int64)
-    beyond = np.ones(len(counts), np.bool_)
-    mine_low, mine_high = level.low[:, word], level.high[:, word]
-    inside = (mine_low <= high[level.owner]) & (mine_high >= low[level.owner])
-    outside = (mine_low < low[level.owner]) | (mine_high > high[level.owner])
+    return _alone(level, word, level.low[starts, word], level.high[starts, word], useful, counts, starts)
+
+
+def _middle(level: Level, word: int, ends: NDArray[np.bool_], counts: Array, starts: Array) -> Choice:
+    """All values up to the middle one of those at which a box ends, or behind which one begins."""
+    few = counts[level.owner] <= FEW
+    floor, ceiling = level.region_low[:, word], level.region_high[:, word]
+    upper = few & ends & (level.high[:, word] < ceiling[level.owner])
+    lower = few & ends & (level.low[:, word] > floor[level.owner])
+    owner = np.concatenate([level.owner[upper], level.owner[lower]])
+    value = np.concatenate([level.high[upper, word], level.low[lower, word] - 1])
+    value = value[np.lexsort((value, owner))]
+    number = np.bincount(owner, minlength=len(counts))
+    useful = number > 0
+    middle = np.minimum(np.cumsum(number) - number + number // 2, len(value) - 1)
+    high = np.where(useful, value[middle], ceiling) if len(value) else ceiling
+    return _alone(level, word, floor, high, useful, counts, starts)
+
+
+def _alone(
+    level: Level, word: int, low: Array, high: Array, useful: NDArray[np.bool_], counts: Array, starts: Array
+) -> Choice:
+    """One range for each node."""
+    owner, mine_low, mine_high = level.owner, level.low[:, word], level.high[:, word]
+    inside = (mine_low <= high[owner]) & (mine_high >= low[owner])
+    outside = (mine_low < low[owner]) | (mine_high > high[owner])
     a = np.add.reduceat(inside.astype(np.int64), starts)
     b = np.add.reduceat(outside.astype(np.int64), starts)
-    score = 0.9 * (a * a + b * b) / counts
-    word_ = np.full(len(counts), word, np.int64)
-    return Choice(word_, low, high, shift, pieces, beyond, np.where(useful, score, np.inf))
+    score = np.where(useful, 0.9 * (a * a + b * b) / counts, np.inf)
+    ones = np.ones(len(counts), np.int64)
+    return Choice(word * ones, low, high, 32 * ones, ones, ones > 0, score)
 
 
 def _score(level: Level, word: int, cut: Choice, counts: Array) -> NDArray[np.float64]:
