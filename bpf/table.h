@@ -3,7 +3,7 @@
  * Decision trees as data: how a run of many plain rules is looked up (xdpkit/compiler/tree.py builds the entries).
  *
  * An entry looks at one word of the packet and asks if it lies in `lo`..`lo + last`.  If not, the way goes on at entry
- * `next`; if so, at `next + 1 + k`, k the number of the piece of 2^shift values it lies in.  A final entry has the two
+ * `next + jump`; if so, at `next + 1 + k`, k the number of the piece of 2^shift values it lies in.  A final entry has the two
  * answers in `next`: inside in the low half, outside in the high one.
  *
  * Nothing branches on what a packet holds but the end of the loop: the verifier looks at a turn once, and a processor
@@ -18,7 +18,8 @@ struct entry {
 	__u32 next;
 	__u8 word; /* offset in bytes */
 	__u8 shift;
-	__u16 final;
+	__u8 final;
+	__u8 jump;
 };
 
 _Static_assert(sizeof(struct entry) == 16, "as tree.py writes it");
@@ -44,7 +45,7 @@ GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 dep
 		outside = (__s64)outside >> 63;
 		if (e->final)
 			return e->next >> (outside & 16) & 0xffff;
-		at = e->next + 1 + (__u32)(from >> (e->shift & 63) | outside);
+		at = e->next + 1 + (__u32)((from >> (e->shift & 63) | outside) + (e->jump & outside));
 	}
 	return NO_RULE;
 }

@@ -4,6 +4,8 @@ A tree is built level by level, all nodes of a level at once, in numpy.  Each no
 boxes that reach into it, in the order of the rules.  A node is
 
 * *final* if one test decides: the first box covers the region (or none is left), or would but for one word;
+* a *list* if it has few boxes and no cut would tell them well apart: the tests of each, one after the other; a test that
+  fails *jumps* to those of the next box.  Boxes that overlap crosswise would else be copied into every corner;
 * otherwise a *cut*: the part of one word's values where boxes end (their hull) is cut into equal pieces of 2^shift
   values; values outside it, on either side, see the same boxes and share a child.
 
@@ -25,10 +27,16 @@ __all__ = ["ENTRY", "NO_RULE", "Tree", "build", "descend"]
 
 Array = NDArray[np.int64]
 #: struct entry in bpf/table.h.
-ENTRY = np.dtype([("lo", "<u4"), ("last", "<u4"), ("next", "<u4"), ("word", "u1"), ("shift", "u1"), ("final", "<u2")])
+ENTRY = np.dtype(
+    [("lo", "<u4"), ("last", "<u4"), ("next", "<u4"), ("word", "u1"), ("shift", "u1"), ("final", "u1"), ("jump", "u1")]
+)
 NO_RULE = 0xFFFF
-#: Entries on the longest way, and in a tree; more boxes in all nodes of a level than SPREAD for each given: too many.
-MAX_DEPTH, MAX_ENTRIES, SPREAD = 40, 1 << 18, 16
+#: Entries on the longest way, in a tree, and there for each box given; boxes in all nodes of a level for each given.
+MAX_DEPTH, MAX_ENTRIES, ENTRIES, SPREAD = 128, 1 << 18, 64, 24
+#: Up to so many boxes are listed where the best cut leaves more than this part of their pairs together.
+LISTED, WORTH = 12, 0.6
+#: So many boxes before it are looked at for one that contains a box.
+COMPARED = 12
 #: Pieces for each box that ends in the hull.
 PIECES = 2
 #: Up to this many boxes, cuts with one piece are considered too.
@@ -55,9 +63,9 @@ class Level:
     high: Array
     rule: Array
 
-    def take(self, keep: NDArray[np.bool_] | Array) -> None:
-        """Only the boxes ``keep``."""
-        self.owner, self.low, self.high, self.rule = (x[keep] for x in (self.owner, self.low, self.high, self.rule))
+    def take(self, keep: NDArray[np.bool_], owner: Array) -> None:
+        """Only the boxes ``keep``; all now belong to ``owner``."""
+        self.owner, self.low, self.high, self.rule = owner[keep], self.low[keep], self.high[keep], self.rule[keep]
 
     def open(self) -> NDArray[np.bool_]:
         """bool[boxes, words]: the box ends inside its node's region."""
@@ -69,23 +77,35 @@ def build(low: Array, high: Array, rule: Array, top: Array) -> Tree | None:
     """The tree of boxes ``low``..``high`` (int64[boxes, words], closed) of ``rule`` (int64[boxes], ascending, below
     NO_RULE) in a space of words 0..``top``.  None if it gets larger than the limits above."""
     boxes = len(rule)
-    level = Level(np.zeros((1, len(top)), np.int64), top[None].copy(), np.zeros(boxes, np.int64), low, high, rule)
+    level: Level | None = Level(
+        np.zeros((1, len(top)), np.int64), top[None].copy(), np.zeros(boxes, np.int64), low, high, rule
+    )
     done: list[NDArray[np.void]] = []
-    total = 0
-    while len(level.region_low):
-        entries, following = _grow(level, total)
-        done.append(entries)
-        total += len(entries)
-        if len(done) > MAX_DEPTH or following is None or total + len(following.region_low) > MAX_ENTRIES:
+    total = depth = 0
+    while level is not None:
+        grown = _grow(level, total)
+        done.append(grown.entries)
+        total += len(grown.entries)
+        depth = max(depth, len(done) - 1 + grown.depth)
+        level = grown.following
+        if depth > MAX_DEPTH or total > min(MAX_ENTRIES, ENTRIES * boxes + 4096):
             return None
-        if len(following.owner) > SPREAD * boxes + 4096:
+        if level is not None and len(level.owner) > SPREAD * boxes + 4096:
             return None
-        level = following
-    return Tree(np.concatenate(done), len(done))
+    return Tree(np.concatenate(done), depth)
 
 
-def _grow(level: Level, base: int) -> tuple[NDArray[np.void], Level | None]:
-    """The entries of a level whose first has the number ``base``, and the level below; None if it is too large."""
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """The entries of a level, how many of them a packet looks at, and the level below."""
+
+    entries: NDArray[np.void]
+    depth: int
+    following: Level | None
+
+
+def _grow(level: Level, base: int) -> Grown:
+    """A level, whose first entry has the number ``base``."""
     nodes = len(level.region_low)
     unresolved = _prune(level)
     entries = np.zeros(nodes, ENTRY)
@@ -107,35 +127,79 @@ def _grow(level: Level, base: int) -> tuple[NDArray[np.void], Level | None]:
     entries["lo"][test] = level.low[first[test], word]
     entries["last"][test] = level.high[first[test], word] - level.low[first[test], word]
     entries["word"][test] = 4 * word
-    cut = np.flatnonzero(~final)
+    below = base + nodes
+    if final.all():
+        return Grown(entries, 1, None)
+    number = np.cumsum(~final) - 1
     kept = ~final[level.owner]
-    if not len(cut):
-        empty = np.zeros((0, level.low.shape[1]), np.int64)
-        none = np.zeros(0, np.int64)
-        return entries, Level(empty, empty, none, empty, empty, none)
-    level.take(kept)
-    number = np.zeros(nodes, np.int64)
-    number[cut] = np.arange(len(cut))
-    level.owner = number[level.owner]
-    level.region_low, level.region_high = level.region_low[cut], level.region_high[cut]
-    choice = _choose(level, unresolved[kept])
-    base += nodes
-    slots = choice.pieces + choice.beyond
-    at = np.cumsum(slots) - slots
-    entries["lo"][cut], entries["last"][cut] = choice.low, choice.high - choice.low
-    entries["word"][cut], entries["shift"][cut] = 4 * choice.word, choice.shift
-    entries["next"][cut] = base + at - ~choice.beyond
-    return entries, _below(level, choice, at, int(slots.sum()))
+    level.take(kept, number[level.owner])
+    level.region_low, level.region_high = level.region_low[~final], level.region_high[~final]
+    unresolved = unresolved[kept]
+    choice = _choose(level, unresolved)
+    counts = counts[~final]
+    listed = (counts == 1) | ((counts <= LISTED) & (choice.score > WORTH * counts))
+    own = np.flatnonzero(~final)
+    lists, heads, longest = _lists(level, unresolved, listed, below)
+    entries[own[listed]] = lists[heads]
+    below += len(lists)
+    following = None
+    if not listed.all():
+        kept = ~listed[level.owner]
+        level.take(kept, (np.cumsum(~listed) - 1)[level.owner])
+        level.region_low, level.region_high = level.region_low[~listed], level.region_high[~listed]
+        choice = choice.of(~listed)
+        slots = choice.pieces + choice.beyond
+        at = np.cumsum(slots) - slots
+        cut = own[~listed]
+        entries["lo"][cut], entries["last"][cut] = choice.low, choice.high - choice.low
+        entries["word"][cut], entries["shift"][cut] = 4 * choice.word, choice.shift
+        entries["next"][cut] = below + at - ~choice.beyond
+        following = _below(level, choice, at, int(slots.sum()))
+    return Grown(np.concatenate([entries, lists]), 1 + longest, following)
+
+
+def _lists(
+    level: Level, unresolved: NDArray[np.bool_], listed: NDArray[np.bool_], base: int
+) -> tuple[NDArray[np.void], Array, int]:
+    """The nodes ``listed`` as lists: for each box, in order, its tests, each of which goes on to the next box if it fails,
+    and its rule; a last entry for none.  Entries, the first of which has the number ``base``; the index of the first of
+    each list; how many there are in the longest."""
+    rows = np.flatnonzero(listed[level.owner])
+    unresolved, owner = unresolved[rows], level.owner[rows]
+    widths = unresolved.sum(1)
+    ends = np.append(owner[1:] != owner[:-1], True) if len(owner) else np.zeros(0, np.bool_)
+    lengths = widths + 1 + (ends & (widths > 0))  # behind the last box of a node, unless it covers the region: none
+    starts = np.cumsum(lengths) - lengths
+    entries = np.zeros(int(lengths.sum()), ENTRY)
+    entries["final"] = 1
+    entries["next"] = NO_RULE | NO_RULE << 16
+    entries["next"][starts + widths] = level.rule[rows] * 0x10001
+    box, word = np.nonzero(unresolved)
+    low, high = level.low[rows[box], word], level.high[rows[box], word]
+    narrow = (high - low) / (level.region_high[owner[box], word] - level.region_low[owner[box], word] + 1)
+    order = np.lexsort((narrow, box))  # the test that most likely fails first
+    box, word, low, high = box[order], word[order], low[order], high[order]
+    at = starts[box] + np.arange(len(box)) - (np.cumsum(widths) - widths)[box]
+    entries["lo"][at], entries["last"][at], entries["word"][at], entries["shift"][at] = low, high - low, 4 * word, 32
+    entries["next"][at], entries["jump"][at], entries["final"][at] = base + at, starts[box] + widths[box] + 1 - at, 0
+    first = np.append(True, owner[1:] != owner[:-1]) if len(owner) else np.zeros(0, np.bool_)
+    longest = int(np.add.reduceat(lengths, np.flatnonzero(first)).max()) if len(owner) else 0
+    return entries, starts[first], longest
 
 
 def _prune(level: Level) -> NDArray[np.bool_]:
-    """Drop the boxes behind one that covers the region of its node; open() of those that stay."""
+    """Drop the boxes behind one that covers the region of its node, and those inside one of a few before them; open() of
+    those that stay."""
     unresolved = level.open()
     covers = np.flatnonzero(~unresolved.any(1))
     limit = np.full(len(level.region_low), len(level.owner), np.int64)
     np.minimum.at(limit, level.owner[covers], covers)
     keep = np.arange(len(level.owner)) <= limit[level.owner]
-    level.take(keep)
+    for back in range(1, min(COMPARED, len(keep) - 1) + 1):
+        same = np.flatnonzero(level.owner[back:] == level.owner[:-back])
+        inside = (level.low[same] <= level.low[same + back]) & (level.high[same] >= level.high[same + back])
+        keep[same[inside.all(1)] + back] = False
+    level.take(keep, level.owner)
     return unresolved[keep]
 
 
@@ -152,10 +216,14 @@ class Choice:
     beyond: NDArray[np.bool_]
     score: NDArray[np.float64]
 
+    def of(self, nodes: NDArray[np.bool_]) -> Choice:
+        """That of some nodes."""
+        return Choice(*(getattr(self, name)[nodes] for name in self.__slots__))
+
     def better(self, other: Choice) -> None:
         """Take over what ``other`` does better."""
         wins = other.score < self.score
-        for name in ("word", "low", "high", "shift", "pieces", "beyond", "score"):
+        for name in self.__slots__:
             getattr(self, name)[wins] = getattr(other, name)[wins]
 
 
@@ -261,7 +329,7 @@ def _reach(level: Level, cut: Choice, word: Array) -> tuple[Array, Array]:
     return low >> cut.shift[owner], high >> cut.shift[owner]
 
 
-def _below(level: Level, cut: Choice, at: Array, nodes: int) -> Level | None:
+def _below(level: Level, cut: Choice, at: Array, nodes: int) -> Level:
     """The children: for each node the values outside, if there are any, then the pieces."""
     owner = level.owner
     rows = np.arange(len(owner))
@@ -271,8 +339,6 @@ def _below(level: Level, cut: Choice, at: Array, nodes: int) -> Level | None:
     first, last = _reach(level, cut, cut.word)
     copies = np.where(within, last - first + 1, 0)
     total = int(copies.sum())
-    if total > (SPREAD + 1) * MAX_ENTRIES:
-        return None
     source = np.repeat(rows, copies)
     step = np.arange(total) - np.repeat(np.cumsum(copies) - copies, copies)
     child = at[owner[source]] + cut.beyond[owner[source]] + first[source] + step
@@ -315,5 +381,5 @@ def descend(tree: Tree, words: Array) -> Array:
         answer = np.where(outside, ahead >> 16, ahead & 0xFFFF)
         final = entry["final"] != 0
         result = np.where(final, answer, result)
-        at = np.where(final, at, ahead + np.where(outside, 0, 1 + (start >> entry["shift"])))
+        at = np.where(final, at, ahead + np.where(outside, entry["jump"], 1 + (start >> entry["shift"])))
     return result
