@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -33,7 +34,7 @@ WORD_BITS = 32
 Interval = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Word:
     """``header`` there (1) or absent (0) if ``spec`` is None, else the bits of ``spec`` from ``shift`` up, under
     ``mask``."""
@@ -175,15 +176,15 @@ def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
         size = 1
         parts: list[list[Box]] = []
         for (name, mask), intervals in alternative.values.items():
-            spec = field_named(name)
-            if spec.kind == "bytes":
+            if field_named(name).kind == "bytes":
                 return None  # may end before they do, which no word says
-            parts.append([box for interval in intervals for box in _split(spec, mask, interval)])
+            words = _field_words(name, mask)
+            parts.append([box for interval in intervals for box in _split(words, interval)])
             size *= len(parts[-1])
             if len(found) + size > MAX_BOXES:
                 return None
-        there: Box = {Word(h): (1, 1) for h in alternative.there - implied(alternative.there)}
-        there |= {Word(h): (0, 0) for h in alternative.absent}
+        there: Box = {header_word(h): (1, 1) for h in alternative.there - implied(alternative.there)}
+        there |= {header_word(h): (0, 0) for h in alternative.absent}
         for some in product(*parts):
             box = dict(there)
             for part in some:
@@ -192,12 +193,26 @@ def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
     return found
 
 
-def _split(spec: FieldSpec, mask: int | None, interval: Interval) -> list[Box]:
+@cache
+def header_word(header: str) -> Word:
+    """The word that says if ``header`` is there."""
+    return Word(header)
+
+
+@cache
+def _field_words(name: str, mask: int | None) -> tuple[Word, ...]:
+    """The words of a field, the highest first."""
+    spec = field_named(name)
+    shifts = range((spec.bits - 1) // WORD_BITS * WORD_BITS, -1, -WORD_BITS)
+    return tuple(Word(spec.header, spec, mask, shift) for shift in shifts)
+
+
+def _split(words: tuple[Word, ...], interval: Interval) -> list[Box]:
     """``interval`` of a field as boxes of its words: one for a value or a prefix, else up to two more for each word
     behind the first."""
-    shifts = range((spec.bits - 1) // WORD_BITS * WORD_BITS, -1, -WORD_BITS)
-    words = [Word(spec.header, spec, mask, shift) for shift in shifts]
-    return [dict(zip(words, pieces, strict=False)) for pieces in _pieces(*interval, list(shifts))]
+    if len(words) == 1:
+        return [{words[0]: interval}]
+    return [dict(zip(words, pieces, strict=False)) for pieces in _pieces(*interval, [word.shift for word in words])]
 
 
 def _pieces(low: int, high: int, shifts: list[int]) -> list[tuple[Interval, ...]]:

@@ -188,17 +188,20 @@ def _lists(
 
 
 def _prune(level: Level) -> NDArray[np.bool_]:
-    """Drop the boxes behind one that covers the region of its node, and those inside one of a few before them; open() of
-    those that stay."""
+    """Drop the boxes behind one that covers the region of its node, and those inside one of a few before them.  What
+    open() says of those that stay."""
     unresolved = level.open()
     covers = np.flatnonzero(~unresolved.any(1))
     limit = np.full(len(level.region_low), len(level.owner), np.int64)
     np.minimum.at(limit, level.owner[covers], covers)
     keep = np.arange(len(level.owner)) <= limit[level.owner]
+    low, high = np.ascontiguousarray(level.low.T), np.ascontiguousarray(level.high.T)
     for back in range(1, min(COMPARED, len(keep) - 1) + 1):
-        same = np.flatnonzero(level.owner[back:] == level.owner[:-back])
-        inside = (level.low[same] <= level.low[same + back]) & (level.high[same] >= level.high[same + back])
-        keep[same[inside.all(1)] + back] = False
+        inside = np.flatnonzero(level.owner[back:] == level.owner[:-back])
+        for word in range(len(low)):
+            inside = inside[low[word, inside] <= low[word, inside + back]]
+            inside = inside[high[word, inside] >= high[word, inside + back]]
+        keep[inside + back] = False
     level.take(keep, level.owner)
     return unresolved[keep]
 
