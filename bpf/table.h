@@ -24,12 +24,12 @@ struct entry {
 
 _Static_assert(sizeof(struct entry) == 16, "as tree.py writes it");
 
-#define TABLE_WORDS 16
+#define TABLE_WORDS 32
 #define NO_RULE 0xffff
 
-GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words)
+GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words, __u32 zero)
 {
-	__u32 at = 0;
+	__u32 at = zero;
 
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < depth; i++) {
@@ -44,7 +44,7 @@ GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 dep
 		asm("" : "+r"(outside));
 		outside = (__s64)outside >> 63;
 		if (e->final)
-			return e->next >> (outside & 16) & 0xffff;
+			return (e->next >> (outside & 16) ^ zero) & 0xffff;
 		at = e->next + 1 + (__u32)((from >> (e->shift & 63) | outside) + (e->jump & outside));
 	}
 	return NO_RULE;

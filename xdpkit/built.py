@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .actions import Action, Redirect, Verdict
 from .classic import Instruction
-from .compiler import HOOKS, Compiled, compile_pipeline
+from .compiler import HOOKS, Compiled, TableInfo, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
@@ -25,7 +25,7 @@ from .pipeline import Pipeline, Rule, load_file
 
 __all__ = ["Built", "build", "load", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2
 #: What a program needs of the kernel, by hook.
 NEEDS = {
     "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
@@ -69,6 +69,7 @@ def write(built: Built, path: str | Path) -> None:
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
         "digest": pipe.digest(),
+        "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
         "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
     }
     try:
@@ -100,8 +101,11 @@ def read(path: str | Path) -> Built:
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
             pipe.where = _decode(manifest["where"])
             pipe.restore(_decode(rule) for rule in manifest["rules"])
+            tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             programs = {
-                hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
+                hook: Compiled(
+                    pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
+                )
                 for hook in manifest["needs"]
             }
     except PipelineError:

@@ -24,7 +24,7 @@ from ..pipeline import Rule
 __all__ = ["MAX_WORDS", "Boxes", "Run", "Word", "plain", "runs"]
 
 #: Words of one table: TABLE_WORDS in bpf/table.h.
-MAX_WORDS = 16
+MAX_WORDS = 32
 #: Boxes of one rule; a rule of more is left to code.
 MAX_BOXES = 256
 #: Boxes of one table.

@@ -32,12 +32,14 @@ I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID = ir.VoidType()
 #: From this many rules on, what one test finds out is not carried into the next (see unknown()).
 MANY = 128
+#: So many entries of tables on a packet's way the verifier can follow once for each way through the headers.
+DEEP = 16
 POINTER = I8.as_pointer()
 #: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
-    "descend": (I32, POINTER, I32, I32, POINTER),
+    "descend": (I32, POINTER, I32, I32, POINTER, I32),
     **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 
@@ -80,6 +82,7 @@ class Lowering:
         asked = (header for part in parts if isinstance(part, Table) for header in part.boxes.headers)
         self.reader, self.tables = Reader(self, pipeline, chained, asked), Tables(self)
         self.chained = len(chained)
+        self.reader.blurred |= sum(part.info().depth for part in parts if isinstance(part, Table)) > DEEP
         self.many = self.chained > MANY
         self.known: frozenset[str] = frozenset()
         builder = ir.IRBuilder(self.registers.body)

@@ -17,10 +17,11 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from ..fields import FieldSpec
+from ..fields import INNER, FieldSpec
 from ..pipeline import Rule
 from . import TableInfo
 from .boxes import MAX_WORDS, Boxes, Run, Word, runs
+from .read import HEADER_BITS, side
 from .tree import ENTRY, Tree, build
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
 #: From so many plain rules in a row on, a table: measured, see docs/design.md.
-LEAST = 12
+LEAST = 16
 #: Trees of one table: every packet goes down each of them.
 MAX_TREES = 6
 #: Section of the entries: libbpf makes a map of its own of it, frozen before the program is loaded.
@@ -114,6 +115,21 @@ class Tables:
         """The words, for one table after the other."""
         return self.lowering.reader.room_for(ir.ArrayType(I32, MAX_WORDS), "words")
 
+    @cached_property
+    def zero(self) -> ir.Value:
+        """0, of which neither LLVM nor the verifier knows that.
+
+        What is combined with it has no value and no bounds any more that the verifier could tell ways apart by.  It would
+        otherwise follow each way into and through a table by itself: headers there or absent, entries near the root."""
+        hide = ir.InlineAsm(ir.FunctionType(I32, [I32]), "", "=r,0")
+
+        known = self.lowering.reader.member("len")
+
+        def make(builder: ir.IRBuilder) -> ir.Value:
+            return builder.xor(known, builder.call(hide, [known], attrs=("nounwind", "readnone")))
+
+        return self.lowering.reader.once("zero", make)
+
     def lower(self, table: Table, builder: ir.IRBuilder) -> None:
         """Look ``table`` up where ``builder`` stands; it goes on where no rule of it takes the packet."""
         lowering, guard = self.lowering, table.boxes.guard
@@ -129,7 +145,9 @@ class Tables:
         found, at = None, 0
         for tree in table.trees:
             root = builder.gep(array, [I64(at)], source_etype=I8)
-            rule = builder.call(lowering.external("descend"), [root, I32(len(tree.entries)), I32(tree.depth), words])
+            rule = builder.call(
+                lowering.external("descend"), [root, I32(len(tree.entries)), I32(tree.depth), words, self.zero]
+            )
             at += tree.entries.nbytes
             found = rule if found is None else builder.select(builder.icmp_unsigned("<", rule, found), rule, found)
         builder.cbranch(builder.icmp_unsigned("<", found, I32(len(table.rules))), take, past)
@@ -140,26 +158,32 @@ class Tables:
 
     def _gather(self, boxes: Boxes, builder: ir.IRBuilder, past: ir.Block) -> None:
         """Store the words; 0 for fields of a header that is absent."""
-        reader = self.lowering.reader
         for header, group in groupby(enumerate(boxes.words), key=lambda pair: pair[1].header):
             words = list(group)
+            fields = [(number, word.spec, word) for number, word in words if word.spec is not None]
             for number, word in words:
                 if word.spec is None:
-                    self._store(builder, number, builder.zext(reader.present(builder, {header}), I32))
-            fields = [(number, word.spec, word) for number, word in words if word.spec is not None]
+                    self._store(builder, number, self._there(builder, header))
             if not fields:
                 continue
             if header is None or header in boxes.guard:
                 self._fields(builder, fields, past)
                 continue
             for number, _, _ in fields:
-                self._store(builder, number, I32(0))
+                self._store(builder, number, self.zero)
             there, after = self.lowering.block("there"), self.lowering.block("after")
-            builder.cbranch(reader.present(builder, {header}), there, after)
+            asked = builder.icmp_unsigned("!=", self._there(builder, header), I32(0))
+            builder.cbranch(asked, there, after)
             builder.position_at_end(there)
             self._fields(builder, fields, after)
             builder.branch(after)
             builder.position_at_end(after)
+
+    def _there(self, builder: ir.IRBuilder, header: str) -> ir.Value:
+        """1 if ``header`` is there, else 0."""
+        bit = HEADER_BITS[header.removeprefix(INNER)].bit_length() - 1
+        present = builder.xor(self.lowering.reader.member(f"{side(header)}present"), self.zero)
+        return builder.and_(builder.lshr(present, I32(bit)), I32(1))
 
     def _fields(self, builder: ir.IRBuilder, fields: list[tuple[int, FieldSpec, Word]], no: ir.Block) -> None:
         """Store words of fields of one header that is there."""
@@ -182,7 +206,7 @@ class Tables:
                 value = builder.trunc(value, I32)
             elif value.type.width < 32:
                 value = builder.zext(value, I32)
-            self._store(builder, number, value)
+            self._store(builder, number, builder.xor(value, self.zero))
 
     def _store(self, builder: ir.IRBuilder, number: int, value: ir.Value) -> None:
         place = builder.gep(builder.bitcast(self.room, POINTER), [I64(4 * number)], source_etype=I8)

@@ -4,8 +4,8 @@ A tree is built level by level, all nodes of a level at once, in numpy.  Each no
 boxes that reach into it, in the order of the rules.  A node is
 
 * *final* if one test decides: the first box covers the region (or none is left), or would but for one word;
-* a *list* if it has few boxes and no cut would tell them well apart: the tests of each, one after the other; a test that
-  fails *jumps* to those of the next box.  Boxes that overlap crosswise would else be copied into every corner;
+* a *list* if it has few boxes and no cut would tell them well apart: the tests of each, one after the other; a test
+  that fails *jumps* to those of the next box.  Boxes that overlap crosswise would else be copied into every corner;
 * otherwise a *cut*: the part of one word's values where boxes end (their hull) is cut into equal pieces of 2^shift
   values; values outside it, on either side, see the same boxes and share a child.
 
@@ -34,7 +34,9 @@ NO_RULE = 0xFFFF
 #: Entries on the longest way, in a tree, and there for each box given; boxes in all nodes of a level for each given.
 MAX_DEPTH, MAX_ENTRIES, ENTRIES, SPREAD = 128, 1 << 18, 64, 24
 #: Up to so many boxes are listed where the best cut leaves more than this part of their pairs together.
-LISTED, WORTH = 12, 0.6
+LISTED, WORTH = 8, 0.6
+#: How much better a cut is that settles its word for all boxes.
+SETTLED = 0.3
 #: So many boxes before it are looked at for one that contains a box.
 COMPARED = 12
 #: Pieces for each box that ends in the hull.
@@ -161,9 +163,9 @@ def _grow(level: Level, base: int) -> Grown:
 def _lists(
     level: Level, unresolved: NDArray[np.bool_], listed: NDArray[np.bool_], base: int
 ) -> tuple[NDArray[np.void], Array, int]:
-    """The nodes ``listed`` as lists: for each box, in order, its tests, each of which goes on to the next box if it fails,
-    and its rule; a last entry for none.  Entries, the first of which has the number ``base``; the index of the first of
-    each list; how many there are in the longest."""
+    """The nodes ``listed`` as lists: for each box, in order, its tests, each of which goes on to the next box if it
+    fails, and its rule; a last entry for none.  Entries, the first of which has the number ``base``; the index of the
+    first of each list; how many there are in the longest."""
     rows = np.flatnonzero(listed[level.owner])
     unresolved, owner = unresolved[rows], level.owner[rows]
     widths = unresolved.sum(1)
@@ -182,6 +184,11 @@ def _lists(
     at = starts[box] + np.arange(len(box)) - (np.cumsum(widths) - widths)[box]
     entries["lo"][at], entries["last"][at], entries["word"][at], entries["shift"][at] = low, high - low, 4 * word, 32
     entries["next"][at], entries["jump"][at], entries["final"][at] = base + at, starts[box] + widths[box] + 1 - at, 0
+    after = np.append(widths[1:] == 0, False) & ~ends  # the next covers the region
+    last = np.flatnonzero((widths > 0) & (ends | after))  # no test behind its own: the last of them decides
+    at, rule = starts[last] + widths[last] - 1, np.append(level.rule[rows], NO_RULE)
+    entries["final"][at] = 1
+    entries["next"][at] = rule[last] | np.where(after[last], rule[last + 1], NO_RULE) << 16
     first = np.append(True, owner[1:] != owner[:-1]) if len(owner) else np.zeros(0, np.bool_)
     longest = int(np.add.reduceat(lengths, np.flatnonzero(first)).max()) if len(owner) else 0
     return entries, starts[first], longest
@@ -268,6 +275,10 @@ def _equal(level: Level, word: int, ends: NDArray[np.bool_], counts: Array, star
     cut_low = np.where(single, hull_low, hull_low >> np.minimum(shift, 32) << np.minimum(shift, 32))
     pieces = np.where(useful, (hull_high - cut_low >> shift) + 1, 1)
     score = _score(level, word, Choice(starts, cut_low, hull_high, shift, pieces, beyond, np.zeros(0)), counts)
+    mask = (1 << np.minimum(shift, 32)[level.owner]) - 1
+    whole = ends & ((low - cut_low[level.owner] & mask) == 0)  # a number of whole pieces: no more to ask of this word
+    whole &= ((high - cut_low[level.owner] + 1 & mask) == 0) | (high == hull_high[level.owner])
+    score *= 1 - SETTLED * np.add.reduceat(whole.astype(np.float64), starts) / counts
     word_ = np.full(len(counts), word, np.int64)
     return Choice(word_, cut_low, hull_high, shift, pieces, beyond, np.where(useful, score, np.inf))
 
