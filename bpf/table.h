@@ -24,10 +24,10 @@ struct entry {
 
 _Static_assert(sizeof(struct entry) == 16, "as tree.py writes it");
 
-#define TABLE_WORDS 32
 #define NO_RULE 0xffff
 
-GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words, __u32 zero)
+GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words,
+			       __u32 mask, __u32 zero)
 {
 	__u32 at = zero;
 
@@ -39,7 +39,7 @@ GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 dep
 		if (at >= entries)
 			break;
 		e = &tree[at];
-		from = (__u32)(*(const __u32 *)((const void *)words + (e->word & 4 * (TABLE_WORDS - 1))) - e->lo);
+		from = (__u32)(*(const __u32 *)((const void *)words + (e->word & mask)) - e->lo);
 		outside = e->last - from;
 		asm("" : "+r"(outside));
 		outside = (__s64)outside >> 63;

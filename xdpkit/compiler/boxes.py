@@ -23,8 +23,8 @@ from ..pipeline import Rule
 
 __all__ = ["MAX_WORDS", "Boxes", "Run", "Word", "plain", "runs"]
 
-#: Words of one table: TABLE_WORDS in bpf/table.h.
-MAX_WORDS = 32
+#: Words of one table; they are on the stack, and where rules read many headers little of it is left.
+MAX_WORDS, MANY_HEADERS, FEW_WORDS = 32, 10, 16
 #: Boxes of one rule; a rule of more is left to code.
 MAX_BOXES = 256
 #: Boxes of one table.
@@ -123,11 +123,11 @@ class Run:
         return made[0], made[1]
 
 
-def runs(rules: Iterable[tuple[int, Rule]], least: int) -> Iterator[Run]:
+def runs(rules: Iterable[tuple[int, Rule]], least: int, most_words: int = MAX_WORDS) -> Iterator[Run]:
     """``rules`` in order as runs: at least ``least`` plain ones each, which may become a table, and what is between,
     without boxes."""
     code = Run()
-    for run in _plain_runs(rules):
+    for run in _plain_runs(rules, most_words):
         if run.boxes is None or len(run.rules) < max(least, 1):
             code.rules += run.rules
             continue
@@ -139,15 +139,15 @@ def runs(rules: Iterable[tuple[int, Rule]], least: int) -> Iterator[Run]:
         yield code
 
 
-def _plain_runs(rules: Iterable[tuple[int, Rule]]) -> Iterator[Run]:
+def _plain_runs(rules: Iterable[tuple[int, Rule]], most_words: int) -> Iterator[Run]:
     """Runs of plain rules as long as one table may be, and the other rules."""
     run = Run(boxes=[])
     for index, rule in rules:
         found = plain(rule)
         words = {word for _, box in found for word in box} if found is not None else set[Word]()
-        if len(words) > MAX_WORDS:
+        if len(words) > most_words:
             found = None
-        if found is None or len(run.words | words) > MAX_WORDS or run.count + len(found) > MAX_RUN_BOXES:
+        if found is None or len(run.words | words) > most_words or run.count + len(found) > MAX_RUN_BOXES:
             if run.rules:
                 yield run
             run = Run(boxes=[])

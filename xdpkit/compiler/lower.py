@@ -24,7 +24,7 @@ from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..pipeline import Pipeline, Rule
 from . import TableInfo
 from .classic import Registers, lower_classic
-from .read import Reader, reachable
+from .read import Reader, headers_asked, reachable
 from .table import Table, Tables, tables
 from .turns import Turns
 
@@ -39,7 +39,7 @@ POINTER = I8.as_pointer()
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
-    "descend": (I32, POINTER, I32, I32, POINTER, I32),
+    "descend": (I32, POINTER, I32, I32, POINTER, I32, I32),
     **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 
@@ -77,10 +77,12 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        parts = list(tables(reachable(pipeline)))
+        rules = list(reachable(pipeline))
+        parts = list(tables(rules, len(set(headers_asked(rule for _, rule in rules)))))
         chained = [rule for part in parts if isinstance(part, list) for _, rule in part]
         asked = (header for part in parts if isinstance(part, Table) for header in part.boxes.headers)
-        self.reader, self.tables = Reader(self, pipeline, chained, asked), Tables(self)
+        self.reader = Reader(self, pipeline, chained, asked)
+        self.tables = Tables(self, (part for part in parts if isinstance(part, Table)))
         self.chained = len(chained)
         self.reader.blurred |= sum(part.info().depth for part in parts if isinstance(part, Table)) > DEEP
         self.many = self.chained > MANY

@@ -7,7 +7,7 @@ program's object: they are read in place, come and go with the program, and are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..fields import INNER, FieldSpec
 from ..pipeline import Rule
 from . import TableInfo
-from .boxes import MAX_WORDS, Boxes, Run, Word, runs
+from .boxes import FEW_WORDS, MANY_HEADERS, MAX_WORDS, Boxes, Run, Word, runs
 from .read import HEADER_BITS, side
 from .tree import ENTRY, Tree, build
 
@@ -57,10 +57,11 @@ class Table:
         )
 
 
-def tables(rules: Iterator[tuple[int, Rule]]) -> Iterator[Table | list[tuple[int, Rule]]]:
-    """``rules`` in order: tables, and between them the rules that are left to code."""
+def tables(rules: Iterable[tuple[int, Rule]], headers: int = 0) -> Iterator[Table | list[tuple[int, Rule]]]:
+    """``rules`` in order: tables, and between them the rules that are left to code.  ``headers``: how many headers
+    all of them read."""
     code: list[tuple[int, Rule]] = []
-    for run in runs(rules, LEAST):
+    for run in runs(rules, LEAST, FEW_WORDS if headers > MANY_HEADERS else MAX_WORDS):
         for part in _made(run) if run.boxes is not None else [run.rules]:
             if isinstance(part, list):
                 code += part
@@ -106,21 +107,24 @@ def _trees(boxes: Boxes, rows: NDArray[np.int64], limit: int) -> list[Tree] | No
 class Tables:
     """The tables of one pipeline on its way to IR."""
 
-    def __init__(self, lowering: Lowering):
+    def __init__(self, lowering: Lowering, tables: Iterable[Table]):
         self.lowering = lowering
+        most = max((len(table.boxes.words) for table in tables), default=1)
+        self.words = 1 << (max(most, 2) - 1).bit_length()  # a power of two, for the mask that bounds an index
         self.made: list[TableInfo] = []
 
     @cached_property
     def room(self) -> ir.Value:
         """The words, for one table after the other."""
-        return self.lowering.reader.room_for(ir.ArrayType(I32, MAX_WORDS), "words")
+        return self.lowering.reader.room_for(ir.ArrayType(I32, self.words), "words")
 
     @cached_property
     def zero(self) -> ir.Value:
         """0, of which neither LLVM nor the verifier knows that.
 
-        What is combined with it has no value and no bounds any more that the verifier could tell ways apart by.  It would
-        otherwise follow each way into and through a table by itself: headers there or absent, entries near the root."""
+        What is combined with it has no value and no bounds any more that the verifier could tell ways apart by.  It
+        would otherwise follow each way into and through a table by itself: headers there or absent, entries near the
+        root."""
         hide = ir.InlineAsm(ir.FunctionType(I32, [I32]), "", "=r,0")
 
         known = self.lowering.reader.member("len")
@@ -146,7 +150,8 @@ class Tables:
         for tree in table.trees:
             root = builder.gep(array, [I64(at)], source_etype=I8)
             rule = builder.call(
-                lowering.external("descend"), [root, I32(len(tree.entries)), I32(tree.depth), words, self.zero]
+                lowering.external("descend"),
+                [root, I32(len(tree.entries)), I32(tree.depth), words, I32(4 * self.words - 4), self.zero],
             )
             at += tree.entries.nbytes
             found = rule if found is None else builder.select(builder.icmp_unsigned("<", rule, found), rule, found)
