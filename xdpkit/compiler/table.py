@@ -33,6 +33,9 @@ POINTER = I8.as_pointer()
 LEAST = 16
 #: Trees of one table: every packet goes down each of them.
 MAX_TREES = 6
+#: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for every
+#: way through the headers that a rule asks for.
+MAX_TABLES, FEW_TABLES = 6, 2
 #: Section of the entries: libbpf makes a map of its own of it, frozen before the program is loaded.
 SECTION = ".rodata.table"
 
@@ -61,7 +64,12 @@ def tables(rules: Iterable[tuple[int, Rule]], headers: int = 0) -> Iterator[Tabl
     """``rules`` in order: tables, and between them the rules that are left to code.  ``headers``: how many headers
     all of them read."""
     code: list[tuple[int, Rule]] = []
-    for run in runs(rules, LEAST, FEW_WORDS if headers > MANY_HEADERS else MAX_WORDS):
+    many = headers > MANY_HEADERS
+    found = list(runs(rules, LEAST, FEW_WORDS if many else MAX_WORDS))
+    plain = sorted((run for run in found if run.boxes is not None), key=lambda run: -len(run.rules))
+    for run in plain[FEW_TABLES if many else MAX_TABLES :]:
+        run.boxes = None
+    for run in found:
         for part in _made(run) if run.boxes is not None else [run.rules]:
             if isinstance(part, list):
                 code += part
