@@ -259,7 +259,8 @@ def test_the_effort_of_the_verifier_grows_with_the_rules_and_not_with_their_squa
 @pytest.mark.parametrize("least", [1, 16, 10**6])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_pipeline_that_reads_everything_passes_the_verifier(hook, least, monkeypatch):
-    """As tables and as code: every field, payload, strings with and without a loop: no hook runs out of stack or of the verifier's budget."""
+    """As tables and as code, every field, payload, strings with and without a loop: no hook runs out of stack or of the
+    verifier's budget."""
     monkeypatch.setattr(table, "LEAST", least)
     pipe = Pipeline("everything")
     for spec in FIELDS:

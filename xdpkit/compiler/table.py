@@ -33,8 +33,8 @@ POINTER = I8.as_pointer()
 LEAST = 16
 #: Trees of one table: every packet goes down each of them.
 MAX_TREES = 6
-#: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for every
-#: way through the headers that a rule asks for.
+#: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for
+#: every way through the headers that a rule asks for.
 MAX_TABLES, FEW_TABLES = 6, 2
 #: Section of the entries: libbpf makes a map of its own of it, frozen before the program is loaded.
 SECTION = ".rodata.table"
@@ -227,15 +227,14 @@ class Tables:
 
     def _outcome(self, table: Table, builder: ir.IRBuilder, rule: ir.Value) -> ir.Value:
         """The outcome of rule ``rule`` of the table: computed where outcomes are evenly apart, as they are when all
-        rules do the same; else read, without the bits that none of them has, so that LLVM knows what is not done."""
+        rules do the same; else read."""
         values = np.array([self.lowering.outcome(index, each) for index, each in table.rules], np.uint32)
         step = values[1] - values[0] if len(values) > 1 else np.uint32(0)
         if (values == values[0] + np.arange(len(values), dtype=np.uint32) * step).all():
             return builder.add(builder.mul(rule, I32(int(step))), I32(int(values[0])))
         array = self._constant("outcomes", values.astype("<u4").tobytes())
         place = builder.gep(array, [builder.shl(builder.zext(rule, I64), I64(2))], source_etype=I8)
-        value = builder.load(builder.bitcast(place, I32.as_pointer()))
-        return builder.and_(value, I32(int(np.bitwise_or.reduce(values))))
+        return builder.load(builder.bitcast(place, I32.as_pointer()))
 
     def _constant(self, name: str, data: bytes) -> ir.Value:
         """Address of ``data`` in the object's read-only section."""
