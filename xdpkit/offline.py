@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -81,6 +82,9 @@ def show_command(
     console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
     for index, rule in enumerate(pipe.outcomes):
         console.print(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else ""))
+    for table in compiled.tables:
+        first, last = pipe.outcomes[table.first], pipe.outcomes[table.last]
+        console.print(f"{table} ({first.where} to {last.where})")
     if stages:
         console.print("\nLLVM IR of classify()", style="bold")
         console.print(compiled.ir.strip() or "(not kept in a built file)")
@@ -127,6 +131,7 @@ def _show_json(compiled: Compiled, rules_only: bool, cost: dict[str, Any] | None
         for r in pipe.outcomes
     ]
     out = {"pipeline": pipe.name, "hook": compiled.hook, "digest": pipe.digest(), "rules": rules, "blocks": blocks}
+    out["tables"] = [asdict(table) for table in compiled.tables]
     return out if cost is None else out | {"ir": compiled.ir, "cost": cost}
 
 
