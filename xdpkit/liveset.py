@@ -1,8 +1,8 @@
 """Sets in the kernel: made, filled, changed and read while programs look packets up in them.
 
 A set is a map of one entry, whose value is the map of the members: a hash, or with ``intervals`` a prefix trie.  A
-program re-uses the outer map, so :meth:`LiveSet.replace` fills a new inner one at leisure and switches: no packet sees
-half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the inner
+program re-uses the outer map, so :meth:`LiveSet.replace` fills a new inner one at leisure and switches: no look-up
+sees half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the inner
 map is in :mod:`xdpkit.table`.
 
 Every change is all or nothing: members are read and checked before the kernel is asked for anything, and what was done
@@ -106,7 +106,7 @@ class LiveSet:
             return table.apply(wanted, table.find(wanted, now), gone, now)
 
     def replace(self, members: Source | Columns) -> int:
-        """Make ``members`` all there is, at once: no packet sees a mixture.  How many entries there are.  What packets
+        """Make ``members`` all there is, at once: no look-up sees a mixture.  How many entries there are.  What packets
         added is gone too."""
         wanted = members if isinstance(members, Columns) else read(self.spec, members)
         with self.locked():
