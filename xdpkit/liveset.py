@@ -2,8 +2,8 @@
 
 A set is a map of one entry, whose value is the map of the members: a hash, or with ``intervals`` a prefix trie.  A
 program re-uses the outer map, so :meth:`LiveSet.replace` fills a new inner one at leisure and switches: no look-up
-sees half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the inner
-map is in :mod:`xdpkit.table`.
+sees half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the
+inner map is in :mod:`xdpkit.table`.
 
 Every change is all or nothing: members are read and checked before the kernel is asked for anything, and what was done
 is undone when it refuses in the middle.  Threads take turns, and so do processes that share a pinned set.
