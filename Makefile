@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # what the build, the demo and the tests need from Debian 12
 DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1g-dev pkg-config \
           python3-dev python3-venv util-linux
-TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping
+TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables
 
 .PHONY: help deps test-deps install run test lint fuzz perf clean
 
