@@ -327,5 +327,8 @@ def test_a_shadow_of_its_own_acts_on_nothing(make_veth):
 
 def test_sets_of_one_name_and_two_kinds_are_refused(veth_pair):
     _, right = veth_pair
-    with right.namespace, pytest.raises(PipelineError, match=r"set .blocked. is ip\.src intervals in .sets., and ip\.dst"):
+    with (
+        right.namespace,
+        pytest.raises(PipelineError, match=r"set .blocked. is ip\.src intervals in .sets., and ip\.dst"),
+    ):
         attach(sets_of(), right.name, shadow=sets_of(field=ip.dst))

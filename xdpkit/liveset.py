@@ -315,10 +315,13 @@ def declared(spec: SetSpec, folder: str | Path = "") -> Columns:
 
 
 class Fork:
-    """A set that another ruleset uses already, and that the LiveSet it came from becomes, or does not."""
+    """A set that another ruleset uses already, and that the LiveSet it came from becomes, or does not; until then
+    nobody else changes that one."""
 
     def __init__(self, origin: LiveSet, twin: LiveSet, spec: SetSpec):
         self._origin, self._twin, self._spec = origin, twin, spec
+        self._held = ExitStack()
+        self._held.enter_context(origin.locked())
 
     @property
     def fd(self) -> int:
@@ -328,8 +331,10 @@ class Fork:
     def commit(self) -> None:
         """Make the LiveSet this one.  Nothing looks packets up in the old maps any more: what packets have added to
         them since the fork is added here."""
-        self._origin._become(self._twin, self._spec)
+        with self._held:
+            self._origin._become(self._twin, self._spec)
 
     def close(self) -> None:
         """Forget it."""
-        self._twin.close()
+        with self._held:
+            self._twin.close()
