@@ -48,9 +48,9 @@ static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c
 	if (!r) {
 		if (c)
 			c->no_socket++;
-		return (outcome >> 8 & 0xff) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 	}
-	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = outcome >> 16, .len = len, .wire_len = len,
+	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = len, .wire_len = len,
 			      .queue = queue_of(skb), .verdict = XDP_REDIRECT };
 	return copy_packet(&s, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
 }
@@ -72,24 +72,41 @@ static __always_inline int transmit(struct skb *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-static __always_inline int act(struct skb *skb, __u32 outcome)
+/* Devices that rules FORWARD to, by index. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+static __always_inline int forward(struct counter *c, __u32 outcome)
+{
+	__u32 target = target_of(outcome), *ifindex = bpf_map_lookup_elem(&devices, &target);
+
+	if (ifindex && *ifindex)
+		return bpf_redirect(*ifindex, 0);
+	if (c)
+		c->no_socket++;
+	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+}
+
+static __always_inline int act(struct skb *skb, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
-	struct counter *c;
+	struct counter *c = count(rule_of(outcome), wire_length(&s));
 
 	if (explain)
 		return outcome;
-	c = count(outcome >> 16, wire_length(&s));
-	switch (outcome & 0xff) {
-	case XDP_REDIRECT:
+	if (marks() && a->marked)
+		skb->mark = a->mark;
+	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(skb, c, outcome);
-	case XDP_TX:
+	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
+		return forward(c, outcome);
+	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(skb);
-	case XDP_DROP:
-		return TCX_DROP;
-	default:
-		return TCX_NEXT;
-	}
+	return verdict_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 
 /*
@@ -114,14 +131,16 @@ static __always_inline __u32 more(struct skb *skb)
 }
 
 /*
- * Judge the packet, for bpf_loop(): 1, or 0 to look at it again when more of it is linear.  The verifier follows what one
- * turn wrote into the next; it looks at one turn alone because `verdict` may be anything before that, too.
+ * Judge the packet, for bpf_loop(): 1, or 0 to look at it again when more of it is linear.  Rules do things, so they come
+ * only when the walk has seen all that there is.  The verifier follows what one turn wrote into the next; it looks at one
+ * turn alone because `verdict` may be anything before that, too.
  */
 static long judge(__u32 n, struct judging *j)
 {
 	struct skb *skb = j->skb;
 	struct source s = source_of(skb);
 	struct packet p = { .rx_queue = queue_of(skb), .len = wire_length(&s) };
+	struct steps a = { 0 };
 	__u32 outcome, want, tpid = s.tpid;
 
 	(void)n;
@@ -130,15 +149,14 @@ static long judge(__u32 n, struct judging *j)
 		tpid = (s.tpid ^ ZERO(p.rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
 	if (reads_headers())
 		walk(&s, &p, tpid, s.tci);
-	outcome = classify(&p, &s);
-	skb = j->skb; /* asked again, rather than kept on the stack beside all that classify() keeps */
 	if (reads_headers() && s.missed && (want = more(skb))) {
 		if (!bpf_skb_pull_data((void *)skb, want))
 			return 0;
 		j->verdict = TCX_DROP; /* no memory: the stack, too, drops packets whose headers it cannot pull */
 		return 1;
 	}
-	j->verdict = act(skb, outcome);
+	outcome = classify(&p, &s, &a);
+	j->verdict = act(j->skb, outcome, &a); /* asked again, rather than kept on the stack beside all that classify() keeps */
 	return 1;
 }
 

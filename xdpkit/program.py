@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
-from .actions import Verdict
+from .actions import Forward, Redirect, Verdict
 from .compiler import Compiled
+from .compiler.names import limit_symbol
 from .core import check, ffi, lib, text
 from .errors import VerifierError, Where
 from .pipeline import Pipeline, Rule
@@ -20,17 +22,20 @@ from .pipeline import Pipeline, Rule
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
+_MAP_ARRAY, _MAP_LRU_HASH = 2, 9
 
 
 @dataclass(frozen=True, slots=True)
 class RuleCount:
-    """Packets and bytes that a rule took since the program was loaded; ``no_socket`` of them were REDIRECT verdicts
-    that fell back because no socket was there."""
+    """Packets and bytes that a rule took, or that passed it, since the program was loaded; ``no_socket`` of them were
+    REDIRECT or FORWARD verdicts that fell back because no socket or device was there; ``failed``: steps that could not
+    be done because a set or the ring to user space was full."""
 
     rule: Rule
     packets: int
     bytes: int
     no_socket: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +52,50 @@ class Program:
 
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
-        ring_bytes: int = 1 << 16,
+        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
-        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.
+        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
+        descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
         self.explains = explain
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
+        self._timed = self.pipeline.is_timed
         out = ffi.new("struct xk_program **")
         check(lib.xk_program_open(compiled.object, len(compiled.object), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
+            for name, fd in maps.items():
+                self._has(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
+            for number, limit in enumerate(self.pipeline.limits):
+                kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
+                if symbol not in maps:
+                    size, room = limit.key_bytes, limit.capacity
+                    self._has(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.hook == "xdp":
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
+                groups = len(self.pipeline.targets(Redirect))
+                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
+                check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
-            if self.hook == "tc":
+            if self.hook in ("xdp", "tc"):
+                devices = len(self.pipeline.targets(Forward))
+                check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
+            if self.hook == "tc" and "copies" not in maps:
                 check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
             self._load()
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def _has(result: int, name: str) -> None:
+        """Check ``result``; the object has no map for a set or limit that no rule asks."""
+        if result != -errno.ENOENT:
+            check(result, name)
 
     def _load(self) -> None:
         log = ffi.new("char[]", _LOG_BYTES)
@@ -96,12 +121,17 @@ class Program:
         """File descriptor of a map, owned by this object."""
         return check(lib.xk_program_map(self._program, name.encode()), name)
 
+    def rings(self) -> dict[str, int]:
+        """The maps through which copies of packets go to user space."""
+        names = ("copies", "reader", "copied") if self.hook == "tc" else ()
+        return {name: self.map_fd(name) for name in names}
+
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
         rules = self.pipeline.outcomes
-        out = ffi.new("uint64_t[]", 3 * len(rules))
-        check(lib.xk_counters(self.map_fd("counters"), len(rules), 3, out), "counters")
-        return tuple(RuleCount(r, *out[3 * i : 3 * i + 3]) for i, r in enumerate(rules))
+        out = ffi.new("uint64_t[]", 4 * len(rules))
+        check(lib.xk_counters(self.map_fd("counters"), len(rules), 4, out), "counters")
+        return tuple(RuleCount(r, *out[4 * i : 4 * i + 4]) for i, r in enumerate(rules))
 
     def lines(self) -> tuple[SourceLine, ...]:
         """The line info that the kernel keeps: which source line each instruction came from."""
@@ -126,15 +156,21 @@ class Program:
         )
         return verdict[0], ns[0]
 
-    def judge(self, packet: bytes) -> tuple[Rule, Verdict]:
+    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
         """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself; else it is read off the counters around the run."""
+        answers itself, with the clock and the random bits it is given; else it is read off the counters around the
+        run."""
         if self.explains:
+            if self._timed:
+                given = ffi.new("uint64_t[2]", [now_ns, random])
+                check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
             rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
-        (hit,) = [b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets]
+        (hit,) = [
+            b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets and not a.rule.goes_on
+        ]
         return hit, hit.action.verdict
 
     def close(self) -> None:
