@@ -40,7 +40,7 @@ class Judge:
     def __call__(self, packet: CapturedPacket) -> Rule:
         """The rule that takes ``packet``, the default among them."""
         if self._program is not None:
-            if len(packet.data) in TEST_RUN_BYTES and not packet.cut:
+            if len(packet.data) in TEST_RUN_BYTES and packet.wire_bytes == len(packet.data):
                 return self._program.judge(packet.data)[0]
             self.by_reference += 1
         return reference.evaluate(self.pipeline, packet.data, wire_bytes=packet.wire_bytes)
