@@ -2,8 +2,8 @@
 
 Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.  Where they leave room this reader does what libpcap does
 (sf-pcap.c, sf-pcapng.c), so that tcpdump and xdpkit see the same packets: the modified pcap format with longer record
-headers is read; lengths that old versions wrote in the other order are put right; a packet is cut to the snapshot length
-of its file.  Unlike libpcap it takes interfaces of different link types and sections of different byte orders.
+headers is read; lengths that old versions wrote in the other order are put right; a packet is cut to the snapshot
+length of its file.  Unlike libpcap it takes interfaces of different link types and sections of different byte orders.
 
 Damage is never taken for the end of the file: a record that is cut short or cannot be is :class:`Damaged`.
 """
@@ -52,9 +52,9 @@ class Stream(Protocol):
 def records(stream: Stream) -> Iterator[Record]:
     """The packets of a capture.  Damaged where it is none, or where it cannot go on."""
     read = _reader(stream)
-    magic = read(4, "its first number")
+    magic = read(4, "its first number", optional=True)
     for order in "<>":
-        if len(magic) == 4 and (number := struct.unpack(f"{order}I", magic)[0]) in _PCAP:
+        if magic and (number := struct.unpack(f"{order}I", magic)[0]) in _PCAP:
             return _pcap(read, order, *_PCAP[number])
     if magic == _SECTION.to_bytes(4):
         return _pcapng(read)
@@ -65,14 +65,14 @@ Read = Callable[..., bytes]
 
 
 def _reader(stream: Stream) -> Read:
-    """A function that reads ``size`` bytes of ``what``, or none where the file ends and ``optional`` says that it may."""
+    """A function that reads ``size`` bytes of ``what``, or none where the file ends and may end (``optional``)."""
 
     def read(size: int, what: str, optional: bool = False) -> bytes:
         parts, left = list[bytes](), size
         while left and (part := stream.read(left)):
             parts.append(part)
             left -= len(part)
-        if left and (left < size or not optional) and what != "its first number":
+        if left and not (optional and left == size):
             raise Damaged(f"it is cut short in {what}")
         return b"".join(parts)
 

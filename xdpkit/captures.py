@@ -45,17 +45,24 @@ def read_captures(paths: list[Path], progress: Callable[[int], None] = lambda _:
     """The packets of ``paths`` one file after the other.  ``progress`` gets the number of file bytes read since its
     last call.  OSError names the file that is no capture, not of Ethernet, or ends in mid-packet."""
     for path in paths:
-        with ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb"))
-            stream = stack.enter_context(_plain(raw))
-            before = 0
-            for packet in _packets(path, stream):
-                now = raw.tell()
-                if now != before:
-                    progress(now - before)
-                    before = now
-                yield packet
-            progress(os.fstat(raw.fileno()).st_size - before)
+        try:
+            yield from _read(path, progress)
+        except OSError as error:  # a failed read() does not say of which file
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+
+
+def _read(path: Path, progress: Callable[[int], None]) -> Iterator[CapturedPacket]:
+    with ExitStack() as stack:
+        raw = stack.enter_context(open(path, "rb"))
+        stream = stack.enter_context(_plain(raw))
+        before = 0
+        for packet in _packets(path, stream):
+            now = raw.tell()
+            if now != before:
+                progress(now - before)
+                before = now
+            yield packet
+        progress(os.fstat(raw.fileno()).st_size - before)
 
 
 def _plain(raw: IO[bytes]) -> Any:
