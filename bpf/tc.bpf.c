@@ -11,7 +11,7 @@
  */
 #define DIRECT_ACCESS
 #include "skb.h"
-#include "copies.h"
+#include "skb_copy.h"
 
 /* At egress: of a packet that is being forwarded, the queue on which it came. */
 static __always_inline __u32 queue_of(struct skb *skb)
@@ -24,25 +24,14 @@ static __always_inline __u32 queue_of(struct skb *skb)
 #define TCX_NEXT -1
 #define TCX_DROP 2
 
-/* As on the wire: a tag that the kernel took out goes back behind the addresses. */
-static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len)
-{
-	if (!s->tpid)
-		return bpf_skb_load_bytes(s->skb, 0, to, len);
-	if (len <= TAG_AT + TAG_SIZE)
-		return -1;
-	to[TAG_AT] = s->tpid >> 8, to[TAG_AT + 1] = s->tpid;
-	to[TAG_AT + 2] = s->tci >> 8, to[TAG_AT + 3] = s->tci;
-	return bpf_skb_load_bytes(s->skb, 0, to, TAG_AT) ||
-	       bpf_skb_load_bytes(s->skb, TAG_AT, to + TAG_AT + TAG_SIZE, len - TAG_AT - TAG_SIZE);
-}
+RING(copies)
 
 /* A function of its own: in the frame of judge() what it keeps would stand beside all that classify() keeps. */
-static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c, __u32 outcome)
+static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c, __u32 outcome, __u32 mark)
 {
 	struct source s = source_of(skb);
 	__u32 len = wire_length(&s);
-	struct reader *r = find_reader();
+	struct reader *r = find_reader(&copies_reader);
 	struct copy head;
 
 	if (!r) {
@@ -51,8 +40,8 @@ static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c
 		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 	}
 	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = len, .wire_len = len,
-			      .queue = queue_of(skb), .verdict = XDP_REDIRECT };
-	return copy_packet(&s, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
+			      .queue = queue_of(skb), .verdict = XDP_REDIRECT, .mark = mark };
+	return copy_packet(&s, &copies, &copies_count, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
 }
 
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
@@ -91,7 +80,7 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 
-static __always_inline int act(struct skb *skb, __u32 outcome, const struct steps *a)
+static __always_inline int act(struct skb *skb, const struct packet *p, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
 	struct counter *c = count(rule_of(outcome), wire_length(&s));
@@ -100,8 +89,10 @@ static __always_inline int act(struct skb *skb, __u32 outcome, const struct step
 		return outcome;
 	if (marks() && a->marked)
 		skb->mark = a->mark;
+	if (mirrors() && a->mirror)
+		mirror(&s, p, a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
-		return redirect(skb, c, outcome);
+		return redirect(skb, c, outcome, a->mark);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
 		return forward(c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
@@ -147,6 +138,7 @@ static long judge(__u32 n, struct judging *j)
 	s.missed = ZERO(p.rx_queue);
 	if (wanted() & BLUR)
 		tpid = (s.tpid ^ ZERO(p.rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
+	find_metadata(&s, &p);
 	if (reads_headers())
 		walk(&s, &p, tpid, s.tci);
 	if (reads_headers() && s.missed && (want = more(skb))) {
@@ -156,7 +148,7 @@ static long judge(__u32 n, struct judging *j)
 		return 1;
 	}
 	outcome = classify(&p, &s, &a);
-	j->verdict = act(j->skb, outcome, &a); /* asked again, rather than kept on the stack beside all that classify() keeps */
+	j->verdict = act(j->skb, &p, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
 	return 1;
 }
 

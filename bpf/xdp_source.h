@@ -5,6 +5,7 @@
 
 struct source {
 	void *data, *end;
+	struct xdp_md *ctx;
 };
 
 #define KEPT struct source

@@ -19,6 +19,7 @@ from xdpkit.built import Built
 from xdpkit.captures import CapturedPacket, read_captures
 from xdpkit.headers import pkt
 from xdpkit.pcap import pcap as string
+from xdpkit.pcapng import packet
 from xdpkit.pipeline import Pipeline
 from xdpkit.replay import replay
 
@@ -135,6 +136,16 @@ def test_each_section_of_a_pcapng_has_its_own_interfaces_and_byte_order(tmp_path
     assert [p.data for p in got] == [*FRAMES[:4], FRAMES[0][:34]]
     assert [p.time_ns for p in got] == [5, 1_000_000_007_000, 500_000_000, 0, 1_000_000_009_000]
     assert (got[4].wire_bytes, got[4].cut) == (40, True)
+
+
+def test_a_time_that_no_clock_shows_is_the_nearest_that_can_be_written(tmp_path: Path):
+    """Before 1970, and more nanoseconds since than 64 bits hold."""
+    seconds = option(9, b"\0")
+    data = section() + interface(options=seconds) + interface(options=seconds + option(14, pack("<q", -(1 << 63))))
+    got = read(tmp_path, data + enhanced(FRAMES[0], time=(1 << 64) - 1) + enhanced(FRAMES[1], at=1, time=1))
+    assert [p.time_ns for p in got] == [(1 << 64) - 1, 0]
+    for p in got:
+        packet(0, p.time_ns, p.data, p.wire_bytes)
 
 
 PCAPNG = section() + interface() + b"".join(enhanced(f) for f in FRAMES)

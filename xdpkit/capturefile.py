@@ -112,8 +112,9 @@ class _Interface:
     offset: int = 0  # seconds
 
     def time_ns(self, high: int, low: int) -> int:
-        """Nanoseconds since 1970 of a time stamp in two halves."""
-        return (high << 32 | low) * 1_000_000_000 // self.units + self.offset * 1_000_000_000
+        """Nanoseconds since 1970 of a time stamp in two halves, as far as 64 bits go."""
+        found = (high << 32 | low) * 1_000_000_000 // self.units + self.offset * 1_000_000_000
+        return min(max(found, 0), (1 << 64) - 1)
 
 
 def _pcapng(read: Read) -> Iterator[Record]:
