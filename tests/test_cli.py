@@ -414,7 +414,7 @@ def test_standard_output_that_is_full_is_one_line(veth):
 # ---- show ----
 
 
-@pytest.mark.parametrize("hook", ["xdp", "socket"])
+@pytest.mark.parametrize("hook", ["xdp", "tc", "socket"])
 def test_show_prints_the_python_lines_beside_their_instructions(veth, hook):
     _, right = veth
     done = process(right, "show", DNS, "--hook", hook, "--rules", before=NO_CAPABILITIES)
@@ -449,10 +449,10 @@ def test_show_says_which_rules_are_a_table_and_where_they_stand(veth, tmp_path):
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
-def test_every_pipeline_passes_the_verifier_for_both_hooks_and_runs(veth, path):
+def test_every_pipeline_passes_the_verifier_for_every_hook_and_runs(veth, path):
     left, right = veth
     pipe = load_file(path)
-    for hook in ("xdp", "socket"):
+    for hook in ("xdp", "tc", "socket"):
         with Program(compile_pipeline(pipe, hook)) as program:
             assert program.info()["verified_instructions"] > 0
     child = start(right, path, "--json")

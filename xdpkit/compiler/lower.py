@@ -447,7 +447,7 @@ class DebugInfo:
     def file(self, path: str) -> ir.DIValue:
         """DIFile for ``path``; LLVM reads the text of its lines from there into the BTF line info."""
         if path not in self.files:
-            directory, name = os.path.split(path)
+            directory, name = os.path.split(path.encode(errors="replace").decode())  # metadata is UTF-8
             self.files[path] = self.module.add_debug_info("DIFile", {"filename": name, "directory": directory})
         return self.files[path]
 
