@@ -6,7 +6,7 @@
 #include "xdp_source.h"
 #include "loop.h"
 
-#define META_MAGIC 0x786b6d31u /* "xkm1" */
+#define META_MAGIC 0x786b6d32u /* "xkm2" */
 
 /*
  * In front of each redirected packet when want_meta is set: the kernel's clock at the hook and the rule that matched.
@@ -15,6 +15,8 @@
 struct meta {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u32 rule;
+	__u32 mark; /* what the pipeline says of the packet */
+	__u32 unused;
 	__u32 magic;
 };
 
@@ -28,6 +30,18 @@ struct {
 
 const volatile __u32 want_meta = 0;
 
+/* Sockets of each queue; flows are spread over them. */
+const volatile __u32 group = 1;
+
+/* Loaded with BPF_F_XDP_HAS_FRAGS: a packet may go on behind data_end. */
+const volatile __u32 frags = 0;
+
+/* Bytes of the packet that are not all in its first buffer: 1 if they are there. */
+static GENERATED_CALLS int fetch(struct source *s, __u64 offset, void *to, __u32 size)
+{
+	return s->more && !bpf_xdp_load_bytes(s->more, offset, to, size);
+}
+
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
 	return take(s, at, size, (void *)room, where);
@@ -35,7 +49,10 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
 {
-	return take(s, at, size, room, where);
+	if (take(s, at, size, room, where))
+		return 1;
+	*where = room;
+	return fetch(s, at, room, size);
 }
 
 /*
@@ -52,30 +69,72 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
 	{                                                                                                              \
 		const __u##bits *from;                                                                                 \
+		__u##bits room;                                                                                        \
                                                                                                                        \
 		asm("" : "+r"(offset));                                                                                \
 		if (offset > MAX_OFFSET)                                                                               \
 			return -1;                                                                                     \
 		from = s->data + offset;                                                                               \
 		asm("" : "+r"(from));                                                                                  \
-		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+		if ((const void *)(from + 1) <= s->end)                                                                \
+			return to_host(*from);                                                                         \
+		return fetch(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
 	}                                                                                                              \
-	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	static GENERATED_CALLS __s64 at##bits(struct source *s, __u64 offset)                                          \
 	{                                                                                                              \
 		const __u##bits *from = s->data + offset;                                                              \
+		__u##bits room;                                                                                        \
                                                                                                                        \
 		if (offset > MAX_OFFSET)                                                                               \
 			return -1;                                                                                     \
-		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+		if ((const void *)(from + 1) <= s->end)                                                                \
+			return to_host(*from);                                                                         \
+		return fetch(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return at##bits(s, offset);                                                                            \
 	}                                                                                                              \
 	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
+		if (s->more)                                                                                           \
+			return at##bits(s, offset);                                                                    \
 		return to_host(*(const __u##bits *)(s->data + offset));                                                \
 	}
 
 LOADS(8, (__s64)(__u8))
 LOADS(16, (__s64)(__u16)bpf_ntohs)
 LOADS(32, (__s64)(__u32)bpf_ntohl)
+
+/*
+ * Which entry of `xsks`: the queue's, or of its several sockets always the same one for a flow and for its answers.  The
+ * addresses and ports of IPv4 without options and of IPv6 make the choice, behind one VLAN tag at most; the rest goes to
+ * the first.
+ */
+static __always_inline __u32 socket_of(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 queue = ctx->rx_queue_index, hash = 0;
+	__u16 *type = data + 12;
+	__u32 *word;
+
+	if (group == 1)
+		return queue;
+	if ((void *)(type + 1) <= end && is_tag(bpf_ntohs(*type)))
+		type += 2;
+	word = (void *)type + 2;
+	if ((void *)(word + 6) <= end && *type == bpf_htons(ETHERTYPE_IP)) {
+		hash = word[3] ^ word[4];
+		if (*(__u8 *)word == 0x45 && !(word[1] & bpf_htonl(0x3fff))) /* no fragment: it has ports */
+			hash ^= (word[5] >> 16 ^ word[5]) & 0xffff;
+	} else if ((void *)(word + 11) <= end && *type == bpf_htons(ETHERTYPE_IP6)) {
+		for (int i = 2; i < 10; i++)
+			hash ^= word[i];
+		hash ^= (word[10] >> 16 ^ word[10]) & 0xffff;
+	}
+	hash *= 0x9e3779b1u; /* 2^32 divided by the golden ratio: spreads neighbours */
+	return queue * group + (__u32)((__u64)hash * group >> 32);
+}
 
 static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 rule, __u32 otherwise)
 {
@@ -87,10 +146,12 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 		if ((void *)(m + 1) <= (void *)(long)ctx->data) {
 			m->time_ns = bpf_ktime_get_ns();
 			m->rule = rule;
+			m->mark = 0;
+			m->unused = 0;
 			m->magic = META_MAGIC;
 		}
 	}
-	verdict = bpf_redirect_map(&xsks, ctx->rx_queue_index, otherwise);
+	verdict = bpf_redirect_map(&xsks, socket_of(ctx), otherwise);
 	if (verdict != XDP_REDIRECT) {
 		if (c)
 			c->no_socket++;
@@ -120,7 +181,7 @@ static __always_inline int transmit(struct xdp_md *ctx)
  */
 static __always_inline struct source source_of(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, frags ? ctx : 0 };
 
 	asm("" : "+r"(s.data), "+r"(s.end));
 	return s;
@@ -130,7 +191,7 @@ SEC("xdp")
 int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
-	struct packet p = { .len = s.end - s.data, .rx_queue = ctx->rx_queue_index };
+	struct packet p = { .len = s.more ? bpf_xdp_get_buff_len(ctx) : s.end - s.data, .rx_queue = ctx->rx_queue_index };
 	struct counter *c;
 	__u32 outcome;
 

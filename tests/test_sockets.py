@@ -21,7 +21,8 @@ from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, at
 from xdpkit.built import build
 from xdpkit.netlink import iproute
 from xdpkit.workers import open_capture
-from xdpkit.xsk import NO_RULE, wait
+from xdpkit.batch import NO_RULE
+from xdpkit.xsk import wait
 
 MODES = ("native", "generic", "af_packet")
 TINY = SocketOptions(ring_size=4, frames=8, debug=True)

@@ -10,6 +10,7 @@
 
 from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
 from .attach import Link, attach
+from .batch import Batch
 from .check import Finding, PipelineWarning
 from .compiler import Compiled, compile_pipeline
 from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
@@ -42,10 +43,10 @@ from .headers import (
     vxlan,
 )
 from .ledger import Ledger
+from .options import SocketOptions
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
-from .xsk import Batch, SocketOptions
 
 __all__ = [
     "DROP",

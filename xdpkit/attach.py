@@ -22,6 +22,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from . import netdev
+from . import options as choices
 from .built import Built
 from .compiler import Compiled
 from .copies import ring_bytes
@@ -31,10 +32,12 @@ from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
 from .ledger import Ledger, LedgerRule
 from .netdev import Device, Holder
+from .options import L2_BYTES, NATIVE_FRAME_BYTES, SocketOptions
 from .pipeline import Pipeline
 from .program import Program
+from .queues import Queues
 from .sockets import Sockets
-from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
+from .xsk import SocketStats
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
@@ -81,7 +84,7 @@ def attach(
         if step == "af_packet" and last is not None and (acts or not redirects):
             break  # it could not do what the pipeline declares
         try:
-            link = _attach(built, found, step, binds, wanted, timestamps, options)
+            link = _attach_any(built, found, step, binds, wanted, timestamps, options)
         except (OSError, NotSupported) as error:
             code = error.errno if isinstance(error, OSError) else None
             if code in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
@@ -107,6 +110,30 @@ def _built(pipeline: Pipeline | Compiled | Built) -> Built:
     return Built(pipeline, {})
 
 
+def _attach_any(
+    built: Built,
+    device: Device,
+    mode: str,
+    binds: tuple[str, ...],
+    queues: tuple[int, ...],
+    timestamps: bool,
+    options: SocketOptions,
+) -> Link:
+    """With packets of several buffers or without, as the options and the MTU say."""
+    if mode not in _XDP_FLAGS:
+        return _attach(built, device, mode, binds, queues, timestamps, options, False)
+    *first, last = _multi_buffers(device, options)
+    for frags in first:
+        with suppress(OSError):
+            return _attach(built, device, mode, binds, queues, timestamps, options, frags)
+    return _attach(built, device, mode, binds, queues, timestamps, options, last)
+
+
+def _multi_buffers(device: Device, options: SocketOptions) -> tuple[bool, ...]:
+    longest = max(device.mtu + L2_BYTES, (device.peer_mtu or 0) + 14)
+    return options.multi_buffers(longest, NATIVE_FRAME_BYTES)
+
+
 def _attach(
     built: Built,
     device: Device,
@@ -115,6 +142,7 @@ def _attach(
     queues: tuple[int, ...],
     timestamps: bool,
     options: SocketOptions,
+    frags: bool,
 ) -> Link:
     if mode in TC_MODES:
         _check_tc(built.pipeline, device, mode, binds, queues)
@@ -125,6 +153,8 @@ def _attach(
         queues=device.rx_queues,
         metadata=timestamps,
         ring_bytes=ring_bytes(ring_size, device.mtu + L2_BYTES),
+        frags=frags,
+        group=options.sockets_per_queue,
     )
     fd = -1
     try:
@@ -214,16 +244,17 @@ class Link:
         self._start = time.monotonic()
         self._final: Ledger | None = None
 
-    def sockets(self) -> Sockets:
+    def sockets(self, queues: Queues | None = None) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
-        a time.  OSError names call, device and queue, and leaves nothing open."""
+        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.
+        ``queues``: sockets that are open already (:mod:`xdpkit.forward`)."""
         if self._final is not None:
             raise ValueError("the link is closed")
         if namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: the link was made in another network namespace")
         if self._sockets is not None:
             raise ValueError(f"{self.device.name}: the sockets of this link are already open")
-        self._sockets = Sockets(self)
+        self._sockets = Sockets(self, queues)
         return self._sockets
 
     def forget(self, sockets: Sockets) -> None:
@@ -308,15 +339,7 @@ def namespace_id() -> int:
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The order in which to try: all for auto, X first for want:X, X alone for X."""
-    want, _, wanted = value.rpartition(":")
-    walk = tuple(k for k in known if k not in _APART)
-    if value == "auto":
-        return walk
-    if wanted not in known or want not in ("", "want"):
-        raise ValueError(f"{name} {value!r}: auto, {', '.join(known)}, or want:NAME to prefer one of them")
-    if want and wanted in _APART:
-        raise ValueError(f"{name} {value!r}: nothing else would do in its place: ask for {wanted}")
-    return (wanted, *(k for k in walk if k != wanted)) if want else (wanted,)
+    return choices.parse_choice(name, value, known, _APART)
 
 
 def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
@@ -331,11 +354,12 @@ def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
 
 def _preflight(device: Device, options: SocketOptions) -> None:
     try:
-        options.chunk_for(device.mtu + L2_BYTES)
+        if not any(_multi_buffers(device, options)):
+            options.chunk_for(device.mtu + L2_BYTES)
     except ValueError as error:
-        largest = (options.chunk_size or 4096) - KERNEL_HEADROOM - options.headroom - L2_BYTES
+        largest = options.room() - L2_BYTES
         raise OSError(
             errno.EMSGSIZE,
             f"{device.name}: MTU {device.mtu} is too large for AF_XDP: {error}: "
-            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), or use mode af_packet",
+            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), allow multi_buffer, or use mode af_packet",
         ) from None

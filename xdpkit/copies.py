@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from .batch import NO_RULE, U32, U64
 from .core import check, ffi, lib
 from .errors import FrameError
 from .program import Program
-from .xsk import NO_RULE, U32, U64, SocketStats, slices
+from .xsk import SocketStats, slices
 
 __all__ = ["RING_MOST_BYTES", "CopiedBatch", "CopiesSocket", "ring_bytes"]
 
@@ -37,6 +38,7 @@ class CopiedBatch:
         self.queue = 0
         self.lengths, self.timestamps = lengths, timestamps
         self.rules = np.full(len(lengths), NO_RULE, np.uint32) if rules is None else rules
+        self.marks = np.zeros(len(lengths), np.uint32)
         ends = np.cumsum(lengths, dtype=np.int64)
         view = memoryview(room)
         self.frames: Sequence[memoryview] = [
@@ -99,9 +101,9 @@ class CopiesSocket:
             else:
                 return
 
-    def start_worker(self, sink: Any, cpu: int, out: Any) -> int:
+    def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
         """xk_worker_start_copies."""
-        return int(lib.xk_worker_start_copies(self.copies, sink, 0, self.outbound, cpu, out))
+        return int(lib.xk_worker_start_copies(self.copies, sink, 0, self.outbound, wait, cpu, out))
 
     def close(self, worker_packets: int = 0) -> None:
         """Close; idempotent."""

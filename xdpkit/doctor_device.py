@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from . import ethtool, netdev
@@ -10,16 +9,12 @@ from .findings import Finding
 from .holders import describe, owners
 from .netdev import Device
 from .netlink import iproute, outside_loop
-from .xsk import KERNEL_HEADROOM, L2_BYTES
+from .options import KERNEL_HEADROOM, L2_BYTES, NATIVE_FRAME_BYTES
 
 __all__ = ["AF_XDP_MTU", "NATIVE_FRAME_BYTES", "examine_device"]
 
 #: Largest MTU whose frames, two VLAN tags included, fit into a 4096-byte chunk in copy mode (xsk_rcv in net/xdp/xsk.c).
 AF_XDP_MTU = 4096 - KERNEL_HEADROOM - L2_BYTES
-
-#: Largest frame of a program without fragments: a page less XDP_PACKET_HEADROOM and struct skb_shared_info, 320 bytes
-#: with the usual 17 fragments.  veth_xdp_set() holds the peer's MTU + 14 to it; most drivers are near.
-NATIVE_FRAME_BYTES = os.sysconf("SC_PAGE_SIZE") - KERNEL_HEADROOM - 320
 
 
 def examine_device(name: str) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 __all__ = ["TC_MODES", "Got", "ranges"]
 
 TC_MODES = ("tc_ingress", "tc_egress")
+_SHOWN = ("busy_poll", "huge_pages", "multi_buffer", "shared_umem")
 _NAMES = {
     "af_packet": "AF_PACKET (copies: packets also go on to the stack)",
     "tc_ingress": "TC ingress",
@@ -21,7 +22,10 @@ _NAMES = {
 class Got:
     """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
-    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken."""
+    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken.
+
+    Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
+    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`."""
 
     device: str
     driver: str | None
@@ -30,6 +34,11 @@ class Got:
     queues: tuple[int, ...]
     timestamps: bool
     walk: tuple[str, ...] = ()
+    need_wakeup: bool | None = None
+    busy_poll: bool | None = None
+    huge_pages: bool | None = None
+    multi_buffer: bool | None = None
+    shared_umem: bool | None = None
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -37,6 +46,9 @@ class Got:
             parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
         if self.driver:
             parts.append(self.driver)
+        parts += [name.replace("_", " ") for name in _SHOWN if getattr(self, name)]
+        if self.need_wakeup is False:
+            parts.append("no need_wakeup")
         return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)
 
 

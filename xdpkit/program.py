@@ -47,13 +47,14 @@ class Program:
 
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
-        ring_bytes: int = 1 << 16,
+        ring_bytes: int = 1 << 16, frags: bool = False, group: int = 1,
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.
+        ``frags``: take packets of several buffers (XDP; Linux 5.18).  ``group``: entries of the XSKMAP for each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
-        self.explains = explain
+        self.explains, self.frags = explain, frags
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         out = ffi.new("struct xk_program **")
@@ -63,7 +64,10 @@ class Program:
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             if self.hook == "xdp":
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
+                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * group))
+                check(lib.xk_program_set_u32(self._program, b"group", group))
+                if frags:
+                    check(lib.xk_program_set_frags(self._program))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
             if self.hook == "tc":
                 check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
