@@ -186,6 +186,7 @@ int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, stru
 	f->directions[0] = (struct direction){ .from = a, .to = b, .stats.cpu = cpu };
 	f->directions[1] = (struct direction){ .from = b, .to = a, .stats.cpu = cpu };
 	f->count = a == b ? 1 : 2;
+	a->keep = b->keep = 0; /* nothing is sent but what was received */
 	f->wait = wait;
 	f->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (f->stop_fd < 0)
@@ -227,9 +228,11 @@ void xk_forward_stop(struct xk_forwarder *f)
 		;
 }
 
-void xk_forward_join(struct xk_forwarder *f)
+void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, struct xk_worker_stats *back)
 {
 	pthread_join(f->thread, NULL);
+	xk_forward_stats(f, 0, there);
+	xk_forward_stats(f, 1, back);
 	close(f->stop_fd);
 	free(f);
 }

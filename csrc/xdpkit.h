@@ -363,7 +363,8 @@ int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, stru
 void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_worker_stats *out);
 /* Ask to stop: what waits in the RX rings goes out first, for a second at most where TX makes no progress.  Then end. */
 void xk_forward_stop(struct xk_forwarder *f);
-void xk_forward_join(struct xk_forwarder *f);
+/* `there`, `back`: the final counts of the directions. */
+void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, struct xk_worker_stats *back);
 
 /* cdef end */
 

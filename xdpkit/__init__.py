@@ -14,6 +14,7 @@ from .batch import Batch
 from .check import Finding, PipelineWarning
 from .compiler import Compiled, compile_pipeline
 from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
+from .forward import Forwarder, forward
 from .got import Got
 from .headers import (
     ah,
@@ -57,6 +58,7 @@ __all__ = [
     "Batch",
     "Compiled",
     "Finding",
+    "Forwarder",
     "FrameError",
     "Got",
     "Ledger",
@@ -78,6 +80,7 @@ __all__ = [
     "compile_pipeline",
     "dstopts",
     "eth",
+    "forward",
     "frag",
     "geneve",
     "gre",

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 __all__ = ["TC_MODES", "Got", "ranges"]
 
 TC_MODES = ("tc_ingress", "tc_egress")
-_SHOWN = ("busy_poll", "huge_pages", "multi_buffer", "shared_umem")
+_SHOWN = {
+    "multi_buffer": "multi-buffer",
+    "busy_poll": "busy poll",
+    "huge_pages": "huge pages",
+    "shared_umem": "shared UMEM",
+}
 _NAMES = {
     "af_packet": "AF_PACKET (copies: packets also go on to the stack)",
     "tc_ingress": "TC ingress",
@@ -46,7 +51,7 @@ class Got:
             parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
         if self.driver:
             parts.append(self.driver)
-        parts += [name.replace("_", " ") for name in _SHOWN if getattr(self, name)]
+        parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
         if self.need_wakeup is False:
             parts.append("no need_wakeup")
         return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)

@@ -38,10 +38,7 @@ class Way:
     multi_buffer: bool
 
     def __str__(self) -> str:
-        several = "packets of several buffers"
-        if self.zerocopy:
-            return f"zero-copy of {several}" if self.multi_buffer else "zero-copy"
-        return several if self.multi_buffer else "copy"
+        return ("multi-buffer " if self.multi_buffer else "") + ("zero-copy" if self.zerocopy else "copy")
 
 
 def ways(link: Link) -> Iterator[Way]:
@@ -123,7 +120,7 @@ class Queues:
 
     def got(self, got: Got, way: Way, refused: tuple[str, ...]) -> Got:
         """``got`` with what the kernel gave to these sockets, read back where it tells."""
-        kinds = ("zero-copy", "packets of several", "copy", *_NAMES.values())
+        kinds = ("zero-copy", "copy", "multi-buffer", *_NAMES.values())
         return replace(
             got,
             bind="zerocopy" if all(x.zerocopy for x in self.sockets) else "copy",

@@ -49,8 +49,13 @@ class AnyBatch(Protocol):
 class Drains(Protocol):
     """What drains the sockets instead of Python: workers, or one direction of a forwarder."""
 
-    ended: bool
-    name: str
+    @property
+    def ended(self) -> bool:
+        """It has stopped."""
+
+    @property
+    def name(self) -> str:
+        """What it does to packets, as a participle."""
 
     def stats(self) -> WorkerStats: ...
 
