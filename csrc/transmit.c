@@ -51,6 +51,7 @@ int xk_kick(struct xk_xsk *x)
 		if ((x->config.bind_flags & XDP_USE_NEED_WAKEUP) &&
 		    !(xk_ring_load(x->tx.flags) & XDP_RING_NEED_WAKEUP))
 			return 0;
+		__atomic_store_n(&x->kicks, x->kicks + 1, __ATOMIC_RELAXED);
 		if (sendto(x->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 && errno != EAGAIN && errno != EBUSY &&
 		    errno != ENOBUFS && errno != ENETDOWN)
 			return xk_fail("sendto(AF_XDP)", errno);

@@ -60,6 +60,7 @@ struct xk_xsk {
 	struct xk_ring rx, tx;
 	struct mapping maps[2];
 	uint64_t received, transmitted; /* packets; read by other threads */
+	uint64_t kicks;			/* system calls of TX; the same */
 	struct xk_xsk *next;		/* of the UMEM */
 	/* the batch that a worker holds */
 	struct xk_batch batch;

@@ -183,6 +183,7 @@ struct xk_xsk_stats {
 	uint64_t fill_empty; /* of the queue: the first socket of a group tells it */
 	uint64_t tx_empty;
 	uint64_t transmitted; /* packets handed to the TX ring */
+	uint64_t kicks;       /* system calls that told the kernel of it */
 	uint32_t unread;      /* packets in the RX ring */
 };
 

@@ -338,6 +338,7 @@ int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out)
 		return xk_fail("getsockopt(XDP_STATISTICS)", errno);
 	*out = (struct xk_xsk_stats){ .received = __atomic_load_n(&x->received, __ATOMIC_RELAXED),
 				      .transmitted = __atomic_load_n(&x->transmitted, __ATOMIC_RELAXED),
+				      .kicks = __atomic_load_n(&x->kicks, __ATOMIC_RELAXED),
 				      .unread = unread(x),
 				      .rx_dropped = s.rx_dropped,
 				      .rx_invalid = s.rx_invalid_descs,

@@ -30,7 +30,6 @@ from xdpkit import (
 )
 from xdpkit.built import build
 from xdpkit.compiler import compile_pipeline
-from xdpkit.lab import Lab
 from xdpkit.options import parse_choice
 from xdpkit.placement import choose, parse_list
 from xdpkit.program import Program
@@ -134,7 +133,8 @@ def test_capture_files_hold_whole_jumbo_packets(make_veth, tmp_path, mode, optio
         with link.sockets() as sockets, sockets.write(path) as workers:
             left.send(sent)
             until(lambda: workers.stats().packets == len(sent), "all received")
-    assert [p.data for p in capture(path).packets] == sent
+    _, packets, _ = capture(path.read_bytes())
+    assert [p["data"] for p in packets] == sent
 
 
 def test_snaplen_cuts_a_jumbo_packet_at_any_buffer(make_veth, tmp_path):
@@ -145,8 +145,8 @@ def test_snaplen_cuts_a_jumbo_packet_at_any_buffer(make_veth, tmp_path):
             with sockets.write(path, snaplen=snaplen) as workers:
                 left.send([sent])
                 until(lambda: workers.stats().packets == 1, "received")
-        (packet,) = capture(path).packets
-        assert (packet.data, packet.wire_len) == (sent[:snaplen], 9000)
+        _, (packet,), _ = capture(path.read_bytes())
+        assert (packet["data"], packet["length"]) == (sent[:snaplen], 9000)
 
 
 def test_flooded_workers_account_for_every_jumbo_packet(make_veth):
@@ -179,6 +179,9 @@ def test_packets_of_several_buffers_can_be_had_where_the_mtu_does_not_ask(make_v
         assert link.got.multi_buffer
 
 
+WORD = b"\x0a\x0b\x0c\x0d"
+
+
 # ---- every engine reads a packet of several buffers alike ----
 
 
@@ -189,7 +192,8 @@ def deep():
     pipe.rule(pcap("udp and ether[5000] = 0x2a"), DROP, name="byte")
     pipe.rule(pcap("udp and ether[6001:4] = 0x01020304"), DROP, name="word")
     pipe.rule(pcap("udp and ether[3519:2] = 0x0506"), DROP, name="across")
-    pipe.rule(payload[7000:7004] == 0x0A0B0C0D, DROP, name="payload")
+    pipe.rule(payload[4000:4] == 0x0A0B0C0D, DROP, name="payload")
+    pipe.rule(payload[3475:8] == 0x0A0B0C0D2E2E2E2E, DROP, name="payload-across")
     return pipe
 
 
@@ -278,11 +282,10 @@ def test_queues_share_one_umem(make_veth):
 def test_workers_drain_a_shared_umem(make_veth):
     left, right = make_veth(queues=2)
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, shared_umem="on")) as link:
-        with link.sockets() as sockets, sockets.count() as workers:
+        with link.sockets() as sockets, sockets.count():
             for queue in (0, 1):
                 left.send(frames(left, right, range(500)), queue=queue)
             until(lambda: link.ledger().seen == 1000, "all seen")
-        assert [w.packets > 0 for w in workers.each()] == []  # ended
     ledger = link.ledger()
     assert (ledger.delivered + ledger.lost, ledger.problems()) == (1000, ())
 
@@ -365,7 +368,9 @@ def test_an_array_of_packets_is_sent_row_by_row(make_veth):
                 done += sockets.send(rows[done:])
                 sockets.xsks[0].complete()
             got.wait(200)
-            assert sockets.stats().transmitted == 200
+            stats = sockets.stats()
+            assert stats.transmitted == 200
+            assert stats.kicks <= 20  # a system call for a batch, not for a packet
             assert sockets.send(rows[:, ::-1][:1]) == 1  # not contiguous: copied
             got.wait(201)
             for bad in (rows.astype(np.uint16), rows[0]):
@@ -417,6 +422,7 @@ def test_the_kernel_computes_checksums_that_are_asked_for(make_veth):
     options = replace(SMALL, tx=True, checksum=True)
     with right.namespace, left.capture() as got, attach(DNS, right.name, options=options) as link:
         with link.sockets() as sockets:
+            assert "not zero-copy (a driver that computes checksums for AF_XDP" in str(link.got)
             assert sockets.send([partial], checksum=(udp_at, sum_at)) == 1
             assert sockets.send([whole]) == 1
             got.wait(2)
@@ -532,9 +538,3 @@ def test_what_the_kernel_gave_is_in_the_json(make_veth):
     assert {k: got[k] for k in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem")} == {  # type: ignore[index]
         "need_wakeup": True, "busy_poll": False, "huge_pages": False, "multi_buffer": False, "shared_umem": False,
     }  # fmt: skip
-
-
-def test_a_lab_of_one_namespace_forwards_nothing_by_itself():
-    with Lab.pair() as (left, right), right.capture() as got:
-        left.send(frames(left, right, [1]))
-        got.wait(1)

@@ -45,7 +45,7 @@ UNALIGNED = SocketOptions(ring_size=64, debug=True, unaligned=True, chunk_size=3
 @pytest.mark.parametrize("options", [TINY, SMALL, UNALIGNED], ids=["rings of 4", "rings of 64", "unaligned"])
 @pytest.mark.parametrize("wait", ["adaptive", "sleep", "busy"])
 def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, options, wait):
-    left, a, b, right = bridge()
+    left, a, _, right = bridge()
     there, back = frames(left, right, range(200), size=300), frames(right, left, range(200), size=1500)
     with left.capture() as at_left, right.capture() as at_right:
         with a.namespace, attach(DNS, "a", options=options) as one, attach(DNS, "b", options=options) as two:
@@ -68,7 +68,7 @@ def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, opt
 
 
 def test_a_flood_both_ways_is_accounted_for_to_the_packet(bridge):
-    left, a, b, right = bridge(queues=2)
+    left, a, _, right = bridge(queues=2)
     with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
         with (
             left.generator(frames(left, right, [0])) as east,
@@ -92,7 +92,7 @@ def test_a_flood_both_ways_is_accounted_for_to_the_packet(bridge):
 
 
 def test_what_no_rule_redirects_is_not_forwarded(bridge):
-    left, a, b, right = bridge()
+    left, a, _, right = bridge()
     with right.capture() as got, a.capture() as stack:
         with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
             with forward(one, two):
@@ -104,7 +104,7 @@ def test_what_no_rule_redirects_is_not_forwarded(bridge):
 
 
 def test_jumbo_packets_are_forwarded_in_their_buffers(bridge):
-    left, a, b, right = bridge(mtu=9000)
+    left, a, _, right = bridge(mtu=9000)
     sent = [frame for n in range(40) for frame in frames(left, right, [n], size=64 + 223 * n)]
     with right.capture() as got:
         with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
@@ -132,7 +132,7 @@ def test_a_device_reflects_with_its_addresses_exchanged(make_veth):
 
 
 def test_the_sockets_of_a_link_can_be_opened_again_after_forwarding(bridge):
-    left, a, b, right = bridge()
+    left, a, _, right = bridge()
     with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
         for _ in range(2):
             with forward(one, two), right.capture() as got:
@@ -145,7 +145,7 @@ def test_the_sockets_of_a_link_can_be_opened_again_after_forwarding(bridge):
 
 
 def test_what_cannot_be_forwarded_is_refused_in_one_line(bridge):
-    left, a, b, right = bridge(queues=2)
+    _, a, _, _ = bridge(queues=2)
     with a.namespace:
         with attach(DNS, "a", mode="tc_ingress") as one, attach(DNS, "b") as two:
             with pytest.raises(NotSupported, match="forwarding on a, in mode tc_ingress: mode native or generic"):
@@ -154,7 +154,7 @@ def test_what_cannot_be_forwarded_is_refused_in_one_line(bridge):
             with pytest.raises(ValueError, match="a has sockets on 1 queues and b on 2: choose as many"):
                 forward(one, two)
             with two.sockets():
-                with pytest.raises(OSError, match="b queue 0: .* has this queue: stop its owner"):
+                with pytest.raises(OSError, match=r"b queue 0: .* has this queue: stop its owner"):
                     forward(two, two)
         with attach(DNS, "a", bind="zerocopy") as one, pytest.raises(OSError, match="a queue 0: bind") as caught:
             forward(one, one)

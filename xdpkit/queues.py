@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
 
 T = TypeVar("T")
-_NAMES = {"huge_pages": "huge pages", "busy_poll": "busy poll"}
+_NAMES = {"huge_pages": "huge pages", "busy_poll": "busy poll", "zerocopy": "zero-copy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Queues:
 
     def got(self, got: Got, way: Way, refused: tuple[str, ...]) -> Got:
         """``got`` with what the kernel gave to these sockets, read back where it tells."""
-        kinds = ("zero-copy", "copy", "multi-buffer", *_NAMES.values())
+        kinds = ("copy", "multi-buffer", *_NAMES.values())
         return replace(
             got,
             bind="zerocopy" if all(x.zerocopy for x in self.sockets) else "copy",
@@ -155,13 +155,18 @@ def open_queues(link: Link, way: Way) -> Queues:
 
 def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptions) -> Umem:
     """Memory for ``frames`` frames that take the packets of all ``links``, near the first one's device."""
+    if options.checksum and way.zerocopy:
+        for device in (link.device for link in links):
+            if "tx-checksum" not in device.xsk_features:
+                needs = f"a driver that computes checksums for AF_XDP, which {device.driver} does not"
+                raise Refused("zerocopy", NotSupported(f"zero-copy with checksums on {device.name}", needs))
     longest = max(link.device.mtu for link in links) + L2_BYTES
     try:
         chunk = options.chunk_for(longest)
     except ValueError:  # packets that take several
         chunk = options.chunk_size or 4096
     try:
-        return Umem(frames, chunk, options, huge=way.huge_pages, node=device_node(links[0].device))
+        return Umem(frames, chunk, options, huge=way.huge_pages, node=device_node(links[0].device), software_checksum=not way.zerocopy)
     except NotSupported as error:
         raise Refused("huge_pages", error) from None
 

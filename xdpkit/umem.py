@@ -25,11 +25,13 @@ _OWNERS = ("free", "fill", "rx", "held", "tx", "completion")
 
 class Umem:
     """``frames`` frames of ``chunk_size`` bytes.  ``huge``: in huge pages; NotSupported if too few are reserved.
-    ``node``: the NUMA node to prefer, None where it is touched first."""
+    ``node``: the NUMA node to prefer, None where it is touched first.  ``software_checksum``: in copy mode the kernel
+    computes the checksums that are asked for."""
 
     def __init__(
-        self, frames: int, chunk_size: int, options: SocketOptions, *, huge: bool = False, node: int | None = None
-    ):
+        self, frames: int, chunk_size: int, options: SocketOptions, *, huge: bool = False, node: int | None = None,
+        software_checksum: bool = True,
+    ):  # fmt: skip
         self.frames, self.chunk_size, self.tx_metadata = frames, chunk_size, options.checksum
         self.debug = bool(os.environ.get("XDPKIT_DEBUG")) if options.debug is None else options.debug
         config = {
@@ -37,7 +39,7 @@ class Umem:
             "chunk_size": chunk_size,
             "headroom": options.headroom,
             "tx_metadata": TX_METADATA_BYTES if options.checksum else 0,
-            "software_checksum": options.checksum,
+            "software_checksum": options.checksum and software_checksum,
             "node": -1 if node is None else node,
             "huge": huge,
             "unaligned": options.unaligned,

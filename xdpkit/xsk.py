@@ -34,7 +34,7 @@ Packets = Sequence[bytes] | npt.NDArray[np.uint8]
 @dataclass(frozen=True, slots=True)
 class SocketStats:
     """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets handed
-    to the TX ring; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the RX ring."""
+    to the TX ring, in ``kicks`` system calls; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the RX ring."""
 
     received: int = 0
     rx_dropped: int = 0
@@ -44,6 +44,7 @@ class SocketStats:
     fill_empty: int = 0
     tx_empty: int = 0
     transmitted: int = 0
+    kicks: int = 0
     unread: int = 0
 
     def __add__(self, other: SocketStats) -> SocketStats:
