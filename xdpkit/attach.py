@@ -361,5 +361,6 @@ def _preflight(device: Device, options: SocketOptions) -> None:
         raise OSError(
             errno.EMSGSIZE,
             f"{device.name}: MTU {device.mtu} is too large for AF_XDP: {error}: "
-            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), allow multi_buffer, or use mode af_packet",
+            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), allow multi_buffer, "
+            "or use mode af_packet",
         ) from None

@@ -1,8 +1,9 @@
 """Batches: packets that Python received together from one queue.
 
-``batch.frames[i]`` is a read-only view of the frame itself.  After the batch a plain view raises ValueError; a buffer made
-from one (``numpy.frombuffer(view)``, a slice) keeps its frame held until the buffer is gone.  So a stale view never shows
-another packet; what is kept too long shows as ``held`` frames and, when FILL runs dry, as FILL-empty drops in the ledger.
+``batch.frames[i]`` is a read-only view of the frame itself.  After the batch a plain view raises ValueError; a buffer
+made from one (``numpy.frombuffer(view)``, a slice) keeps its frame held until the buffer is gone.  So a stale view
+never shows another packet; what is kept too long shows as ``held`` frames and, when FILL runs dry, as FILL-empty drops
+in the ledger.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@
         ...
 
 Both directions at once, queue by queue: a C thread for each pair of queues moves the frames of one UMEM from RX of one
-device to TX of the other, and from its COMPLETION ring back to FILL.  ``forward(a, a)`` reflects: what a device receives
-goes back out of it with the Ethernet addresses exchanged.  REDIRECT rules choose what is forwarded; the rest has its own
-verdict.
+device to TX of the other, and from its COMPLETION ring back to FILL.  ``forward(a, a)`` reflects: what a device
+receives goes back out of it with the Ethernet addresses exchanged.  REDIRECT rules choose what is forwarded; the rest
+has its own verdict.
 
-A forwarder holds nothing back and reorders nothing.  Where a device transmits more slowly than packets come, they stay in
-the RX ring, and what does not fit is in the ledger as ``RX ring full``.  ``forwarded`` there are packets handed to the
-other device; what that drops it counts itself (``tx_dropped``).
+A forwarder holds nothing back and reorders nothing.  Where a device transmits more slowly than packets come, they stay
+in the RX ring, and what does not fit is in the ledger as ``RX ring full``.  ``forwarded`` there are packets handed to
+the other device; what that drops it counts itself (``tx_dropped``).
 """
 
 from __future__ import annotations

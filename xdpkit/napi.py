@@ -1,7 +1,7 @@
 """The NAPI instance that serves a receive queue, asked of the kernel through generic netlink.
 
-Family ``netdev`` (Documentation/netlink/specs/netdev.yaml): queue-get, Linux 6.8; the settings of a NAPI, Linux 6.13.  A
-driver that does not tell which NAPI serves which queue (veth does not) is no error here.
+Family ``netdev`` (Documentation/netlink/specs/netdev.yaml): queue-get, Linux 6.8; the settings of a NAPI, Linux 6.13.
+A driver that does not tell which NAPI serves which queue (veth does not) is no error here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _RX = 0
 
 @dataclass(frozen=True, slots=True)
 class Napi:
-    """``irq``: its interrupt, if it has one; ``defer_hard_irqs``: polls that find nothing before interrupts are on again;
-    ``gro_flush_timeout_ns``: nanoseconds until the next poll meanwhile.  None where the kernel does not tell."""
+    """``irq``: its interrupt, if it has one; ``defer_hard_irqs``: polls that find nothing before interrupts are on
+    again; ``gro_flush_timeout_ns``: nanoseconds until the next poll meanwhile.  None where the kernel does not tell."""
 
     id: int
     irq: int | None

@@ -11,9 +11,9 @@ __all__ = ["KERNEL_HEADROOM", "L2_BYTES", "NATIVE_FRAME_BYTES", "SWITCHES", "Soc
 KERNEL_HEADROOM = 256
 #: Ethernet header and two VLAN tags: what a frame has on top of the MTU.
 L2_BYTES = 14 + 2 * 4
-#: Largest frame of a native program that takes no packets of several buffers: a page less XDP_PACKET_HEADROOM and struct
-#: skb_shared_info, 320 bytes with the usual 17 fragments.  veth_xdp_set() holds the peer's MTU + 14 to it; most drivers
-#: are near.
+#: Largest frame of a native program that takes no packets of several buffers: a page less XDP_PACKET_HEADROOM and
+#: struct skb_shared_info, 320 bytes with the usual 17 fragments.  veth_xdp_set() holds the peer's MTU + 14 to it; most
+#: drivers are near.
 NATIVE_FRAME_BYTES = os.sysconf("SC_PAGE_SIZE") - KERNEL_HEADROOM - 320
 #: What a switch can be; "want:on" tries on first.
 SWITCHES = ("on", "off")
@@ -22,8 +22,8 @@ _CHUNKS = (2048, 4096)
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...], apart: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The order in which to try: all of ``known`` for auto, X first for want:X, X alone for X; what stands ``apart`` only
-    by name.  ValueError says what there is."""
+    """The order in which to try: all of ``known`` for auto, X first for want:X, X alone for X; what stands ``apart``
+    only by name.  ValueError says what there is."""
     want, _, wanted = value.rpartition(":")
     walk = tuple(k for k in known if k not in apart)
     if value == "auto":

@@ -1,8 +1,8 @@
 """Where workers run and where UMEM lies: near the device.
 
-A worker gets a CPU of the device's NUMA node that serves no interrupt of these queues, since the driver and the reader of a
-queue work at the same time; where there is none, CPUs take turns.  Facts come from netlink (the queue's NAPI and its
-interrupt, Linux 6.8), /proc/irq, and sysfs by PCI address: nothing there depends on a network namespace.
+A worker gets a CPU of the device's NUMA node that serves no interrupt of these queues, since the driver and the reader
+of a queue work at the same time; where there is none, CPUs take turns.  Facts come from netlink (the queue's NAPI and
+its interrupt, Linux 6.8), /proc/irq, and sysfs by PCI address: nothing there depends on a network namespace.
 """
 
 from __future__ import annotations

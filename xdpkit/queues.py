@@ -166,7 +166,14 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
     except ValueError:  # packets that take several
         chunk = options.chunk_size or 4096
     try:
-        return Umem(frames, chunk, options, huge=way.huge_pages, node=device_node(links[0].device), software_checksum=not way.zerocopy)
+        return Umem(
+            frames,
+            chunk,
+            options,
+            huge=way.huge_pages,
+            node=device_node(links[0].device),
+            software_checksum=not way.zerocopy,
+        )
     except NotSupported as error:
         raise Refused("huge_pages", error) from None
 

@@ -1,7 +1,7 @@
 """UMEM: the memory that sockets share with the kernel, and the pools that own its frames.
 
-Who owns a frame is said at the head of csrc/xdpkit.h.  A UMEM closes when its last view is gone, not before: what Python
-still shows of a packet stays mapped.
+Who owns a frame is said at the head of csrc/xdpkit.h.  A UMEM closes when its last view is gone, not before: what
+Python still shows of a packet stays mapped.
 """
 
 from __future__ import annotations

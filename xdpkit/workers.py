@@ -30,9 +30,9 @@ WAITS = ("adaptive", "busy", "sleep")
 class WorkerStats:
     """Totals of the workers: packets and bytes received, written by the sink, refused by it; batches.
 
-    What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a system
-    call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep in poll().  ``error``: the errno that
-    ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not."""
+    What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a
+    system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep in poll().  ``error``: the errno
+    that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not."""
 
     packets: int = 0
     bytes: int = 0

@@ -33,8 +33,9 @@ Packets = Sequence[bytes] | npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SocketStats:
-    """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets handed
-    to the TX ring, in ``kicks`` system calls; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the RX ring."""
+    """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets
+    handed to the TX ring, in ``kicks`` system calls; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the
+    RX ring."""
 
     received: int = 0
     rx_dropped: int = 0
@@ -52,7 +53,8 @@ class SocketStats:
 
 
 class Socket:
-    """An AF_XDP socket on one queue of a device of the calling thread's network namespace, with the frames of a pool."""
+    """An AF_XDP socket on one queue of a device of the calling thread's network namespace, with the frames of a
+    pool."""
 
     def __init__(
         self,
@@ -147,13 +149,14 @@ class Socket:
         )
 
     def transmit(self, packets: Packets, *, checksum: tuple[int, int] | None = None) -> int:
-        """Copy ``packets`` (bytes each, or the rows of a uint8[n, bytes] array) into free frames and hand them to the TX
-        ring; how many it took, from the first on.  It never waits: send the rest when :meth:`complete` has freed frames.
+        """Copy ``packets`` (bytes each, or the rows of a uint8[n, bytes] array) into free frames and hand them to the
+        TX ring; how many it took, from the first on.  It never waits: send the rest when :meth:`complete` has freed
+        frames.
 
         ``checksum`` (start, offset): sum each packet from byte ``start`` on and store the Internet checksum ``offset``
-        bytes behind it, where the packet carries the sum of its pseudo-header (linux/if_xdp.h, XDP_TXMD_FLAGS_CHECKSUM);
-        NotSupported without ``SocketOptions(checksum=True)``.  OSError EMSGSIZE, EINVAL: a packet too long or too short;
-        none is sent then."""
+        bytes behind it, where the packet carries the sum of its pseudo-header (linux/if_xdp.h,
+        XDP_TXMD_FLAGS_CHECKSUM); NotSupported without ``SocketOptions(checksum=True)``.  OSError EMSGSIZE, EINVAL: a
+        packet too long or too short; none is sent then."""
         if checksum is not None and not self.pool.umem.tx_metadata:
             raise NotSupported("a checksum by the device", "SocketOptions(checksum=True)")
         pointers, lengths, keep = _addresses(packets)
