@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 __all__ = ["KERNEL_HEADROOM", "L2_BYTES", "NATIVE_FRAME_BYTES", "SWITCHES", "SocketOptions", "parse_choice"]
 
@@ -88,6 +90,29 @@ class SocketOptions:
             raise ValueError(f"busy_poll_us {self.busy_poll_us}, busy_poll_budget {self.busy_poll_budget}: 1 or more")
         for name in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem"):
             parse_choice(name, getattr(self, name), SWITCHES)
+
+    @classmethod
+    def parse(cls, given: Iterable[str]) -> SocketOptions:
+        """From "NAME=VALUE"; ValueError says what there is."""
+        defaults = {f.name: f.default for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for text in given:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise ValueError(f"{text!r}: NAME=VALUE is wanted")
+            if name not in defaults:
+                raise ValueError(f"no socket option {name!r}: there are {', '.join(defaults)}")
+            if isinstance(defaults[name], str):
+                values[name] = value
+            elif isinstance(defaults[name], bool) or name == "debug":
+                if value not in SWITCHES:
+                    raise ValueError(f"{text}: {name} is on or off")
+                values[name] = value == "on"
+            elif value.isascii() and value.isdigit():
+                values[name] = int(value)
+            else:
+                raise ValueError(f"{text}: {name} is a whole number")
+        return cls(**values)
 
     def switch(self, name: str, *, auto: bool) -> tuple[bool, ...]:
         """The ways to try, best first; ``auto``: what "auto" means."""
