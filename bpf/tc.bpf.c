@@ -11,37 +11,27 @@
  */
 #define DIRECT_ACCESS
 #include "skb.h"
-#include "copies.h"
+#include "skb_copy.h"
 
 #define TCX_NEXT -1
 #define TCX_DROP 2
 
-/* As on the wire: a tag that the kernel took out goes back behind the addresses. */
-static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len)
-{
-	if (!s->tpid)
-		return bpf_skb_load_bytes(s->skb, 0, to, len);
-	if (len <= TAG_AT + TAG_SIZE)
-		return -1;
-	to[TAG_AT] = s->tpid >> 8, to[TAG_AT + 1] = s->tpid;
-	to[TAG_AT + 2] = s->tci >> 8, to[TAG_AT + 3] = s->tci;
-	return bpf_skb_load_bytes(s->skb, 0, to, TAG_AT) ||
-	       bpf_skb_load_bytes(s->skb, TAG_AT, to + TAG_AT + TAG_SIZE, len - TAG_AT - TAG_SIZE);
-}
+RING(copies)
 
-static __always_inline int redirect(struct source *s, const struct packet *p, struct counter *c, __u32 outcome)
+static __always_inline int redirect(struct source *s, const struct packet *p, struct counter *c, __u32 outcome,
+				    __u32 mark)
 {
-	struct reader *r = find_reader();
+	struct reader *r = find_reader(&copies_reader);
 	struct copy head;
 
 	if (!r) {
 		if (c)
 			c->no_socket++;
-		return (outcome >> 8 & 0xff) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 	}
-	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = outcome >> 16, .len = p->len, .wire_len = p->len,
-			      .queue = p->rx_queue, .verdict = XDP_REDIRECT };
-	return copy_packet(s, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
+	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = p->len, .wire_len = p->len,
+			      .queue = p->rx_queue, .verdict = XDP_REDIRECT, .mark = mark };
+	return copy_packet(s, &copies, &copies_count, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
 }
 
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
@@ -61,12 +51,32 @@ static __always_inline int transmit(struct skb *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
+/* Devices that rules FORWARD to, by index. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+static __always_inline int forward(struct counter *c, __u32 outcome)
+{
+	__u32 target = target_of(outcome), *ifindex = bpf_map_lookup_elem(&devices, &target);
+
+	if (ifindex && *ifindex)
+		return bpf_redirect(*ifindex, 0);
+	if (c)
+		c->no_socket++;
+	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+}
+
 SEC("tc")
 int xdpkit(struct skb *skb)
 {
 	struct source s = source_of(skb);
 	/* at egress: of a packet that is being forwarded, the queue on which it came */
 	struct packet bare = { 0 }, *p = &bare;
+	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;
 
@@ -74,22 +84,24 @@ int xdpkit(struct skb *skb)
 		return TCX_NEXT;
 	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
 	p->len = wire_length(&s);
+	find_metadata(&s, p);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
-	outcome = classify(p, &s);
+	outcome = classify(p, &s, &a);
+	c = count(rule_of(outcome), p->len);
 	if (explain)
 		return outcome;
-	c = count(outcome >> 16, p->len);
-	switch (outcome & 0xff) {
-	case XDP_REDIRECT:
-		return redirect(&s, p, c, outcome);
-	case XDP_TX:
+	if (marks() && a.marked)
+		skb->mark = a.mark;
+	if (mirrors() && a.mirror)
+		mirror(&s, p, &a, outcome);
+	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
+		return redirect(&s, p, c, outcome, a.mark);
+	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
+		return forward(c, outcome);
+	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(skb);
-	case XDP_DROP:
-		return TCX_DROP;
-	default:
-		return TCX_NEXT;
-	}
+	return verdict_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

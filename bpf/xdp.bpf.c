@@ -4,6 +4,7 @@
  */
 #include "act.h"
 #include "xdp_source.h"
+#include "xdp_metadata.h"
 #include "loop.h"
 
 #define META_MAGIC 0x786b6d32u /* "xkm2" */
@@ -20,7 +21,10 @@ struct meta {
 	__u32 magic;
 };
 
-/* RX queue to AF_XDP socket; max_entries is set to the number of queues before load. */
+/*
+ * (group * queues + RX queue) * spread + n to AF_XDP socket; max_entries, groups times queues times spread, is set before
+ * load.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, 1);
@@ -28,10 +32,19 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
-const volatile __u32 want_meta = 0;
+/* The devices that rules FORWARD to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
 
-/* Sockets of each queue; flows are spread over them. */
-const volatile __u32 group = 1;
+const volatile __u32 want_meta = 0;
+const volatile __u32 queues = 1;
+
+/* Sockets of each queue, in each group; flows are spread over them. */
+const volatile __u32 spread = 1;
 
 /* Loaded with BPF_F_XDP_HAS_FRAGS: a packet may go on behind data_end. */
 const volatile __u32 frags = 0;
@@ -111,15 +124,18 @@ LOADS(32, (__s64)(__u32)bpf_ntohl)
  * addresses and ports of IPv4 without options and of IPv6 make the choice, behind one VLAN tag at most; the rest goes to
  * the first.
  */
-static __always_inline __u32 socket_of(struct xdp_md *ctx)
+static __always_inline __u32 socket_of(struct xdp_md *ctx, __u32 target)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 queue = ctx->rx_queue_index, hash = 0;
+	__u32 place = ctx->rx_queue_index, hash = 0;
 	__u16 *type = data + 12;
 	__u32 *word;
 
-	if (group == 1)
-		return queue;
+	if (place >= queues)
+		return ~0u;
+	place += target * queues;
+	if (spread == 1)
+		return place;
 	if ((void *)(type + 1) <= end && is_tag(bpf_ntohs(*type)))
 		type += 2;
 	word = (void *)type + 2;
@@ -133,10 +149,10 @@ static __always_inline __u32 socket_of(struct xdp_md *ctx)
 		hash ^= (word[10] >> 16 ^ word[10]) & 0xffff;
 	}
 	hash *= 0x9e3779b1u; /* 2^32 divided by the golden ratio: spreads neighbours */
-	return queue * group + (__u32)((__u64)hash * group >> 32);
+	return place * spread + (__u32)((__u64)hash * spread >> 32);
 }
 
-static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 rule, __u32 otherwise)
+static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome, __u32 mark)
 {
 	int verdict;
 
@@ -145,19 +161,29 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 
 		if ((void *)(m + 1) <= (void *)(long)ctx->data) {
 			m->time_ns = bpf_ktime_get_ns();
-			m->rule = rule;
-			m->mark = 0;
+			m->rule = rule_of(outcome);
+			m->mark = mark;
 			m->unused = 0;
 			m->magic = META_MAGIC;
 		}
 	}
-	verdict = bpf_redirect_map(&xsks, socket_of(ctx), otherwise);
+	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), otherwise_of(outcome));
 	if (verdict != XDP_REDIRECT) {
 		if (c)
 			c->no_socket++;
 		if (want_meta) /* PASS hands the metadata to the stack, where it can break GRO: take it back */
 			bpf_xdp_adjust_meta(ctx, sizeof(struct meta));
 	}
+	return verdict;
+}
+
+/* Out of another device.  What its driver then drops is not known here (tracepoint xdp:xdp_devmap_xmit). */
+static __always_inline int forward(struct counter *c, __u32 outcome)
+{
+	int verdict = bpf_redirect_map(&devices, target_of(outcome), otherwise_of(outcome));
+
+	if (verdict != XDP_REDIRECT && c)
+		c->no_socket++;
 	return verdict;
 }
 
@@ -181,7 +207,7 @@ static __always_inline int transmit(struct xdp_md *ctx)
  */
 static __always_inline struct source source_of(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, frags ? ctx : 0 };
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx, frags ? ctx : 0 };
 
 	asm("" : "+r"(s.data), "+r"(s.end));
 	return s;
@@ -191,26 +217,28 @@ SEC("xdp")
 int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
-	struct packet p = { .len = s.more ? bpf_xdp_get_buff_len(ctx) : s.end - s.data, .rx_queue = ctx->rx_queue_index };
+	struct packet p = { .len = s.more ? bpf_xdp_get_buff_len(ctx) : s.end - s.data,
+			    .rx_queue = ctx->rx_queue_index };
+	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;
 
+	find_metadata(ctx, &p);
 	if (reads_headers())
 		walk(&s, &p, 0, 0);
-	outcome = classify(&p, &s);
+	outcome = classify(&p, &s, &a);
+	c = count(rule_of(outcome), p.len);
 	if (explain)
 		return outcome;
-	c = count(outcome >> 16, p.len);
-	switch (outcome & 0xff) {
-	case XDP_REDIRECT:
-		return redirect(ctx, c, outcome >> 16, outcome >> 8 & 0xff);
-	case XDP_TX:
+	if (mirrors() && a.mirror)
+		mirror(&s, &p, &a, outcome);
+	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
+		return redirect(ctx, c, outcome, marks() ? a.mark : 0);
+	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
+		return forward(c, outcome);
+	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(ctx);
-	case XDP_DROP:
-		return XDP_DROP;
-	default:
-		return XDP_PASS;
-	}
+	return verdict_of(outcome) == XDP_DROP ? XDP_DROP : XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -8,6 +8,7 @@
 
 struct source {
 	void *data, *end;
+	struct xdp_md *ctx;
 	struct xdp_md *more; /* fetch from here what is behind `end`; 0: there is nothing */
 };
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).parent
-SOURCES = ("umem", "xsk", "receive", "transmit", "forward", "packet", "copies", "worker", "loader")
+SOURCES = ("umem", "xsk", "receive", "transmit", "forward", "packet", "copies", "worker", "loader", "maps", "keys")
 
 
 def cdef() -> str:

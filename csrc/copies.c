@@ -13,8 +13,10 @@
 #define _GNU_SOURCE
 #include <bpf/bpf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/bpf.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -39,10 +41,19 @@ static void *map(size_t size, int prot, int fd, size_t offset)
 	return at == MAP_FAILED ? NULL : at;
 }
 
-int xk_copies_open(const struct xk_program *p, struct xk_copies **out)
+/* One of the maps of a ring. */
+static int part(const struct xk_program *p, const char *ring, const char *suffix)
 {
-	int ring_fd = xk_program_map(p, "copies"), reader_fd = xk_program_map(p, "reader");
-	int counts_fd = xk_program_map(p, "copied"), error;
+	char name[64];
+
+	snprintf(name, sizeof(name), "%s%s", ring, suffix);
+	return xk_program_map(p, name);
+}
+
+int xk_copies_open(const struct xk_program *p, const char *ring, struct xk_copies **out)
+{
+	int ring_fd = xk_program_map(p, ring), reader_fd = part(p, ring, "_reader");
+	int counts_fd = part(p, ring, "_count"), error;
 	struct bpf_map_info info = { 0 };
 	__u32 info_size = sizeof(info);
 	struct xk_copies *c;
@@ -54,8 +65,13 @@ int xk_copies_open(const struct xk_program *p, struct xk_copies **out)
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return xk_fail("calloc", ENOMEM);
-	c->ring_fd = ring_fd;
-	c->counts_fd = counts_fd;
+	/* of its own: another program may take these maps over, and this one be closed */
+	c->ring_fd = fcntl(ring_fd, F_DUPFD_CLOEXEC, 0);
+	c->counts_fd = fcntl(counts_fd, F_DUPFD_CLOEXEC, 0);
+	if (c->ring_fd < 0 || c->counts_fd < 0) {
+		error = xk_fail("fcntl(F_DUPFD_CLOEXEC)", errno);
+		goto out_close;
+	}
 	c->page = (size_t)sysconf(_SC_PAGESIZE);
 	c->size = info.max_entries;
 	c->consumer = map(c->page, PROT_READ | PROT_WRITE, ring_fd, 0);
@@ -67,7 +83,7 @@ int xk_copies_open(const struct xk_program *p, struct xk_copies **out)
 	}
 	c->data = (const uint8_t *)c->producer + c->page;
 	c->next = *c->consumer;
-	if ((error = xk_counters(counts_fd, 1, 2, c->before)))
+	if ((error = xk_counters(c->counts_fd, 1, 2, c->before)))
 		goto out_close;
 	__atomic_store_n(&c->reader->there, 1, __ATOMIC_RELEASE);
 	*out = c;
@@ -92,6 +108,10 @@ void xk_copies_close(struct xk_copies *c)
 		munmap((void *)c->producer, c->page + 2 * c->size);
 	if (c->consumer)
 		munmap(c->consumer, c->page);
+	if (c->ring_fd >= 0)
+		close(c->ring_fd);
+	if (c->counts_fd >= 0)
+		close(c->counts_fd);
 	free(c);
 }
 
@@ -148,7 +168,7 @@ static int receive(void *self, struct xk_view *out)
 
 	while (n < XK_BATCH && (got = next_record(c, producer, &copy)) > 0)
 		out[n++] = (struct xk_view){ (const uint8_t *)(copy + 1), copy->len, copy->wire_len,
-					     copy->time_ns + offset, copy->rule, 0, NULL };
+					     copy->time_ns + offset, copy->rule, copy->verdict, 0, NULL };
 	if (!n && !got)
 		release(c); /* what was discarded would keep poll() awake */
 	return got < 0 ? got : (int)n;
@@ -169,7 +189,7 @@ void xk_copies_source(struct xk_copies *c, struct xk_source *out)
 }
 
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
-		      uint64_t *time_ns, uint32_t *rule)
+		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len)
 {
 	unsigned long producer = __atomic_load_n(c->producer, __ATOMIC_ACQUIRE), before = c->next;
 	uint64_t offset = producer != c->next ? xk_clock_offset() : 0;
@@ -190,6 +210,9 @@ int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t r
 		len[n] = copy->len;
 		time_ns[n] = copy->time_ns + offset;
 		rule[n] = copy->rule;
+		mark[n] = copy->mark;
+		verdict[n] = copy->verdict;
+		wire_len[n] = copy->wire_len;
 		before = c->next;
 		n++;
 	}

@@ -78,6 +78,35 @@ int xk_program_set_entries(struct xk_program *p, const char *name, uint32_t entr
 	return 0;
 }
 
+int xk_program_has_map(const struct xk_program *p, const char *name)
+{
+	return bpf_object__find_map_by_name(p->object, name) != NULL;
+}
+
+int xk_program_set_map(struct xk_program *p, const char *name, uint32_t type, uint32_t key_size, uint32_t entries)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);
+	int error;
+
+	if (!map)
+		return xk_fail("bpf_object__find_map_by_name", ENOENT);
+	error = bpf_map__set_type(map, (enum bpf_map_type)type);
+	error = error ? error : bpf_map__set_key_size(map, key_size);
+	error = error ? error : bpf_map__set_max_entries(map, entries);
+	return error ? xk_fail("bpf_map__set_type", -error) : 0;
+}
+
+int xk_program_reuse_map(struct xk_program *p, const char *name, int fd)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);
+	int error;
+
+	if (!map)
+		return xk_fail("bpf_object__find_map_by_name", ENOENT);
+	error = bpf_map__reuse_fd(map, fd);
+	return error ? xk_fail("bpf_map__reuse_fd", -error) : 0;
+}
+
 /* The map that holds a global variable and its offset in the map's only value; NULL if there is none. */
 static struct bpf_map *variable(const struct xk_program *p, const char *section, const char *name, size_t size,
 				uint32_t *offset)
@@ -131,6 +160,16 @@ int xk_program_set_frags(struct xk_program *p)
 	return xk_program_set_u32(p, "frags", 1);
 }
 
+int xk_program_bind(struct xk_program *p, int ifindex)
+{
+	const __u32 dev_bound_only = 1u << 6; /* BPF_F_XDP_DEV_BOUND_ONLY, Linux 6.3 */
+
+	bpf_program__set_ifindex(p->program, (__u32)ifindex);
+	if (bpf_program__set_flags(p->program, bpf_program__flags(p->program) | dev_bound_only))
+		return xk_fail("bpf_program__set_flags", errno);
+	return 0;
+}
+
 int xk_program_get_u64(const struct xk_program *p, const char *name, uint64_t *value)
 {
 	uint32_t offset, key = 0;
@@ -174,6 +213,28 @@ int xk_program_load(struct xk_program *p, char *log, size_t log_size)
 	bpf_program__set_log_buf(p->program, NULL, 0);
 	free(buffer);
 	return error ? xk_fail("bpf(BPF_PROG_LOAD)", -error) : 0;
+}
+
+int xk_program_missing(const struct xk_program *p, char *name, size_t size)
+{
+	const struct btf *btf = bpf_object__btf(p->object);
+	struct btf *kernel = btf__load_vmlinux_btf();
+	int missing = 0;
+
+	if (!kernel)
+		return xk_fail("/sys/kernel/btf/vmlinux", errno);
+	for (__u32 id = 1; btf && !missing && id < btf__type_cnt(btf); id++) {
+		const struct btf_type *type = btf__type_by_id(btf, id);
+		const char *function = btf__name_by_offset(btf, type->name_off);
+
+		/* libbpf makes external functions global ones, like ours; but the names of ours do not begin with bpf_ */
+		missing = btf_is_func(type) && !strncmp(function, "bpf_", 4) &&
+			  btf__find_by_name_kind(kernel, function, BTF_KIND_FUNC) < 0;
+		if (missing)
+			snprintf(name, size, "%s", function);
+	}
+	btf__free(kernel);
+	return missing;
 }
 
 int xk_program_fd(const struct xk_program *p)
@@ -289,6 +350,18 @@ int xk_link_tcx(int prog_fd, int ifindex, int egress)
 	int fd = bpf_link_create(prog_fd, ifindex, (enum bpf_attach_type)(egress ? 47 : 46), &opts);
 
 	return fd < 0 ? xk_fail("bpf(BPF_LINK_CREATE, tcx)", errno) : fd;
+}
+
+int xk_link_trace(int prog_fd)
+{
+	int fd = bpf_raw_tracepoint_open(NULL, prog_fd);
+
+	return fd < 0 ? xk_fail("bpf(BPF_RAW_TRACEPOINT_OPEN)", errno) : fd;
+}
+
+int xk_link_update(int link_fd, int prog_fd)
+{
+	return bpf_link_update(link_fd, prog_fd, NULL) ? xk_fail("bpf(BPF_LINK_UPDATE)", errno) : 0;
 }
 
 int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_t size)

@@ -113,6 +113,13 @@ static int open_plain(struct xk_packet *p)
 	return option(p->fd, PACKET_AUXDATA, 1, "setsockopt(PACKET_AUXDATA)");
 }
 
+int xk_packet_filter(struct xk_packet *p, int prog_fd)
+{
+	if (setsockopt(p->fd, SOL_SOCKET, SO_ATTACH_BPF, &prog_fd, sizeof(prog_fd)))
+		return xk_fail("setsockopt(SO_ATTACH_BPF)", errno);
+	return 0;
+}
+
 int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk_packet **out)
 {
 	struct sockaddr_ll address = { .sll_family = AF_PACKET,
@@ -131,11 +138,8 @@ int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk
 	}
 	if ((error = option(p->fd, PACKET_IGNORE_OUTGOING, 1, "setsockopt(PACKET_IGNORE_OUTGOING)")))
 		goto out_close;
-	if (config->filter_prog_fd >= 0 &&
-	    setsockopt(p->fd, SOL_SOCKET, SO_ATTACH_BPF, &config->filter_prog_fd, sizeof(int))) {
-		error = xk_fail("setsockopt(SO_ATTACH_BPF)", errno);
+	if (config->filter_prog_fd >= 0 && (error = xk_packet_filter(p, config->filter_prog_fd)))
 		goto out_close;
-	}
 	error = config->kind == XK_TPACKET_V3 ? open_ring(p) : open_plain(p);
 	if (error)
 		goto out_close;
@@ -217,7 +221,7 @@ static int ring_receive(void *self, struct xk_view *out)
 			tag = TAG;
 		}
 		out[n] = (struct xk_view){ data, h->tp_snaplen + tag, h->tp_len + tag,
-					   h->tp_sec * 1000000000ull + h->tp_nsec, XK_NO_RULE, 0, NULL };
+					   h->tp_sec * 1000000000ull + h->tp_nsec, XK_NO_RULE, 0, 0, NULL };
 		p->next = (struct tpacket3_hdr *)((uint8_t *)h + h->tp_next_offset);
 	}
 	return (int)n;
@@ -246,7 +250,7 @@ static int recvfrom_receive(void *self, struct xk_view *out)
 	if (n < 0)
 		return errno == EAGAIN ? 0 : xk_fail("recvfrom(AF_PACKET)", errno);
 	out[0] = (struct xk_view){ p->vectors[0].iov_base, (uint32_t)n, (uint32_t)n, xk_clock_ns(CLOCK_REALTIME),
-				   XK_NO_RULE, 0, NULL };
+				   XK_NO_RULE, 0, 0, NULL };
 	return 1;
 }
 
@@ -265,7 +269,7 @@ static int recvmmsg_receive(void *self, struct xk_view *out)
 		uint8_t *data = m->msg_iov->iov_base;
 		uint32_t len = p->messages[i].msg_len;
 
-		out[i] = (struct xk_view){ data, len, len, 0, XK_NO_RULE, 0, NULL };
+		out[i] = (struct xk_view){ data, len, len, 0, XK_NO_RULE, 0, 0, NULL };
 		for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
 			if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_TIMESTAMPNS) {
 				struct timespec t;

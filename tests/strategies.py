@@ -282,7 +282,7 @@ _FIELDS: tuple[Field, ...] = tuple(field_object(name) for name in (*(spec.name f
 _FIELD = of(_FIELDS)
 
 
-def _pool(field: Field) -> tuple[int, ...]:
+def pool(field: Field) -> tuple[int, ...]:
     spec = field.spec
     keys = (spec.name.removeprefix("inner."), spec.kind, spec.bits)
     pool = next((POOLS[key] for key in keys if key in POOLS), (0, 1, 2, spec.maximum >> 1, spec.maximum))
@@ -292,8 +292,8 @@ def _pool(field: Field) -> tuple[int, ...]:
 @cache
 def values(field: Field) -> st.SearchStrategy[int]:
     """Values for ``field``, in the pool that the frames use or one beside."""
-    near = {max(0, min(v + d, field.spec.maximum)) for v in (*_pool(field), field.spec.maximum) for d in (-1, 0, 1)}
-    return of((*_pool(field), *sorted(near)))
+    near = {max(0, min(v + d, field.spec.maximum)) for v in (*pool(field), field.spec.maximum) for d in (-1, 0, 1)}
+    return of((*pool(field), *sorted(near)))
 
 
 @st.composite
@@ -333,10 +333,12 @@ def comparisons(draw: st.DrawFn) -> Expr:
 def _prefixes(draw: st.DrawFn, field: Field) -> str:
     bits = field.spec.bits
     length = draw(of((0, 1, bits // 4, 24, bits // 2 - 1, bits // 2, bits // 2 + 1, bits - 1, bits)))
-    return str(ip_network((draw(of(_pool(field))).to_bytes(bits // 8), length), strict=False))
+    return str(ip_network((draw(of(pool(field))).to_bytes(bits // 8), length), strict=False))
 
 
-_PRESENCE = of(tuple(HEADER_OBJECTS.values())).map(lambda header: header.present)
+_PRESENCE = of(tuple(header for name, header in HEADER_OBJECTS.items() if name != "meta")).map(
+    lambda header: header.present
+)
 
 
 @cache

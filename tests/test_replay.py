@@ -36,6 +36,7 @@ pipe.rule(inner.ip.dst.within("10.1.0.0/16") & (vxlan.vni == 7), REDIRECT, name=
 pipe.rule(payload[0:5] == b"query", DROP, name="payload")
 pipe.rule(tcp.syn & ~tcp.ack, DROP, name="flags")
 pipe.rule(pcap("ip6 protochain 17"), Redirect(otherwise=DROP), name="loop")
+pipe.rule(meta.hash == 1, DROP, name="known")
 """
 OTHER = RULES.replace('"small"', '"other"').replace("192.0.2.0/24", "192.0.2.0/25")
 

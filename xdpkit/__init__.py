@@ -8,7 +8,7 @@
 ...         print(batch.queue, batch.lengths.sum())
 """
 
-from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
+from .actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
 from .attach import Link, attach
 from .batch import Batch
 from .check import Finding, PipelineWarning
@@ -44,12 +44,16 @@ from .headers import (
     vxlan,
 )
 from .ledger import Ledger
+from .limits import limit, log, sample
+from .metadata import Metadata
 from .options import SocketOptions
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
+from .sets import Set
 
 __all__ = [
+    "COUNT",
     "DROP",
     "PASS",
     "REDIRECT",
@@ -58,11 +62,15 @@ __all__ = [
     "Batch",
     "Compiled",
     "Finding",
+    "Forward",
     "Forwarder",
     "FrameError",
     "Got",
     "Ledger",
     "Link",
+    "Mark",
+    "Metadata",
+    "Mirror",
     "NotSupported",
     "Pipeline",
     "PipelineError",
@@ -70,7 +78,9 @@ __all__ = [
     "Program",
     "Redirect",
     "Rule",
+    "Set",
     "SocketOptions",
+    "Step",
     "Verdict",
     "VerifierError",
     "Where",
@@ -91,13 +101,16 @@ __all__ = [
     "inner",
     "ip",
     "ip6",
+    "limit",
     "load_file",
+    "log",
     "meta",
     "mpls",
     "payload",
     "pcap",
     "pkt",
     "routing",
+    "sample",
     "sctp",
     "tcp",
     "udp",

@@ -15,17 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .actions import Action, Redirect, Verdict
+from .actions import Action, Step, Verdict
 from .classic import Instruction
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
+from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule, load_file
+from .sets import Entry, SetSpec
 
-__all__ = ["Built", "build", "load", "read", "write"]
+__all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2
 #: What a program needs of the kernel, by hook.
 NEEDS = {
     "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
@@ -41,14 +43,32 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A pipeline with its compiled programs by hook."""
+    """A pipeline with its compiled programs by hook.  ``folder``: where the files of its sets are, if not beside the
+    pipeline."""
 
     pipeline: Pipeline
     programs: dict[str, Compiled]
+    folder: Path | None = None
 
     def compiled(self, hook: str) -> Compiled:
         """The program for ``hook``; compiled now if it was not built ahead."""
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+
+def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
+    """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
+    metadata = pipeline.metadata if hook == "xdp" else {}
+    return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
+
+
+def as_built(pipeline: Pipeline | Compiled | Built) -> Built:
+    """What was built of it, and the rest to be compiled when asked for."""
+    match pipeline:
+        case Built():
+            return pipeline
+        case Compiled():
+            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
+    return Built(pipeline, {})
 
 
 def build(pipeline: Pipeline) -> Built:
@@ -68,8 +88,9 @@ def write(built: Built, path: str | Path) -> None:
         "default": _encode(pipe.default),
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
+        "sets": [_encode(spec) for spec in pipe.sets],
         "digest": pipe.digest(),
-        "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
+        "needs": {hook: needs(pipe, hook) for hook in built.programs},
     }
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -99,7 +120,8 @@ def read(path: str | Path) -> Built:
                 )
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
             pipe.where = _decode(manifest["where"])
-            pipe.restore(_decode(rule) for rule in manifest["rules"])
+            sets = tuple(_decode(spec) for spec in manifest["sets"])
+            pipe.restore((_decode(rule) for rule in manifest["rules"]), sets)
             programs = {
                 hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
                 for hook in manifest["needs"]
@@ -110,7 +132,7 @@ def read(path: str | Path) -> Built:
         raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
     if pipe.digest() != manifest["digest"]:
         raise PipelineError("the rules do not have the digest that was noted when it was built", place)
-    return Built(pipe, programs)
+    return Built(pipe, programs, Path(path).parent)
 
 
 def load(path: str | Path) -> Built:
@@ -124,8 +146,8 @@ def load(path: str | Path) -> Built:
 
 
 def _kinds() -> dict[str, type]:
-    found: dict[str, type] = {c.__name__: c for c in (Action, Instruction, Redirect, Rule, Where)}
-    waiting: list[type] = [Expr]
+    found: dict[str, type] = {c.__name__: c for c in (Action, Entry, Instruction, Rule, SetSpec, Where)}
+    waiting: list[type] = [Action, Expr, Step]
     while waiting:
         below: list[type] = waiting.pop().__subclasses__()
         found |= {kind.__name__: kind for kind in below}
@@ -142,7 +164,7 @@ def _encode(value: object) -> Any:
         return {"kind": "Instruction"} | value._asdict()
     if isinstance(value, tuple):
         return [_encode(v) for v in value]
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, bytes):
         return {"kind": "bytes", "hex": value.hex()}

@@ -98,8 +98,8 @@ class Test(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member(Expr):
-    """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions) one
-    that holds this action."""
+    """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions)
+    one that holds this action."""
 
     set: SetSpec
     fields: tuple[FieldSpec, ...]

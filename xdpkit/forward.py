@@ -30,7 +30,7 @@ from .umem import Pool
 from .workers import WorkerStats, wait_number, worker_stats
 
 if TYPE_CHECKING:
-    from .attach import Link
+    from .link import Link
 
 __all__ = ["Forwarder", "forward"]
 

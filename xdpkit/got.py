@@ -27,7 +27,8 @@ _NAMES = {
 class Got:
     """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
-    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken.
+    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
+    rules test and no packet has here.
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
     ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`."""
@@ -39,6 +40,7 @@ class Got:
     queues: tuple[int, ...]
     timestamps: bool
     walk: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     need_wakeup: bool | None = None
     busy_poll: bool | None = None
     huge_pages: bool | None = None
@@ -54,7 +56,8 @@ class Got:
         parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
         if self.need_wakeup is False:
             parts.append("no need_wakeup")
-        return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)
+        absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""
+        return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk) + absent
 
 
 def ranges(numbers: Iterable[int]) -> str:

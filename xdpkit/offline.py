@@ -16,7 +16,7 @@ from rich.table import Table
 
 from . import pcapng
 from .actions import Verdict
-from .built import NEEDS, Built, build, load, write
+from .built import Built, build, load, needs, write
 from .captures import CapturedPacket, read_captures
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .compiler.listing import listing
@@ -52,7 +52,7 @@ def build_command(
     print(f"{output}: pipeline {built.pipeline.name}, {len(built.pipeline.rules)} rules, {size:,} bytes")
     print(f"  digest {built.pipeline.digest()}")
     for hook, compiled in built.programs.items():
-        print(f"  {hook}: {len(compiled.object):,} bytes of object; needs {'; '.join(NEEDS.get(hook, ()))}")
+        print(f"  {hook}: {len(compiled.object):,} bytes of object; needs {'; '.join(needs(built.pipeline, hook))}")
 
 
 def show_command(
@@ -107,6 +107,8 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
             info = program.info()
             cost |= {"instructions": info["xlated_bytes"] // 8, "machine code bytes": info["jited_bytes"]}
             cost |= {"verified instructions": info["verified_instructions"]}
+            if compiled.hook == "xdp" and compiled.pipeline.metadata:
+                cost["metadata"] = "absent in a test run: asking the driver is not in these figures"
             cost["ns per packet"] = min(program.test_run(_PROBE, repeat=100_000)[1] for _ in range(5))
     except PermissionError as error:
         cost["in the kernel"] = f"not measured: {error.strerror}"
@@ -175,7 +177,8 @@ def replay_command(
         take = _writer(out, verdict.upper()) if out else lambda *_: False
         result = replay(packets, built, against=other, engine=engine, take=take)
     if as_json:
-        print(json.dumps({"pipeline": built.pipeline.name, "engine": engine} | result.as_dict()))
+        told = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
+        print(json.dumps(told | result.as_dict()))
     else:
         console = Console(stderr=write_to == "-", highlight=False, emoji=False)
         _print_replay(console, built, other, engine, result, write_to)
@@ -207,6 +210,11 @@ class _Writer:
 _writer = _Writer
 
 
+def _metadata(*pipelines: Built | None) -> list[str]:
+    """The metadata fields that rules test; a capture has none."""
+    return list(dict.fromkeys(name for built in pipelines if built for name in built.pipeline.metadata))
+
+
 def _print_replay(console: Console, built: Built, other: Built | None, engine: str, result: Replay, path: str) -> None:
     table = Table(box=None, pad_edge=False)
     for column, justify in (("rule", "left"), ("verdict", "left"), ("packets", "right"), ("bytes", "right")):
@@ -220,6 +228,8 @@ def _print_replay(console: Console, built: Built, other: Built | None, engine: s
         console.print(
             f"{result.by_reference:,} packets were judged by the reference: cut short, or of no length XDP takes"
         )
+    if metadata := _metadata(built, other):
+        console.print(f"captures carry no metadata: every test of {', '.join(metadata)} was false", markup=False)
     if path:
         console.print(f"{result.written:,} packets written to {path}", markup=False)
     if other is None:

@@ -6,31 +6,43 @@ Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (CAP_SYS_ADMIN stands for t
 from __future__ import annotations
 
 import errno
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
 
-from .actions import Verdict
+from .actions import Forward, Redirect, Verdict
 from .compiler import Compiled
+from .compiler.names import limit_symbol
 from .core import check, ffi, lib, text
-from .errors import VerifierError, Where
+from .errors import NotSupported, VerifierError, Where
+from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule
+
+if TYPE_CHECKING:
+    from .netdev import Device
 
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
+#: The rings of bpf/copies.h that a program may have.
+RINGS = ("copies", "mirrored", "events")
+_MAP_ARRAY, _MAP_LRU_HASH = 2, 9
 
 
 @dataclass(frozen=True, slots=True)
 class RuleCount:
-    """Packets and bytes that a rule took since the program was loaded; ``no_socket`` of them were REDIRECT verdicts
-    that fell back because no socket was there."""
+    """Packets and bytes that a rule took, or that passed it, since the program was loaded; ``no_socket`` of them were
+    REDIRECT or FORWARD verdicts that fell back because no socket or device was there; ``failed``: steps that could not
+    be done because a set or the ring to user space was full."""
 
     rule: Rule
     packets: int
     bytes: int
     no_socket: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +59,56 @@ class Program:
 
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
-        ring_bytes: int = 1 << 16, frags: bool = False, group: int = 1,
+        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
+        frags: bool = False, spread: int = 1,
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
-        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.
-        ``frags``: take packets of several buffers (XDP; Linux 5.18).  ``group``: entries of the XSKMAP for each queue.
+        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
+        descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
+        ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*`` is bound to
+        it, for good; without a device all metadata is absent.
+        ``frags``: take packets of several buffers (XDP; Linux 5.18).  ``spread``: sockets of each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
-        Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
-        self.explains, self.frags = explain, frags
+        Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
+        OSError if it may not be loaded."""
+        self.explains, self.frags, self.spread = explain, frags, spread
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
+        asks = self.hook == "xdp" and bool(self.pipeline.metadata)
+        self._bound_to = device if asks else None
+        code = unbound(compiled.object) if asks and device is None else compiled.object
+        self._timed = self.pipeline.is_timed
         out = ffi.new("struct xk_program **")
-        check(lib.xk_program_open(compiled.object, len(compiled.object), b"xdpkit", out), "eBPF object")
+        check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
+            for name, fd in maps.items():
+                if self._has_map(name):  # there is none for a set that no rule asks
+                    check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
+            for number, limit in enumerate(self.pipeline.limits):
+                kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
+                if symbol not in maps and self._has_map(symbol):
+                    size, room = limit.key_bytes, limit.capacity
+                    check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.hook == "xdp":
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * group))
-                check(lib.xk_program_set_u32(self._program, b"group", group))
+                groups = len(self.pipeline.targets(Redirect))
+                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups * spread))
+                check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
+                check(lib.xk_program_set_u32(self._program, b"spread", spread))
                 if frags:
                     check(lib.xk_program_set_frags(self._program))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
-            if self.hook == "tc":
-                check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
+            if self._bound_to is not None:
+                check(lib.xk_program_bind(self._program, self._bound_to.index))
+                check(lib.xk_program_set_u32(self._program, b"bound", 1))
+            if self.hook in ("xdp", "tc"):
+                devices = len(self.pipeline.targets(Forward))
+                check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
+            for ring in ("copies", "mirrored"):
+                if ring not in maps and self._has_map(ring):
+                    check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
             self._load()
         except BaseException:
             self.close()
@@ -84,7 +122,21 @@ class Program:
         said = text(log)
         if result == -errno.EPERM or "prohibited for !root" in said:
             check(-errno.EPERM, "load", "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
+        if self._bound_to is not None and (reason := self._refused_to_bind(-result, said)):
+            fields, driver = self.pipeline.metadata, self._bound_to.driver or "none"
+            feature = f"{next(iter(fields.values()))}: {', '.join(fields)} on {self._bound_to.name} (driver {driver})"
+            raise NotSupported(feature, f"{reason}; needs {kernel_needs(fields)}")
         raise verifier_error(self.pipeline, said)
+
+    def _refused_to_bind(self, error: int, log: str) -> str:
+        """Why a program that asks for metadata could not be bound to its device; empty where the verifier found
+        something else in it."""
+        if error == errno.EOPNOTSUPP:
+            return "the driver takes no program that is bound to its device"
+        release, missing = os.uname().release, ffi.new("char[64]")
+        if lib.xk_program_missing(self._program, missing, 64) == 1:
+            return f"Linux {release} has no {text(missing)}()"
+        return "" if "processed " in log else f"Linux {release} binds no program to this device"
 
     @property
     def fd(self) -> int:
@@ -100,12 +152,20 @@ class Program:
         """File descriptor of a map, owned by this object."""
         return check(lib.xk_program_map(self._program, name.encode()), name)
 
+    def rings(self) -> dict[str, int]:
+        """The maps through which copies of packets go to user space."""
+        names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
+        return {name: self.map_fd(name) for name in names if self._has_map(name)}
+
+    def _has_map(self, name: str) -> bool:
+        return bool(lib.xk_program_has_map(self._program, name.encode()))
+
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
         rules = self.pipeline.outcomes
-        out = ffi.new("uint64_t[]", 3 * len(rules))
-        check(lib.xk_counters(self.map_fd("counters"), len(rules), 3, out), "counters")
-        return tuple(RuleCount(r, *out[3 * i : 3 * i + 3]) for i, r in enumerate(rules))
+        out = ffi.new("uint64_t[]", 4 * len(rules))
+        check(lib.xk_counters(self.map_fd("counters"), len(rules), 4, out), "counters")
+        return tuple(RuleCount(r, *out[4 * i : 4 * i + 4]) for i, r in enumerate(rules))
 
     def lines(self) -> tuple[SourceLine, ...]:
         """The line info that the kernel keeps: which source line each instruction came from."""
@@ -130,15 +190,21 @@ class Program:
         )
         return verdict[0], ns[0]
 
-    def judge(self, packet: bytes) -> tuple[Rule, Verdict]:
+    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
         """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself; else it is read off the counters around the run."""
+        answers itself, with the clock and the random bits it is given; else it is read off the counters around the
+        run."""
         if self.explains:
+            if self._timed:
+                given = ffi.new("uint64_t[2]", [now_ns, random])
+                check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
             rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
-        (hit,) = [b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets]
+        (hit,) = [
+            b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets and not a.rule.goes_on
+        ]
         return hit, hit.action.verdict
 
     def close(self) -> None:
@@ -186,6 +252,13 @@ def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
             said = f"the kernel refused rule {rule.name!r} ({rule})" if rule else "the kernel refused the pipeline"
             return VerifierError(f"{said}: {reason}", where=where, rule=rule.name if rule else None, log=log)
     return VerifierError(f"the kernel refused pipeline {pipeline.name!r}: {reason}", log=log)
+
+
+def unbound(code: bytes) -> bytes:
+    """The object for a load without a device, which the kernel refuses to a program that names the metadata functions,
+    called or not.  They are weak symbols: under a name that no kernel has, libbpf leaves them out, and the verifier
+    never comes to the calls (``bound`` in bpf/xdp_metadata.h is 0)."""
+    return code.replace(b"bpf_xdp_metadata_rx_", b"unbound_metadata_rx_")
 
 
 def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:

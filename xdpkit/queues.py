@@ -18,7 +18,7 @@ from .umem import Pool, Umem
 from .xsk import Socket
 
 if TYPE_CHECKING:
-    from .attach import Link
+    from .link import Link
 
 __all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
 

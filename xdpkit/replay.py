@@ -3,6 +3,7 @@
 Two engines judge a packet: the kernel (the compiled program, by BPF_PROG_TEST_RUN; needs root) and the reference
 evaluator (plain Python; no privilege).  They agree on every packet.  The kernel's test run takes whole packets of 14 to
 3,520 bytes; the kernel engine leaves others, and those that the capture cut short, to the reference and says how many.
+Captures carry no metadata: for both engines it is absent.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sets and verdict maps: what they are keyed by, and how a member is written.
 
-A set holds members of one kind: a field or a tuple of fields.  ``blocked = pipe.set("blocked", ip.src)`` declares one, and
-``blocked`` stands for the condition that the packet's own fields are in it; ``ip.dst.isin(blocked)`` asks with another
-field.  A verdict map (``pipe.vmap``) holds an action with each member.
+A set holds members of one kind: a field or a tuple of fields.  ``blocked = pipe.set("blocked", ip.src)`` declares one,
+and ``blocked`` stands for the condition that the packet's own fields are in it; ``ip.dst.isin(blocked)`` asks with
+another field.  A verdict map (``pipe.vmap``) holds an action with each member.
 
 Here is what can be said without a kernel: :class:`SetSpec` turns members, as people write them, into :class:`Entry`
 values, which is what the reference evaluator and the kernel's maps hold.  The key of an entry is the fields' values in
@@ -15,9 +15,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .actions import Action
+from .actions import Action, Add
 from .errors import PipelineError, Where
 from .expr import Expr, Keyed, Member, here
 from .fields import FieldSpec
@@ -56,7 +56,7 @@ class SetSpec:
     timeouts: bool = False
     pinned: bool = False
     actions: tuple[Action, ...] = ()
-    members: tuple[object, ...] = ()
+    members: tuple[Entry, ...] = ()
     source: str | None = None
 
     @property
@@ -232,6 +232,19 @@ class Set(Keyed):
             raise PipelineError(f"set {self.name!r} is keyed by {wanted}: {got} does not fit", here())
         return Member(self.spec, specs, where=here())
 
+    def add(self, *fields: Field, timeout: float = 0) -> Add:
+        """A step: the packet's own fields, or ``fields``, become a member for ``timeout`` seconds (0: for ever); one
+        that is there gets its time-out anew."""
+        if self.spec.actions:
+            raise PipelineError(f"verdict map {self.name!r}: a packet cannot add a verdict", here())
+        if timeout and not self.spec.timeouts:
+            raise PipelineError(f"set {self.name!r}: members have no time-outs: declare it with timeouts=True", here())
+        if not 0 <= timeout <= MAX_TIMEOUT:
+            raise PipelineError(f"set {self.name!r}: a time-out is 0 to {MAX_TIMEOUT:.0f} seconds", here())
+        member = self.match(*fields) if fields else self.condition()
+        assert isinstance(member, Member)
+        return Add(self.spec, member.fields, timeout)
+
 
 def _spec(value: object) -> FieldSpec:
     if not isinstance(value, Field):
@@ -260,20 +273,20 @@ def declare(
     listed = tuple(members.items()) if isinstance(members, dict) else tuple(members)
     spec = SetSpec(
         name, specs, here(), capacity=capacity, intervals=intervals, timeouts=timeouts, pinned=pinned,
-        actions=actions, members=listed, source=source,
+        actions=actions, source=source,
     )  # fmt: skip
     if spec.key_bytes > MAX_KEY_BYTES:
         raise PipelineError(f"set {name!r}: a key of {spec.key_bytes} bytes; at most {MAX_KEY_BYTES}", here())
-    initial = {(e.key, e.bits) for e in initial_entries(spec)}
+    initial = {(e.key, e.bits): e for e in _initial(spec, listed)}
     if len(initial) > capacity:
         raise PipelineError(f"set {name!r}: {len(initial)} members, capacity={capacity}", here())
-    return spec
+    return replace(spec, members=tuple(initial.values()))
 
 
-def initial_entries(spec: SetSpec) -> list[Entry]:
+def _initial(spec: SetSpec, members: tuple[object, ...]) -> list[Entry]:
     """The entries of the members in the declaration; those of a verdict map are (member, action) pairs."""
     found: list[Entry] = []
-    for member in spec.members:
+    for member in members:
         if spec.actions:
             if not (isinstance(member, tuple) and len(member) == 2 and isinstance(member[1], Action)):
                 raise PipelineError(f"verdict map {spec.name!r}: members are {{key: action}}", here())

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Protocol
 
 from . import xsk
+from .actions import Mirror, Verdict
 from .batch import U32, U64
 from .copies import CopiedBatch, CopiesSocket
 from .core import lib
@@ -25,9 +26,11 @@ from .workers import Workers, WorkerStats
 from .xsk import Packets, SocketStats
 
 if TYPE_CHECKING:
-    from .attach import Link
+    from .link import Link
+    from .pipeline import Rule
+    from .program import Program
 
-__all__ = ["AnyBatch", "CopiedBatch", "Sockets"]
+__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Sockets"]
 
 
 class AnyBatch(Protocol):
@@ -93,11 +96,23 @@ class Sockets:
         if self._queues is None:
             opened, way, refused = try_ways(list(ways(link)), lambda way: open_queues(link, way))
             self._queues, link.got = opened, opened.got(link.got, way, refused)
-        queues = self._queues
-        fd = link.program.map_fd("xsks")
-        for number in range(len(queues.sockets)):
-            queues.put_in_map(fd, number)
-            self._in_map.append(queues.slot(number))
+        self._in_map = [self._queues.slot(number) for number in range(len(self.xsks))]
+        self.reach(link.program)
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether packets that ``rule`` takes come here."""
+        return rule.action.verdict is Verdict.REDIRECT
+
+    def reach(self, program: Program) -> None:
+        """Let the REDIRECT of ``program`` find these sockets."""
+        if self._queues is not None:
+            for number in range(len(self.xsks)):
+                self._queues.put_in_map(program.map_fd("xsks"), number)
+
+    def refilter(self, program: Program) -> None:
+        """Put ``program`` in the place of the packet socket's filter."""
+        if isinstance(self.packet, PacketSocket):
+            self.packet.refilter(program.fd)
 
     @property
     def xsks(self) -> list[xsk.Socket]:
@@ -212,3 +227,18 @@ class Sockets:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Copies(Sockets):
+    """Copies of the packets that rules mirror, while they go on; made by ``link.copies()``."""
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether ``rule`` mirrors."""
+        return any(isinstance(step, Mirror) for step in rule.steps)
+
+    def _open(self) -> None:
+        link = self.link
+        if Mirror not in link.pipeline.steps:
+            raise ValueError(f"{link.device.name}: no rule of {link.pipeline.name!r} mirrors packets")
+        outbound = link.got.mode == "tc_egress"
+        self.packet = CopiesSocket(link.device.name, link.program, "mirrored", outbound=outbound)
