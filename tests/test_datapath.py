@@ -28,6 +28,7 @@ from xdpkit import (
     pkt,
     udp,
 )
+from xdpkit.actions import Mark
 from xdpkit.built import build
 from xdpkit.compiler import compile_pipeline
 from xdpkit.options import parse_choice
@@ -98,6 +99,21 @@ def test_lengths_are_those_of_whole_packets_and_buffers_show_them_without_a_copy
             batch.view(0)
         with pytest.raises(ValueError, match="released"):
             bytes(parts[0])
+
+
+def test_marks_go_with_the_packets_that_rules_mark(make_veth):
+    left, right = make_veth(mtu=9000)
+    pipe = Pipeline("marked", default=PASS)
+    pipe.rule(pkt.len > 5000, Mark(0xDEADBEEF), name="long")
+    pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+    with right.namespace, attach(pipe, right.name, options=SMALL) as link, link.sockets() as sockets:
+        left.send(frames(left, right, [1]) + frames(left, right, [2], size=9000) + frames(left, right, [3]))
+        marks = []
+        for batch in sockets.batches(timeout=5):
+            marks += batch.marks.tolist()
+            if len(marks) == 3:
+                break
+    assert marks == [0, 0xDEADBEEF, 0]
 
 
 def test_a_limit_counts_packets_and_never_splits_one(make_veth):

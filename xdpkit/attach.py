@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from . import netdev
 from . import options as choices
+from .actions import Mark
 from .built import Built, as_built
 from .compiler import Compiled
 from .core import check, ffi, lib, text
@@ -58,10 +59,10 @@ def attach(
     calling thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
-    each redirected packet and notes its rule (TC always does).  Raises OSError (names the call, and the program that
-    holds a busy device), VerifierError, NotSupported where TC is asked for and the kernel has no tcx (before 6.6)
-    or rules test ``meta.*`` where that cannot be, ValueError for a mode, bind or queue that there is not, and for TX at
-    egress.
+    each redirected packet and notes its rule and mark (TC always does, and XDP where a rule marks).  Raises OSError
+    (names the call, and the program that holds a busy device), VerifierError, NotSupported where TC is asked for and
+    the kernel has no tcx (before 6.6) or rules test ``meta.*`` where that cannot be, ValueError for a mode, bind or
+    queue that there is not, and for TX at egress.
     """
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
@@ -70,6 +71,7 @@ def attach(
     built = as_built(pipeline)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
+    timestamps = timestamps or Mark in pipe.steps  # marks go the same way
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
     if mode == "af_packet" and not redirects:
         raise ValueError(f"{device}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")

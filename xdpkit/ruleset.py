@@ -39,8 +39,8 @@ class Ruleset:
         frags: bool = False, spread: int = 1,
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``frags``, ``spread``: as
-        for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a device
-        to forward to that is not there."""
+        for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
+        device to forward to that is not there."""
         self.pipeline: Pipeline = built.pipeline
         self.folder = built.folder or Path(self.pipeline.where.file).parent
         self.sets: dict[str, LiveSet] = {}
