@@ -46,13 +46,15 @@ const volatile __u32 queues = 1;
 /* Sockets of each queue, in each group; flows are spread over them. */
 const volatile __u32 spread = 1;
 
-/* Loaded with BPF_F_XDP_HAS_FRAGS: a packet may go on behind data_end. */
-const volatile __u32 frags = 0;
-
 /* Bytes of the packet that are not all in its first buffer: 1 if they are there. */
-static GENERATED_CALLS int fetch(struct source *s, __u64 offset, void *to, __u32 size)
+static GENERATED_CALLS int fetched(struct source *s, __u64 offset, void *to, __u32 size)
 {
-	return s->more && !bpf_xdp_load_bytes(s->more, offset, to, size);
+#ifdef FRAGS
+	return !bpf_xdp_load_bytes(s->ctx, offset, to, size);
+#else
+	(void)s, (void)offset, (void)to, (void)size;
+	return 0;
+#endif
 }
 
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
@@ -65,7 +67,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 	if (take(s, at, size, room, where))
 		return 1;
 	*where = room;
-	return fetch(s, at, room, size);
+	return fetched(s, at, room, size);
 }
 
 /*
@@ -78,6 +80,12 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
  * The barriers keep check and use in one register: LLVM would compute offset and pointer once more for the use, and the
  * verifier has no bounds for that.  It follows constant offsets by itself.
  */
+#ifdef FRAGS /* found, but perhaps behind the first buffer */
+#define KNOWN(bits, to_host) at##bits(s, offset)
+#else
+#define KNOWN(bits, to_host) to_host(*(const __u##bits *)(s->data + offset))
+#endif
+
 #define LOADS(bits, to_host)                                                                                           \
 	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
 	{                                                                                                              \
@@ -91,7 +99,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 		asm("" : "+r"(from));                                                                                  \
 		if ((const void *)(from + 1) <= s->end)                                                                \
 			return to_host(*from);                                                                         \
-		return fetch(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
+		return fetched(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
 	}                                                                                                              \
 	static GENERATED_CALLS __s64 at##bits(struct source *s, __u64 offset)                                          \
 	{                                                                                                              \
@@ -102,7 +110,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 			return -1;                                                                                     \
 		if ((const void *)(from + 1) <= s->end)                                                                \
 			return to_host(*from);                                                                         \
-		return fetch(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
+		return fetched(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
 	}                                                                                                              \
 	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
@@ -110,9 +118,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
 	}                                                                                                              \
 	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
-		if (s->more)                                                                                           \
-			return at##bits(s, offset);                                                                    \
-		return to_host(*(const __u##bits *)(s->data + offset));                                                \
+		return KNOWN(bits, to_host);                                                                                   \
 	}
 
 LOADS(8, (__s64)(__u8))
@@ -207,18 +213,31 @@ static __always_inline int transmit(struct xdp_md *ctx)
  */
 static __always_inline struct source source_of(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx, frags ? ctx : 0 };
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx };
 
 	asm("" : "+r"(s.data), "+r"(s.end));
 	return s;
 }
 
+static __always_inline __u32 length(struct xdp_md *ctx, const struct source *s)
+{
+#ifdef FRAGS
+	return bpf_xdp_get_buff_len(ctx);
+#else
+	(void)ctx;
+	return s->end - s->data;
+#endif
+}
+
+#ifdef FRAGS
+SEC("xdp.frags") /* libbpf: BPF_F_XDP_HAS_FRAGS */
+#else
 SEC("xdp")
+#endif
 int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
-	struct packet p = { .len = s.more ? bpf_xdp_get_buff_len(ctx) : s.end - s.data,
-			    .rx_queue = ctx->rx_queue_index };
+	struct packet p = { .len = length(ctx, &s), .rx_queue = ctx->rx_queue_index };
 	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;

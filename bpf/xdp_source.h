@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The packet behind an XDP context: read in place.  Of a packet of several buffers that is the first one, which holds the
- * headers; what is behind it is fetched (xdp.bpf.c).
+ * headers; what is behind it is fetched() in programs for
+ * such packets: those that define FRAGS.
  */
 #pragma once
 #include "packet.h"
@@ -9,7 +10,6 @@
 struct source {
 	void *data, *end;
 	struct xdp_md *ctx;
-	struct xdp_md *more; /* fetch from here what is behind `end`; 0: there is nothing */
 };
 
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)

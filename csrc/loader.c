@@ -151,15 +151,6 @@ int xk_program_set_u32(struct xk_program *p, const char *name, uint32_t value)
 	return 0;
 }
 
-int xk_program_set_frags(struct xk_program *p)
-{
-	const __u32 has_frags = 1u << 5; /* BPF_F_XDP_HAS_FRAGS, Linux 5.18 */
-
-	if (bpf_program__set_flags(p->program, bpf_program__flags(p->program) | has_frags))
-		return xk_fail("bpf_program__set_flags", errno);
-	return xk_program_set_u32(p, "frags", 1);
-}
-
 int xk_program_bind(struct xk_program *p, int ifindex)
 {
 	const __u32 dev_bound_only = 1u << 6; /* BPF_F_XDP_DEV_BOUND_ONLY, Linux 6.3 */

@@ -216,7 +216,7 @@ def deep():
 @pytest.fixture(scope="module")
 def deep_programs():
     pipe = deep()
-    with Program(compile_pipeline(pipe), explain=True, frags=True) as program:
+    with Program(compile_pipeline(pipe, "xdp_frags"), explain=True) as program:
         yield pipe, program
 
 

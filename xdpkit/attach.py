@@ -138,13 +138,12 @@ def _attach(
         _check_tc(built.pipeline, device, mode, binds, queues)
     metadata = built.pipeline.metadata
     refuse_generic(metadata, mode, device.name)
-    hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp"
+    hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp_frags" if frags else "xdp"
     ruleset = Ruleset(
         built,
         hook,
         queues=device.rx_queues,
         metadata=timestamps,
-        frags=frags,
         spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
         ring_bytes=ring_bytes_for(built.pipeline, device, options),

@@ -69,7 +69,8 @@ class CopiesSocket:
         out = ffi.new("struct xk_copies **")
         check(lib.xk_copies_open(program.handle, ring.encode(), out), f"{device}: {ring}")
         self.copies: Any = out[0]
-        self._hook = {"xdp": lib.XK_HOOK_XDP, "tc": lib.XK_HOOK_TC, "socket": lib.XK_HOOK_SOCKET}[program.hook]
+        hooks = {"tc": lib.XK_HOOK_TC, "socket": lib.XK_HOOK_SOCKET}
+        self._hook = lib.XK_HOOK_XDP if program.is_xdp else hooks[program.hook]
         self.device, self.outbound, self.received = device, outbound, 0
         self._final: SocketStats | None = None
         self._room = bytearray(1 << 20)

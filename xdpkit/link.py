@@ -114,7 +114,7 @@ class Link:
             new = Ruleset(
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
                 device=self.device if self.got.mode == "native" else None,
-                frags=old.program.frags, spread=old.program.spread,
+                spread=old.program.spread,
             )  # fmt: skip
             try:
                 if self._sockets is not None:
