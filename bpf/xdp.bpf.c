@@ -222,6 +222,7 @@ static __always_inline struct source source_of(struct xdp_md *ctx)
 static __always_inline __u32 length(struct xdp_md *ctx, const struct source *s)
 {
 #ifdef FRAGS
+	(void)s;
 	return bpf_xdp_get_buff_len(ctx);
 #else
 	(void)ctx;
