@@ -5,6 +5,7 @@
  */
 #pragma once
 #include "outcome.h"
+#include "table.h"
 
 struct counter {
 	__u64 packets;

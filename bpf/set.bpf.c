@@ -22,7 +22,8 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } SET SEC(".maps");
 
-static GENERATED_CALLS void *members(void)
+/* The members as of now, or NULL: asked once for a packet, so that it meets one set however often it is looked up. */
+GENERATED_CALLS void *SET_members(void)
 {
 	__u32 zero = 0;
 
@@ -43,9 +44,8 @@ static GENERATED_CALLS int lives(const struct member *m)
  * 1 + the action of the member that fits best, 0 where there is none.  `timeouts`: members may have one; `bits`: those of
  * the key, where the set is of prefixes, else 0.  The key is written.
  */
-GENERATED_CALLS __u32 SET_find(__u32 *key, __u32 timeouts, __u32 bits)
+GENERATED_CALLS __u32 SET_find(void *map, __u32 *key, __u32 timeouts, __u32 bits)
 {
-	void *map = members();
 	struct member *m = map ? bpf_map_lookup_elem(map, key) : 0;
 
 	if (timeouts && bits)
@@ -66,10 +66,9 @@ GENERATED_CALLS __u32 SET_find(__u32 *key, __u32 timeouts, __u32 bits)
  * 1 if the key is a member now.  A member that is this very key gets its time-out anew, one without a time-out stays; a
  * key that lies in a member's prefix is one already.
  */
-GENERATED_CALLS __u32 SET_add(const __u32 *key, __u64 timeout_ns, __u32 bits)
+GENERATED_CALLS __u32 SET_add(void *map, const __u32 *key, __u64 timeout_ns, __u32 bits)
 {
 	struct member fresh = { .expires_ns = timeout_ns ? now() + timeout_ns : 0 };
-	void *map = members();
 	struct member *m = map ? bpf_map_lookup_elem(map, key) : 0;
 
 	if (m && (!bits || !m->mark || m->mark - 1 == bits)) {

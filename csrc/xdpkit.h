@@ -201,8 +201,8 @@ struct xk_list {
 int xk_list_parse(const char *text, size_t size, int kind, uint32_t width, int intervals, uint32_t key_bytes,
 		  struct xk_list *list, uint8_t *keys, uint32_t *bits, uint32_t *lines, uint32_t max);
 /*
- * Where each of `n` keys (key_bytes and a u32 of bits each) is among `m` others: found[i] is an index, or -1; of equal
- * ones among the others the last.  -ENOMEM.
+ * Where each of `n` keys (key_bytes and a u32 of bits each) is among `m` others: found[i] is an index, or -1.  Both in
+ * ascending order of key, then bits, each once.
  */
 int xk_keys_join(uint32_t key_bytes, const uint8_t *others, const uint32_t *other_bits, uint32_t m, const uint8_t *keys,
 		 const uint32_t *bits, uint32_t n, int64_t *found);

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
 
 from xdpkit.actions import DROP, PASS, TX, Verdict
-from xdpkit.compiler import compile_pipeline, lower
+from xdpkit.compiler import compile_pipeline, lower, table
 from xdpkit.core import check, ffi, lib
 from xdpkit.expr import Present, here
 from xdpkit.fields import FIELDS, HEADERS
@@ -99,6 +99,17 @@ def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(
     note(again("test_engines.py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lower, "MANY", -1)
+        assert_judged_alike(pipe, batch, hook)
+
+
+@one_by_one
+@pytest.mark.parametrize("least", [1, 10**6], ids=["tables", "code"])
+@examples(50)
+@given(pipelines(max_rules=12), batches(150))
+def test_rules_in_tables_and_rules_in_code_mean_the_same(hook: str, least: int, pipe: Pipeline, batch: list[bytes]):
+    note(again("test_engines.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "LEAST", least)
         assert_judged_alike(pipe, batch, hook)
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .actions import Action, Step, Verdict
 from .classic import Instruction
-from .compiler import HOOKS, Compiled, compile_pipeline
+from .compiler import HOOKS, Compiled, TableInfo, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
@@ -91,6 +91,7 @@ def write(built: Built, path: str | Path) -> None:
         "rules": [_encode(rule) for rule in pipe.rules],
         "sets": [_encode(spec) for spec in pipe.sets],
         "digest": pipe.digest(),
+        "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
         "needs": {hook: needs(pipe, hook) for hook in built.programs},
     }
     try:
@@ -121,10 +122,13 @@ def read(path: str | Path) -> Built:
                 )
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
             pipe.where = _decode(manifest["where"])
+            tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             sets = tuple(_decode(spec) for spec in manifest["sets"])
             pipe.restore((_decode(rule) for rule in manifest["rules"]), sets)
             programs = {
-                hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
+                hook: Compiled(
+                    pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
+                )
                 for hook in manifest["needs"]
             }
     except PipelineError:

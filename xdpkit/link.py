@@ -113,6 +113,7 @@ class Link:
             compiled = time.perf_counter_ns()
             new = Ruleset(
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
+                ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
                 device=self.device if self.got.mode == "native" else None,
                 spread=old.program.spread,
             )  # fmt: skip
@@ -186,8 +187,10 @@ class Link:
         a time.  ValueError if no rule logs."""
         if Log not in self.pipeline.steps:
             raise ValueError(f"{self.device.name}: no rule of {self.pipeline.name!r} logs packets")
+        return self._events(CopiesSocket(self.device.name, self.program, "events"), timeout)
+
+    def _events(self, reader: CopiesSocket, timeout: float | None) -> Iterator[Event]:
         names = [rule.name for rule in self.pipeline.outcomes]
-        reader = CopiesSocket(self.device.name, self.program, "events")
         try:
             for batch in reader.batches(timeout, 64):
                 for i, frame in enumerate(batch.frames):

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -81,6 +82,9 @@ def show_command(
     console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
     for index, rule in enumerate(pipe.outcomes):
         console.print(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else ""))
+    for table in compiled.tables:
+        first, last = pipe.outcomes[table.first], pipe.outcomes[table.last]
+        console.print(f"{table} ({first.where} to {last.where})")
     if stages:
         console.print("\nLLVM IR of classify()", style="bold")
         console.print(compiled.ir.strip() or "(not kept in a built file)")
@@ -127,6 +131,7 @@ def _show_json(compiled: Compiled, rules_only: bool, cost: dict[str, Any] | None
         for r in pipe.outcomes
     ]
     out = {"pipeline": pipe.name, "hook": compiled.hook, "digest": pipe.digest(), "rules": rules, "blocks": blocks}
+    out["tables"] = [asdict(table) for table in compiled.tables]
     return out if cost is None else out | {"ir": compiled.ir, "cost": cost}
 
 
@@ -161,8 +166,10 @@ def replay_command(
         raise typer.BadParameter(f"--verdict {verdict!r}: goes with -w and is one of {names}")
     if write_to == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    engine = engine if engine != "auto" else "kernel" if may_load() else "reference"
     built, other = load(pipeline), load(against) if against else None
+    if engine == "auto":  # rules that remember must see every packet, and the kernel's test run does not take all
+        remembers = any(b.pipeline.remembers for b in (built, other) if b is not None)
+        engine = "kernel" if may_load() and not remembers else "reference"
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None
         progress = stack.enter_context(
@@ -220,8 +227,13 @@ def _print_replay(console: Console, built: Built, other: Built | None, engine: s
     for column, justify in (("rule", "left"), ("verdict", "left"), ("packets", "right"), ("bytes", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for rule in result.rules:
-        table.add_row(rule.name, str(rule.action), f"{result.packets[rule.name]:,}", f"{result.bytes[rule.name]:,}")
-    table.add_row("all", "", f"{result.total:,}", f"{sum(result.bytes.values()):,}", style="bold")
+        table.add_row(
+            rule.name,
+            ("goes on: " if rule.goes_on else "") + rule.then,
+            f"{result.packets[rule.name]:,}",
+            f"{result.bytes[rule.name]:,}",
+        )
+    table.add_row("all", "", f"{result.total:,}", f"{result.total_bytes:,}", style="bold")
     console.print(f"{built.pipeline.name} ({engine} engine)", style="bold", markup=False)
     console.print(table)
     if engine == "kernel" and result.by_reference:

@@ -224,6 +224,11 @@ class Pipeline:
         return tuple(node for rule in self.outcomes for node in rule.nodes() if isinstance(node, Limit))
 
     @property
+    def remembers(self) -> bool:
+        """What becomes of a packet may depend on those before it."""
+        return bool(self.limits) or Add in self.steps
+
+    @property
     def is_timed(self) -> bool:
         """A verdict may depend on time or chance."""
         nodes = (node for rule in self.outcomes for node in rule.nodes())
