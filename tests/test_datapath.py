@@ -317,7 +317,7 @@ def test_unaligned_frames_take_packets_and_send_them(make_veth):
                 assert take(sockets, 30) == sent[n : n + 30]
                 assert sockets.send(sent[n : n + 30]) == 30
                 got.wait(n + 30)
-                until(lambda: sockets.xsks[0].complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
+                until(lambda: sockets.complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
     assert list(got) == sent
 
 
@@ -382,7 +382,7 @@ def test_an_array_of_packets_is_sent_row_by_row(make_veth):
             done = 0
             while done < 200:
                 done += sockets.send(rows[done:])
-                sockets.xsks[0].complete()
+                sockets.complete()
             got.wait(200)
             stats = sockets.stats()
             assert stats.transmitted == 200
@@ -405,7 +405,7 @@ def test_a_packet_longer_than_a_frame_is_sent_in_several(make_veth):
             for n, frame in enumerate(sent):
                 until(lambda frame=frame: sockets.send([frame]), "room")
                 got.wait(n + 1)
-            until(lambda: sockets.xsks[0].complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
+            until(lambda: sockets.complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
             with pytest.raises(OSError, match="longer than a frame"):
                 sockets.send([bytes(80_000)])
     assert list(got) == sent
@@ -513,7 +513,7 @@ def test_without_need_wakeup_packets_come_and_go(make_veth):
                 done = 0
                 while done < 100:
                     done += sockets.send(sent[done:])
-                    sockets.xsks[0].complete()
+                    sockets.complete()
                 got.wait(100)
     assert list(got) == sent
 

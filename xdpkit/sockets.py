@@ -165,6 +165,10 @@ class Sockets:
             raise ValueError(f"queue {queue} has no socket: {self.link.device.name} has them on {self.link.got.queues}")
         return found[0].transmit(packets, checksum=checksum)
 
+    def complete(self) -> int:
+        """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""
+        return sum(x.complete() for x in self.xsks)
+
     def _idle(self) -> None:
         if self._closed:
             raise ValueError("the sockets are closed")
