@@ -23,12 +23,14 @@ from .ledger import Ledger, LedgerRule, ShadowLedger
 from .liveset import LiveSet
 from .metadata import absent_at, refuse_generic
 from .netdev import Device
+from .options import L2_BYTES, SocketOptions
 from .pipeline import Pipeline, Rule
 from .program import Program
+from .queues import Queues
 from .ruleset import Ruleset
 from .sockets import Copies, Sockets
 from .tally import RuleTotal, Tally, totals
-from .xsk import L2_BYTES, SocketOptions, SocketStats
+from .xsk import SocketStats
 
 __all__ = ["Event", "Link", "Update", "ring_bytes_for"]
 
@@ -115,6 +117,7 @@ class Link:
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
                 ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
                 device=self.device if self.got.mode == "native" else None,
+                spread=old.program.spread,
             )  # fmt: skip
             try:
                 if self._sockets is not None:
@@ -155,9 +158,10 @@ class Link:
         but a set that packets add to fills up with what is over."""
         return sum(live.sweep() for live in self.sets.values() if live.spec.timeouts)
 
-    def sockets(self) -> Sockets:
+    def sockets(self, queues: Queues | None = None) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
-        a time.  OSError names call, device and queue, and leaves nothing open."""
+        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.
+        ``queues``: sockets that are open already (:mod:`xdpkit.forward`)."""
         if self._final is not None:
             raise ValueError("the link is closed")
         if namespace_id() != self._namespace:
@@ -165,7 +169,7 @@ class Link:
         with self._lock:
             if self._sockets is not None:
                 raise ValueError(f"{self.device.name}: the sockets of this link are already open")
-            self._sockets = Sockets(self)
+            self._sockets = Sockets(self, queues)
             return self._sockets
 
     def copies(self) -> Copies:
