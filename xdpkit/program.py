@@ -71,7 +71,7 @@ class Program:
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
-        self.explains, self.spread = explain, spread
+        self.explains, self.queues, self.spread = explain, max(1, queues), spread
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         self._rules = self.pipeline.every_rule
@@ -95,8 +95,8 @@ class Program:
                     check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.is_xdp:
                 groups = len(self.pipeline.targets(Redirect))
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups * spread))
-                check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
+                check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * spread))
+                check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
                 check(lib.xk_program_set_u32(self._program, b"spread", spread))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
             if self._bound_to is not None:
