@@ -78,7 +78,7 @@ class Pipeline:
         self._rules: list[Rule] = []
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
-        self._seen, self._findings = Seen(), list[Finding]()
+        self._seen, self._findings, self._targets = Seen(), list[Finding](), set[Action]()
 
     def set(
         self, name: str, *fields: object, capacity: int = DEFAULT_CAPACITY, intervals: bool | None = None,
@@ -176,7 +176,10 @@ class Pipeline:
             raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
         self._names.add(name)
         self._rules.append(rule)
-        if len(self.targets(Forward)) > MAX_TARGETS or len(self.targets(Redirect)) > MAX_TARGETS:
+        known = len(self._targets)
+        self._targets.add(rule.action)
+        new = len(self._targets) > known  # counting anew for each rule would take long for many
+        if new and max(len(self.targets(Forward)), len(self.targets(Redirect))) > MAX_TARGETS:
             raise PipelineError(f"more than {MAX_TARGETS} devices or socket groups", rule.where)
         if rule.goes_on:
             return rule  # takes nothing from those behind it
