@@ -88,7 +88,7 @@ int xdpkit(struct skb *skb)
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
 	outcome = classify(p, &s, &a);
-	c = count(rule_of(outcome), p->len);
+	c = take_down(p, &a, outcome);
 	if (explain)
 		return outcome;
 	if (marks() && a.marked)

@@ -144,7 +144,7 @@ def test_member(name: Name, member: Annotated[str, typer.Argument(metavar="MEMBE
 def replace_all(name: Name, file: File, as_json: AsJson = False) -> None:
     """Make a file's members all there is, at once.
 
-    No packet sees a mixture of old and new.
+    No look-up sees a mixture of old and new.
 
     Example: ipset save blocked | xdpkit set replace blocked -
     """

@@ -60,6 +60,10 @@ class Columns:
         """One row as an Entry."""
         return Entry(self.keys[row].tobytes(), int(self.bits[row]), int(self.action[row]), float(self.timeout[row]))
 
+    def entries(self) -> list[Entry]:
+        """Every row as an Entry."""
+        return [self.entry(row) for row in range(len(self))]
+
     def take(self, rows: npt.NDArray[Any]) -> Columns:
         """Some rows: a mask or indices."""
         return Columns(self.keys[rows], self.bits[rows], self.action[rows], self.timeout[rows])

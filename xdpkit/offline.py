@@ -166,8 +166,10 @@ def replay_command(
         raise typer.BadParameter(f"--verdict {verdict!r}: goes with -w and is one of {names}")
     if write_to == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    engine = engine if engine != "auto" else "kernel" if may_load() else "reference"
     built, other = load(pipeline), load(against) if against else None
+    if engine == "auto":  # rules that remember must see every packet, and the kernel's test run does not take all
+        remembers = any(b.pipeline.remembers for b in (built, other) if b is not None)
+        engine = "kernel" if may_load() and not remembers else "reference"
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None
         progress = stack.enter_context(
@@ -225,8 +227,13 @@ def _print_replay(console: Console, built: Built, other: Built | None, engine: s
     for column, justify in (("rule", "left"), ("verdict", "left"), ("packets", "right"), ("bytes", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for rule in result.rules:
-        table.add_row(rule.name, str(rule.action), f"{result.packets[rule.name]:,}", f"{result.bytes[rule.name]:,}")
-    table.add_row("all", "", f"{result.total:,}", f"{sum(result.bytes.values()):,}", style="bold")
+        table.add_row(
+            rule.name,
+            ("goes on: " if rule.goes_on else "") + rule.then,
+            f"{result.packets[rule.name]:,}",
+            f"{result.bytes[rule.name]:,}",
+        )
+    table.add_row("all", "", f"{result.total:,}", f"{result.total_bytes:,}", style="bold")
     console.print(f"{built.pipeline.name} ({engine} engine)", style="bold", markup=False)
     console.print(table)
     if engine == "kernel" and result.by_reference:

@@ -9,9 +9,11 @@ and with :meth:`Ruleset.commit` the set that users hold becomes the copy.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from pyroute2.netlink.exceptions import NetlinkError
 
 from . import netdev
@@ -27,7 +29,7 @@ from .pipeline import Pipeline
 from .program import Program
 from .sets import SetSpec
 
-__all__ = ["Ruleset"]
+__all__ = ["Ruleset", "folder_of", "lasting"]
 
 
 class Ruleset:
@@ -41,13 +43,17 @@ class Ruleset:
         what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that
         is not there."""
         self.pipeline: Pipeline = built.pipeline
-        self.folder = built.folder or Path(self.pipeline.where.file).parent
+        self.folder = folder_of(built)
+        self._explain = explain
         self.sets: dict[str, LiveSet] = {}
         self._declared: dict[str, Columns] = {}
         self._forks: list[Fork] = []
         self._closing = ExitStack()
         try:
-            reuse = {set_symbol(s.name): self._set(s, before) for s in self.pipeline.sets}
+            specs = (
+                replace(s, pinned=s.pinned and not explain) for s in self.pipeline.sets
+            )  # to try is to touch nothing
+            reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
             if before is not None:
                 reuse |= self._buckets(before) | before.rings()
             devices = [_device(name) for name in self.pipeline.targets(Forward)]
@@ -74,7 +80,11 @@ class Ruleset:
         wanted = self._declared[spec.name] = declared(spec, self.folder)
         live = before.sets.get(spec.name) if before is not None else None
         if live is None or before is None:
-            self.sets[spec.name] = live = LiveSet(spec, folder=self.folder)
+            if self._explain:
+                self.sets[spec.name] = live = LiveSet(replace(spec, members=(), source=None))
+                live.replace(lasting(wanted))
+            else:
+                self.sets[spec.name] = live = LiveSet(spec, folder=self.folder)
             return live.fd
         if live.spec.kind != spec.kind:
             raise PipelineError(
@@ -83,8 +93,7 @@ class Ruleset:
             )
         self.sets[spec.name] = live
         had = before._declared[spec.name]
-        same = len(had) == len(wanted) and bool((wanted.among(had) >= 0).all()) and live.capacity >= spec.capacity
-        if same or spec.pinned:
+        if (_alike(had, wanted) and live.capacity >= spec.capacity) or spec.pinned:
             return live.fd
         fork = live.fork(spec, had, wanted)
         self._forks.append(fork)
@@ -134,6 +143,24 @@ class Ruleset:
         self._closing.close()
         for live in self.sets.values():
             live.close()
+
+
+def _alike(a: Columns, b: Columns) -> bool:
+    """The same members, with the same actions and time-outs."""
+    if len(a) != len(b):
+        return False
+    where = b.among(a)
+    return bool((where >= 0).all() and (a.action[where] == b.action).all() and (a.timeout[where] == b.timeout).all())
+
+
+def lasting(members: Columns) -> Columns:
+    """The same without time-outs: where rules are tried on packets of another time, members stay."""
+    return replace(members, timeout=np.zeros(len(members)))
+
+
+def folder_of(built: Built) -> Path:
+    """Where the files of a pipeline's sets are."""
+    return built.folder or Path(built.pipeline.where.file).parent
 
 
 def _device(name: str) -> int:
