@@ -12,6 +12,10 @@ struct source {
 	struct xdp_md *ctx;
 };
 
+#define KEPT struct source
+#define keep(s) (*(s))
+#define kept(source) (source)
+
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {
 	const void *from = s->data + offset;

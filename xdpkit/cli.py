@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -45,6 +46,9 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Entry point: errors that a user can cause end as one line, never as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         app()
     except (PipelineError, VerifierError, NotSupported, FrameError, OSError) as error:
