@@ -60,8 +60,9 @@ def attach(
     calling thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
-    each redirected packet and notes its rule and mark (TC always does, and XDP where a rule marks).  ``shadow``: another
-    pipeline that is tried beside this one: it judges and counts every packet, and acts on none; ``link.ledger().shadow`` says where it differs.
+    each redirected packet and notes its rule and mark (TC always does, and XDP where a rule marks).  ``shadow``:
+    another pipeline that is tried beside this one: it judges and counts every packet, and acts on none;
+    ``link.ledger().shadow`` says where it differs.
 
     Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported where TC is
     asked for and the kernel has no tcx (before 6.6) or rules test ``meta.*`` where that cannot be, ValueError for a
