@@ -17,7 +17,7 @@ from blocks import capture
 from scapy.utils import PcapNgReader, rdpcap
 from traffic import drain, frames, last, number, take, until
 
-from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, attach, tcp, udp
+from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, Redirect, SocketOptions, attach, tcp, udp
 from xdpkit.batch import NO_RULE
 from xdpkit.built import build
 from xdpkit.netlink import iproute
@@ -712,7 +712,7 @@ def full(pipe):
 
 
 def test_named_groups_of_sockets_get_what_is_redirected_to_them(make_veth, tmp_path):
-    """Several sockets on one queue share its frames; each group is drained by itself, and an update moves them along."""
+    """Several sockets on a queue share its frames; each group is drained by itself, and an update moves them along."""
     left, right = make_veth(queues=2)
     pipe, more = Pipeline("groups"), Pipeline("more")
     for each in (pipe, more):
@@ -728,7 +728,8 @@ def test_named_groups_of_sockets_get_what_is_redirected_to_them(make_veth, tmp_p
         for turn, queue in enumerate((0, 1)):
             if turn:
                 link.update(more)
-            with sockets.group("dns").write(tmp_path / f"{turn}.pcapng"):
+            dns_group = sockets.group("dns")
+            with dns_group.write(tmp_path / f"{turn}.pcapng"):
                 for batch in sent.values():
                     left.send(batch, queue=queue)
                 got = take(sockets.group("web"), 50)
@@ -737,6 +738,5 @@ def test_named_groups_of_sockets_get_what_is_redirected_to_them(make_veth, tmp_p
                 assert [number(f) for f in got] == [number(f) for f in sent[9]]
             _, packets, _ = capture((tmp_path / f"{turn}.pcapng").read_bytes())
             assert [p["data"] for p in packets] == sent[53]
-            sockets.reach(link.program)
     ledger = link.ledger()
     assert (ledger.redirected, ledger.delivered, ledger.problems()) == (300, 300, ())

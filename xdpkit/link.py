@@ -77,7 +77,7 @@ class Link:
         self._copies: Copies | None = None
         self._mirrored = SocketStats()
         self._past = SocketStats()
-        self._sink = ("none", 0, 0)
+        self._sink, self._read = ("none", 0, 0), 0
         self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
@@ -210,6 +210,7 @@ class Link:
             self._copies = None
         if self._sockets is sockets:
             self._past += sockets.stats()
+            self._read += sockets.read
             name, written, refused = sockets.sink
             if name != "none":
                 self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
@@ -258,6 +259,7 @@ class Link:
             written=written,
             refused=refused,
             sink=sink,
+            read=self._read + (self._sockets.read if self._sockets is not None else 0),
             device_dropped=max(0, dropped),
             final=final,
             shadow=self._shadow_ledger(),

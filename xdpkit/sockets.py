@@ -75,6 +75,7 @@ class Sockets:
         self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
         self._workers: Drains | None = None
         self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
+        self.read = 0  # packets in batches
         self._in_map: list[int] = []  # entries of the XSKMAP
         self._groups: dict[str, Group] = {}
         self._closed = False
@@ -132,10 +133,13 @@ class Sockets:
         """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
         without a packet.  Each batch ends, and its frames go stale, when the next one is asked for."""
         self._idle()
-        if self.packet is not None:
-            yield from self.packet.batches(timeout, limit)
-        else:
-            yield from xsk.batches(self.xsks, timeout, limit)
+        source = self.packet.batches(timeout, limit) if self.packet else xsk.batches(self.xsks, timeout, limit)
+        for batch in source:
+            self._count_read(len(batch))
+            yield batch
+
+    def _count_read(self, packets: int) -> None:
+        self.read += packets
 
     def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: str = "adaptive") -> Workers:
         """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
@@ -283,6 +287,9 @@ class Group(Sockets):
         self._whole._alive()
         if self.busy or self._whole.busy:
             raise ValueError("workers drain these sockets already")
+
+    def _count_read(self, packets: int) -> None:
+        self._whole.read += packets
 
     def ended(self, name: str, total: WorkerStats) -> None:
         """What its workers counted is in the sums of all."""
