@@ -95,7 +95,7 @@ def kernel(suite: str, say: Callable[[str], None]) -> Kernel:
 def _kernel_packages(apt: Apt, suite: str) -> list[str]:
     """What holds image and modules: one package, from 6.19 on two that it depends on."""
     versions = re.findall(
-        rf"\| (\S+) \| \S+ {re.escape(suite)}/main ", apt("apt-cache", "madison", "linux-image-amd64")
+        rf"\|\s+(\S+) \| \S+ {re.escape(suite)}/main ", apt("apt-cache", "madison", "linux-image-amd64")
     )
     if not versions:
         raise LabError(f"{apt.mirror} has no linux-image-amd64 in {suite}: name a full mirror in XDPKIT_VM_MIRROR")

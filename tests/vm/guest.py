@@ -4,9 +4,9 @@ The guest sees the host's root directory read-only (9p) under an overlay in memo
 under their own paths, and nothing that the guest writes reaches the host, but for the directory /out, through which the
 command, its exit status and files that it leaves there are carried.
 
-Its devices: two igb joined by a hub, and two virtio-net joined by another.  igb is the one NIC with AF_XDP zero-copy that
-QEMU emulates; virtio-net has it where the device sits behind the DMA API (iommu_platform=on).  Each igb needs a PCIe port
-of its own.  Processors are emulated (no KVM is needed), so a figure measured in a guest means nothing.
+Its devices: two igb joined by a hub, and two virtio-net joined by another.  igb is the one NIC with AF_XDP zero-copy
+that QEMU emulates; virtio-net has it where the device sits behind the DMA API (iommu_platform=on).  Each igb needs a
+PCIe port of its own.  Processors are emulated (no KVM is needed), so a figure measured in a guest means nothing.
 """
 
 from __future__ import annotations
