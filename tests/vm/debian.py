@@ -26,7 +26,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FETCH_TIMEOUT_S = 600
 
 #: What the guest needs and Debian builds as modules; where a kernel has one built in, that is as good.
-MODULES = ("igb", "virtio_net", "9p", "9pnet_virtio", "overlay", "veth", "tun", "sch_ingress", "cls_bpf")
+MODULES = ("virtio_pci", "igb", "virtio_net", "9p", "9pnet_virtio", "overlay", "veth", "tun", "sch_ingress", "cls_bpf")
 
 
 class LabError(Exception):

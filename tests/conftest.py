@@ -1,0 +1,1 @@
+"""What all tests share; and by being here it makes the modules of this directory importable in those below."""

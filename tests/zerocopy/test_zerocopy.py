@@ -1,0 +1,383 @@
+"""AF_XDP zero-copy on NICs that have it: what is got, that every packet is accounted for, and what is left behind.
+
+A packet that finds no descriptor at the NIC is lost before any program sees it, so senders here wait for what they sent
+(`feed`) where a test counts to the packet."""
+
+import errno
+import re
+import signal
+import subprocess
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+
+import pytest
+from blocks import capture
+from traffic import frames, number, until
+from wire import ready, set_link, wire
+
+from xdpkit import DROP, PASS, REDIRECT, TX, Pipeline, SocketOptions, attach, ethtool, netdev, udp
+from xdpkit.built import build
+
+XDPKIT = str(Path(sys.executable).with_name("xdpkit"))
+DNS_FILE = str(Path(__file__).parents[2] / "pipelines" / "dns.py")
+SOURCES = [f"198.51.100.{n}" for n in range(1, 17)]  # igb's RSS looks at addresses, not at UDP ports
+TRANSMITTING = SocketOptions(tx=True, debug=True)
+CHECKED = SocketOptions(debug=True)
+
+
+@cache
+def pipeline():
+    """Port 53 is redirected, 80 dropped, 7 sent back; the rest passes.  Compiled once for all tests."""
+    pipe = Pipeline("ports", default=PASS)
+    pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+    pipe.rule(udp.dport == 80, DROP, name="web")
+    pipe.rule(udp.dport == 7, TX, name="echo")
+    return build(pipe)
+
+
+def flows(left, right, numbers, **options):
+    """Numbered frames of 16 senders in turn, so that every queue gets some."""
+    by_source = [frames(left, right, numbers, source=source, **options) for source in SOURCES]
+    return [by_source[i % len(SOURCES)][i] for i in range(len(numbers))]
+
+
+def feed(link, far, packets, window=64):
+    """Send all of `packets` to the link, each window after the one before was seen."""
+    seen = link.ledger().seen
+    for start in range(0, len(packets), window):
+        part = packets[start : start + window]
+        far.send(part)
+        seen += len(part)
+        until(lambda: link.ledger().seen >= seen, f"{seen} packets seen")  # noqa: B023  (called here)
+
+
+def received(sockets, count):
+    """`count` packets: [(queue, bytes)] in the order of arrival."""
+    got = []
+    for batch in sockets.batches(timeout=10):
+        got += [(batch.queue, bytes(frame)) for frame in batch.frames]
+        if len(got) >= count:
+            return got
+    raise AssertionError(f"{len(got)} of {count} packets came")
+
+
+def transmit(socket, packets):
+    """Until the TX ring has taken all, and the kernel has given every frame back."""
+    left = list(packets)
+
+    def on_their_way():
+        del left[: socket.transmit(left[:256])]
+        return not left
+
+    until(on_their_way, "the TX ring takes all packets")
+
+    def given_back():
+        socket.complete()
+        where = socket.frames()
+        return where["tx"] == where["completion"] == 0
+
+    until(given_back, "all frames are completed")
+
+
+# ---- want, require, got ----
+
+
+@pytest.mark.parametrize("bind", ["zerocopy", "auto", "want:zerocopy"])
+def test_the_kernel_says_zero_copy_and_so_does_the_link(nics, bind):
+    near, _ = nics
+    with attach(pipeline(), near.name, mode="native", bind=bind) as link, link.sockets() as sockets:
+        assert [x.zerocopy for x in sockets.xsks] == [True] * near.queues  # XDP_OPTIONS, read back
+        assert (link.got.mode, link.got.bind, link.got.walk) == ("native", "zerocopy", ())
+        assert str(link.got).startswith("native, zero-copy, queue")
+
+
+def test_auto_picks_native_zero_copy_by_itself(nics):
+    near, _ = nics
+    with attach(pipeline(), near.name) as link, link.sockets():
+        assert (link.got.mode, link.got.bind, link.got.queues) == ("native", "zerocopy", tuple(range(near.queues)))
+
+
+def test_copy_that_is_required_is_copy_also_here(nics):
+    near, far = nics
+    with attach(pipeline(), near.name, bind="copy") as link, link.sockets() as sockets:
+        assert not any(x.zerocopy for x in sockets.xsks)
+        assert link.got.bind == "copy"
+        ready(near, far)
+        sent = flows(far, near, range(100))
+        feed(link, far, sent)
+        assert sorted(f for _, f in received(sockets, 100)) == sorted(sent)
+
+
+def test_zero_copy_in_generic_mode_is_refused_before_a_packet_moves(nics):
+    near, _ = nics
+    with attach(pipeline(), near.name, mode="generic", bind="zerocopy") as link:
+        with pytest.raises(OSError, match=f"{near.name}: zero-copy needs native mode, and this is generic"):
+            link.sockets()
+
+
+# ---- packets ----
+
+
+@pytest.mark.parametrize("size", [64, 1514])
+def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, size):
+    near, far = nics
+    sent = flows(far, near, range(1500), size=size)
+    with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link:
+        with link.sockets() as sockets:
+            ready(near, far)
+            feed(link, far, sent)
+            got = received(sockets, len(sent))
+        ledger = link.ledger()
+    assert sorted(frame for _, frame in got) == sorted(sent)
+    for queue in range(near.queues):
+        numbers = [number(frame) for q, frame in got if q == queue]
+        assert numbers
+        assert numbers == sorted(numbers)
+    assert (ledger.seen, ledger.redirected, ledger.delivered, ledger.lost) == (1500, 1500, 1500, 0)
+    assert ledger.problems() == ()
+
+
+def test_rings_of_4_wrap_around_many_times(nics):
+    near, far = nics
+    options = SocketOptions(ring_size=4, frames=8, debug=True)
+    with attach(pipeline(), near.name, bind="zerocopy", queues=[0], options=options) as link:
+        with link.sockets() as sockets:
+            ready(near, far)
+            one_queue = _for_queue_0(link, sockets, near, far)
+            for start in range(0, 150, 3):
+                sent = frames(far, near, range(start, start + 3), source=one_queue)
+                far.send(sent)
+                assert [frame for _, frame in received(sockets, 3)] == sent
+            where = sockets.xsks[0].frames()
+            assert (where["held"], where["rx"], where["frames"]) == (0, 0, 8)
+        assert link.ledger().problems() == ()
+
+
+def _for_queue_0(link, sockets, near, far):
+    """A sender whose packets come to queue 0."""
+    for source in SOURCES:
+        rules = link.ledger().rules
+        feed(link, far, frames(far, near, [0], source=source))
+        if link.ledger().rules[0].no_socket == rules[0].no_socket:
+            received(sockets, 1)
+            return source
+    raise AssertionError("no packet came to queue 0")
+
+
+def test_verdicts_of_every_kind_keep_their_meaning_beside_zero_copy_sockets(nics):
+    near, far = nics
+    ports = {53: 300, 80: 200, 7: 100, 9: 400}
+    mixed = [f for port, count in ports.items() for f in flows(far, near, range(count), dport=port)]
+    with near.capture() as stack, far.capture() as back:
+        with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link:
+            with link.sockets() as sockets:
+                ready(near, far)
+                feed(link, far, mixed)
+                got = received(sockets, 300)
+                stack.wait(400, timeout=10)
+                back.wait(100, timeout=10)
+            ledger = link.ledger()
+    assert {r.name: r.packets for r in ledger.rules} == {"dns": 300, "web": 200, "echo": 100, "default": 400}
+    assert sorted(f for _, f in got) == sorted(mixed[:300])
+    assert sorted(stack) == sorted(mixed[600:])
+    assert sorted(f[12:] for f in back) == sorted(f[12:] for f in mixed[500:600])
+    assert {f[:12] for f in back} == {mixed[0][6:12] + mixed[0][:6]}
+    assert (ledger.delivered, ledger.lost, ledger.problems()) == (300, 0, ())
+
+
+def test_workers_write_every_packet(nics, tmp_path):
+    near, far = nics
+    sent = flows(far, near, range(3000), size=200)
+    with attach(pipeline(), near.name, bind="zerocopy", timestamps=True) as link:
+        with link.sockets() as sockets, sockets.write(tmp_path / "out.pcapng"):
+            ready(near, far)
+            feed(link, far, sent)
+    ledger = link.ledger()
+    _, packets, _ = capture((tmp_path / "out.pcapng").read_bytes())
+    assert (ledger.seen, ledger.written, ledger.lost, ledger.problems()) == (3000, 3000, 0, ())
+    assert len(packets) == 3000
+
+
+def test_transmitted_packets_reach_the_wire_and_every_frame_comes_back(nics):
+    near, far = nics
+    with attach(pipeline(), near.name, bind="zerocopy", options=TRANSMITTING) as link:
+        with link.sockets() as sockets, far.capture() as out:
+            ready(near, far)
+            for socket in sockets.xsks:
+                for start in range(0, 3000, 500):  # more packets than frames
+                    packets = frames(near, far, range(start, start + 500))
+                    transmit(socket, packets)
+                    out.wait(500, timeout=10)
+                    assert list(out) == packets
+                    out.clear()
+
+
+def test_packets_forwarded_in_user_space_cross_two_zero_copy_nics():
+    with wire("igb") as (igb, sender), wire("virtio_net") as (virtio, receiver):
+        options = TRANSMITTING
+        with attach(pipeline(), igb.name, bind="zerocopy", options=options) as link, link.sockets() as sockets:
+            with attach(pipeline(), virtio.name, bind="zerocopy", options=options) as out, out.sockets() as outlets:
+                ready(igb, sender, virtio, receiver)
+                sent = flows(sender, igb, range(1000))
+                with receiver.capture() as arrived:
+                    for start in range(0, 1000, 250):
+                        feed(link, sender, sent[start : start + 250])
+                        transmit(outlets.xsks[0], [frame for _, frame in received(sockets, 250)])
+                    arrived.wait(1000, timeout=10)
+        assert sorted(arrived) == sorted(sent)
+        assert (link.ledger().delivered, link.ledger().problems()) == (1000, ())
+
+
+# ---- what happens meanwhile ----
+
+
+def _keep_sending(far, packets, stop):
+    while not stop.is_set():
+        far.send(packets)
+
+
+@pytest.mark.parametrize("drained_by", ["workers", "nobody"])
+def test_teardown_under_traffic_accounts_for_every_packet_that_was_seen(nics, drained_by):
+    near, far = nics
+    stop = threading.Event()
+    sender = threading.Thread(target=_keep_sending, args=(far, flows(far, near, range(64)), stop))
+    ledgers = []
+    sender.start()
+    try:
+        for _ in range(3):
+            with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets() as sockets:
+                ready(near)
+                if drained_by == "workers":
+                    with sockets.count():
+                        until(lambda: link.ledger().seen > 300, "packets are seen")
+                else:
+                    until(lambda: link.ledger().seen > 300, "packets are seen")
+            ledgers.append(link.ledger())
+    finally:
+        stop.set()
+        sender.join()
+    assert [ledger.problems() for ledger in ledgers] == [()] * 3
+
+
+def test_sockets_reopened_under_traffic_are_zero_copy_again(nics):
+    near, far = nics
+    stop = threading.Event()
+    sender = threading.Thread(target=_keep_sending, args=(far, flows(far, near, range(64)), stop))
+    with attach(pipeline(), near.name, bind="zerocopy") as link:
+        ready(near, far)
+        sender.start()
+        try:
+            for _ in range(5):
+                with link.sockets() as sockets:
+                    assert link.got.bind == "zerocopy"
+                    received(sockets, 100)
+        finally:
+            stop.set()
+            sender.join()
+    assert link.ledger().problems() == ()
+
+
+def test_packets_flow_again_after_the_link_was_down(nics):
+    near, far = nics
+    with attach(pipeline(), near.name, bind="zerocopy", options=TRANSMITTING) as link, link.sockets() as sockets:
+        ready(near, far)
+        for _ in range(3):
+            sent = flows(far, near, range(200))
+            feed(link, far, sent)
+            assert sorted(f for _, f in received(sockets, 200)) == sorted(sent)
+            with far.capture() as out:
+                transmit(sockets.xsks[0], sent)
+                out.wait(200, timeout=10)
+            set_link(near, state="down")
+            set_link(near, state="up")
+            ready(near, far)
+        assert all(x.zerocopy for x in sockets.xsks)
+    assert (link.ledger().delivered, link.ledger().problems()) == (600, ())
+
+
+def test_queues_with_sockets_cannot_be_taken_away_and_others_can():
+    with wire("igb") as (near, _):
+        with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets():
+            with pytest.raises(OSError, match=f"set 1 receive and 1 transmit queues on {near.name}") as caught:
+                ethtool.set_channels(near.name, rx=1, tx=1)
+            assert caught.value.errno == errno.EINVAL
+        ethtool.set_channels(near.name, rx=1, tx=1)
+        with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets():
+            assert (link.got.bind, link.got.queues) == ("zerocopy", (0,))
+        ethtool.set_channels(near.name, rx=2, tx=2)
+
+
+def test_packets_of_a_queue_that_came_later_are_named_in_the_ledger():
+    with wire("igb") as (near, far):
+        ethtool.set_channels(near.name, rx=1, tx=1)
+        with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets() as sockets:
+            ethtool.set_channels(near.name, rx=2, tx=2)
+            ready(near, far)
+            feed(link, far, flows(far, near, range(320)))
+            beside = link.ledger().no_socket
+            assert 0 < beside < 320
+            assert {queue for queue, _ in received(sockets, 320 - beside)} == {0}
+        assert link.ledger().problems() == ()
+
+
+def test_a_starved_nic_loses_packets_where_the_ledger_says_so():
+    with wire("igb") as (near, far):
+        options = SocketOptions(ring_size=64, frames=64)
+        with attach(pipeline(), near.name, bind="zerocopy", options=options) as link, link.sockets() as sockets:
+            ready(near, far)
+            far.send(flows(far, near, range(1000)))
+            until(lambda: link.ledger().seen + link.ledger().device_dropped >= 1000, "1000 packets are named")
+            ledger = link.ledger()
+            assert ledger.device_dropped > 0
+            assert ledger.waiting == ledger.seen
+            received(sockets, ledger.waiting)
+            feed(link, far, flows(far, near, range(32)))  # and it goes on
+            received(sockets, 32)
+
+
+# ---- from the shell ----
+
+
+def xdpkit_run(near, *options):
+    command = [XDPKIT, "run", DNS_FILE, "-i", near.name, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return process, process.stderr.readline()
+
+
+def test_run_says_zero_copy_when_it_starts_and_when_it_ends(nics):
+    near, far = nics
+    process, said = xdpkit_run(near)
+    try:
+        ready(near, far)
+        assert re.search(rf"^xdpkit: .* on {near.name}: native, zero-copy, queue", said)
+        far.send(flows(far, near, range(100)))
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "native, zero-copy" in out
+
+
+def test_a_killed_run_leaves_the_device_as_it_was(nics):
+    near, far = nics
+    process, said = xdpkit_run(near)
+    assert "zero-copy" in said
+    process.kill()
+    process.communicate()
+    until(lambda: netdev.xdp_holders(near.index) == (), "the program is gone")
+    with near.capture() as stack:
+        ready(near, far)
+        far.send(flows(far, near, range(50)))
+        stack.wait(50, timeout=10)
+    with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets():
+        assert link.got.bind == "zerocopy"
+
+
+def test_the_doctor_says_that_the_device_has_zero_copy(nics):
+    near, _ = nics
+    told = subprocess.run([XDPKIT, "doctor", near.name], capture_output=True, text=True, check=False)
+    assert re.search(r"^ok +zero-copy +the driver has AF_XDP zero-copy", told.stdout, re.M)
+    assert "problem" not in told.stdout
