@@ -52,8 +52,12 @@ def build_bpf(target: Path) -> None:
         "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3",
         f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
     ]  # fmt: skip
-    modules = [f"{hook}{part}" for hook in ("xdp", "tc", "socket") for part in ("", "_tunnel")]
-    for name, output in (*((m, f"{m}.bc") for m in modules), ("generator", "generator.o")):
+    modules = [f"{hook}{part}" for hook in ("xdp", "tc", "socket") for part in ("", "_tunnel")] + ["set", "limit"]
+    for name, output in (
+        *((m, f"{m}.bc") for m in modules),
+        ("generator", "generator.o"),
+        ("forwarded", "forwarded.o"),
+    ):
         source = str(ROOT / "bpf" / f"{name}.bpf.c")
         if not output.endswith(".bc"):
             subprocess.run([clang, *flags, "-c", source, "-o", str(target / output)], check=True)

@@ -2,18 +2,43 @@
 /*
  * What every hook shares behind the walk: the generated classify(), the verdict it packs, and the counters.
  *
- * classify() returns  rule << 16 | otherwise << 8 | verdict.  Verdicts use the XDP numbers (DROP 1, PASS 2, TX 3,
- * REDIRECT 4); `otherwise` is the declared verdict of a REDIRECT that finds no socket.  All of it is constant per rule,
- * so after inlining nothing is unpacked at run time that does not have to be.
+ * classify() returns  rule << 16 | target << 6 | otherwise << 3 | verdict.  Verdicts use the XDP numbers (DROP 1, PASS 2,
+ * TX 3, REDIRECT 4) and FORWARD, 5; `otherwise` is the declared verdict of a REDIRECT that finds no socket and a FORWARD
+ * that finds no device; `target` is the socket group or the device.  All of it is constant per rule, so after inlining
+ * nothing is unpacked at run time that does not have to be.  What a packet meets on its way through the rules is counted
+ * on the way; the rule that takes it is counted by the entry.
  */
 #pragma once
 #include "packet.h"
 #include "load.h"
 
+enum { FORWARD = 5 };
+
+static __always_inline __u32 rule_of(__u32 outcome)
+{
+	return outcome >> 16;
+}
+
+static __always_inline __u32 target_of(__u32 outcome)
+{
+	return outcome >> 6 & 0x3ff;
+}
+
+static __always_inline __u32 otherwise_of(__u32 outcome)
+{
+	return outcome >> 3 & 7;
+}
+
+static __always_inline __u32 verdict_of(__u32 outcome)
+{
+	return outcome & 7;
+}
+
 struct counter {
 	__u64 packets;
 	__u64 bytes;
-	__u64 no_socket; /* REDIRECT verdicts that fell back to `otherwise` */
+	__u64 no_socket; /* REDIRECT and FORWARD verdicts that fell back to `otherwise` */
+	__u64 failed;    /* steps that could not be done: the set, or the ring to user space, was full */
 };
 
 /* One entry per rule and one for the default, in rule order; max_entries is set before load. */
@@ -24,13 +49,66 @@ struct {
 	__type(value, struct counter);
 } counters SEC(".maps");
 
-__u32 classify(const struct packet *p, struct source *s);
+/* What the steps of rules want of the entry. */
+struct steps {
+	__u32 mark, marked;
+	__u32 mirror; /* bytes to copy; 0: none */
+	__u32 mirror_rule;
+};
+
+__u32 classify(const struct packet *p, struct source *s, struct steps *a);
+
+/* Generated, constants: may the rules give this verdict?  Does one set a mark? */
+__u32 verdicts(void);
+__u32 marks(void);
+#define MAY(verdict) (verdicts() & 1u << (verdict))
 
 /* Generated, a constant: does any rule read what walk() finds? */
 __u32 reads_headers(void);
 
-/* Set before load: the program returns what classify() said and neither counts nor acts.  For BPF_PROG_TEST_RUN only. */
+/* Set before load: the program returns what classify() said and does not act.  For BPF_PROG_TEST_RUN only. */
 const volatile __u32 explain = 0;
+
+/* The clock and the randomness of a program that explains; user space writes them in front of each test run. */
+struct given {
+	__u64 now_ns;
+	__u32 random, unused;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct given);
+} given SEC(".maps");
+
+static __always_inline struct given *find_given(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&given, &zero);
+}
+
+GENERATED_CALLS __u64 now(void)
+{
+	struct given *g;
+
+	if (!explain)
+		return bpf_ktime_get_ns();
+	g = find_given();
+	return g ? g->now_ns : 0;
+}
+
+/* 32 random bits; given ones go on as xdpkit/state.py says. */
+GENERATED_CALLS __u32 draw(void)
+{
+	struct given *g;
+
+	if (!explain)
+		return bpf_get_prandom_u32();
+	g = find_given();
+	return g ? g->random = g->random * 1664525u + 1013904223u : 0;
+}
 
 static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 {
@@ -41,4 +119,18 @@ static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 		c->bytes += bytes;
 	}
 	return c;
+}
+
+/* Called by classify(): a rule that goes on was met; a step of a rule could not be done. */
+GENERATED_CALLS void passed(const struct packet *p, __u32 rule)
+{
+	count(rule, p->len);
+}
+
+GENERATED_CALLS void failed(__u32 rule)
+{
+	struct counter *c = bpf_map_lookup_elem(&counters, &rule);
+
+	if (c)
+		c->failed++;
 }

@@ -18,6 +18,12 @@
 struct source;
 struct packet;
 
+/* Called by generated code: see act.h. */
+__u64 now(void);
+__u32 draw(void);
+void passed(const struct packet *p, __u32 rule);
+void failed(__u32 rule);
+
 __s64 load8(struct source *s, __u64 offset);
 __s64 load16(struct source *s, __u64 offset);
 __s64 load32(struct source *s, __u64 offset);

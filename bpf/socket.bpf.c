@@ -11,6 +11,7 @@ int xdpkit(struct skb *skb)
 {
 	struct source s = source_of(skb);
 	struct packet bare = { 0 }, *p = &bare;
+	struct steps a = { 0 };
 	__u32 outcome;
 
 	if (reads_headers() && !(p = packet_room()))
@@ -19,11 +20,11 @@ int xdpkit(struct skb *skb)
 	p->len = wire_length(&s);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
-	outcome = classify(p, &s);
+	outcome = classify(p, &s, &a);
+	count(rule_of(outcome), p->len);
 	if (explain)
 		return outcome;
-	count(outcome >> 16, p->len);
-	return (outcome & 0xff) == XDP_REDIRECT ? -1 : 0;
+	return verdict_of(outcome) == XDP_REDIRECT ? -1 : 0;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

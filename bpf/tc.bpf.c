@@ -37,9 +37,9 @@ static __always_inline int redirect(struct source *s, const struct packet *p, st
 	if (!r) {
 		if (c)
 			c->no_socket++;
-		return (outcome >> 8 & 0xff) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 	}
-	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = outcome >> 16, .len = p->len, .wire_len = p->len,
+	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = p->len, .wire_len = p->len,
 			      .queue = p->rx_queue, .verdict = XDP_REDIRECT };
 	return copy_packet(s, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
 }
@@ -61,12 +61,32 @@ static __always_inline int transmit(struct skb *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
+/* Devices that rules FORWARD to, by index. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+static __always_inline int forward(struct counter *c, __u32 outcome)
+{
+	__u32 target = target_of(outcome), *ifindex = bpf_map_lookup_elem(&devices, &target);
+
+	if (ifindex && *ifindex)
+		return bpf_redirect(*ifindex, 0);
+	if (c)
+		c->no_socket++;
+	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+}
+
 SEC("tc")
 int xdpkit(struct skb *skb)
 {
 	struct source s = source_of(skb);
 	/* at egress: of a packet that is being forwarded, the queue on which it came */
 	struct packet bare = { 0 }, *p = &bare;
+	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;
 
@@ -76,20 +96,19 @@ int xdpkit(struct skb *skb)
 	p->len = wire_length(&s);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
-	outcome = classify(p, &s);
+	outcome = classify(p, &s, &a);
+	c = count(rule_of(outcome), p->len);
 	if (explain)
 		return outcome;
-	c = count(outcome >> 16, p->len);
-	switch (outcome & 0xff) {
-	case XDP_REDIRECT:
+	if (marks() && a.marked)
+		skb->mark = a.mark;
+	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(&s, p, c, outcome);
-	case XDP_TX:
+	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
+		return forward(c, outcome);
+	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(skb);
-	case XDP_DROP:
-		return TCX_DROP;
-	default:
-		return TCX_NEXT;
-	}
+	return verdict_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

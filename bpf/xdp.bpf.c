@@ -18,7 +18,7 @@ struct meta {
 	__u32 magic;
 };
 
-/* RX queue to AF_XDP socket; max_entries is set to the number of queues before load. */
+/* group * queues + RX queue to AF_XDP socket; max_entries, groups times queues, is set before load. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, 1);
@@ -26,7 +26,16 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
+/* The devices that rules FORWARD to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
 const volatile __u32 want_meta = 0;
+const volatile __u32 queues = 1;
 
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
@@ -77,8 +86,9 @@ LOADS(8, (__s64)(__u8))
 LOADS(16, (__s64)(__u16)bpf_ntohs)
 LOADS(32, (__s64)(__u32)bpf_ntohl)
 
-static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 rule, __u32 otherwise)
+static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome)
 {
+	__u32 rule = rule_of(outcome), key = ctx->rx_queue_index;
 	int verdict;
 
 	if (want_meta && !bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct meta))) {
@@ -90,13 +100,25 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 			m->magic = META_MAGIC;
 		}
 	}
-	verdict = bpf_redirect_map(&xsks, ctx->rx_queue_index, otherwise);
+	if (key < queues)
+		key += target_of(outcome) * queues;
+	verdict = bpf_redirect_map(&xsks, key, otherwise_of(outcome));
 	if (verdict != XDP_REDIRECT) {
 		if (c)
 			c->no_socket++;
 		if (want_meta) /* PASS hands the metadata to the stack, where it can break GRO: take it back */
 			bpf_xdp_adjust_meta(ctx, sizeof(struct meta));
 	}
+	return verdict;
+}
+
+/* Out of another device.  What its driver then drops is not known here (tracepoint xdp:xdp_devmap_xmit). */
+static __always_inline int forward(struct counter *c, __u32 outcome)
+{
+	int verdict = bpf_redirect_map(&devices, target_of(outcome), otherwise_of(outcome));
+
+	if (verdict != XDP_REDIRECT && c)
+		c->no_socket++;
 	return verdict;
 }
 
@@ -131,25 +153,23 @@ int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
 	struct packet p = { .len = s.end - s.data, .rx_queue = ctx->rx_queue_index };
+	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;
 
 	if (reads_headers())
 		walk(&s, &p, 0, 0);
-	outcome = classify(&p, &s);
+	outcome = classify(&p, &s, &a);
+	c = count(rule_of(outcome), p.len);
 	if (explain)
 		return outcome;
-	c = count(outcome >> 16, p.len);
-	switch (outcome & 0xff) {
-	case XDP_REDIRECT:
-		return redirect(ctx, c, outcome >> 16, outcome >> 8 & 0xff);
-	case XDP_TX:
+	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
+		return redirect(ctx, c, outcome);
+	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
+		return forward(c, outcome);
+	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(ctx);
-	case XDP_DROP:
-		return XDP_DROP;
-	default:
-		return XDP_PASS;
-	}
+	return verdict_of(outcome) == XDP_DROP ? XDP_DROP : XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -78,6 +78,19 @@ int xk_program_set_entries(struct xk_program *p, const char *name, uint32_t entr
 	return 0;
 }
 
+int xk_program_set_map(struct xk_program *p, const char *name, uint32_t type, uint32_t key_size, uint32_t entries)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);
+	int error;
+
+	if (!map)
+		return xk_fail("bpf_object__find_map_by_name", ENOENT);
+	error = bpf_map__set_type(map, (enum bpf_map_type)type);
+	error = error ? error : bpf_map__set_key_size(map, key_size);
+	error = error ? error : bpf_map__set_max_entries(map, entries);
+	return error ? xk_fail("bpf_map__set_type", -error) : 0;
+}
+
 /* The map that holds a global variable and its offset in the map's only value; NULL if there is none. */
 static struct bpf_map *variable(const struct xk_program *p, const char *section, const char *name, size_t size,
 				uint32_t *offset)
@@ -282,6 +295,18 @@ int xk_link_tcx(int prog_fd, int ifindex, int egress)
 	return fd < 0 ? xk_fail("bpf(BPF_LINK_CREATE, tcx)", errno) : fd;
 }
 
+int xk_link_trace(int prog_fd)
+{
+	int fd = bpf_raw_tracepoint_open(NULL, prog_fd);
+
+	return fd < 0 ? xk_fail("bpf(BPF_RAW_TRACEPOINT_OPEN)", errno) : fd;
+}
+
+int xk_link_update(int link_fd, int prog_fd)
+{
+	return bpf_link_update(link_fd, prog_fd, NULL) ? xk_fail("bpf(BPF_LINK_UPDATE)", errno) : 0;
+}
+
 int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_t size)
 {
 	const char *said, *prefix = "Kernel error message: ";
@@ -323,6 +348,11 @@ int xk_counters(int map_fd, uint32_t n, uint32_t count, uint64_t *out)
 	}
 	free(values);
 	return 0;
+}
+
+int xk_map_put(int map_fd, const void *key, const void *value)
+{
+	return bpf_map_update_elem(map_fd, key, value, 0) ? xk_fail("bpf(BPF_MAP_UPDATE_ELEM)", errno) : 0;
 }
 
 int xk_xskmap_set(int map_fd, uint32_t queue, int xsk_fd)

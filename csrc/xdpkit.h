@@ -44,6 +44,8 @@ int xk_program_open(const void *object, size_t size, const char *name, struct xk
 /* Before load: entries of a map; a 32-bit constant in .rodata.  -ENOENT if the object has none of that name. */
 int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
+/* Before load: what kind of map, the size of its keys, its entries. */
+int xk_program_set_map(struct xk_program *p, const char *map, uint32_t type, uint32_t key_size, uint32_t entries);
 /*
  * Load (CAP_BPF + CAP_PERFMON, or CAP_SYS_ADMIN; and CAP_NET_ADMIN).  The verifier's log and libbpf's words go to `log`, cut to
  * `log_size` from the front when they are longer.
@@ -86,6 +88,10 @@ int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags);
  * The same at TC (tcx, Linux 6.6), ingress or egress, in front of the programs that are there.  -EINVAL: no tcx here.
  */
 int xk_link_tcx(int prog_fd, int ifindex, int egress);
+/* Attach a tp_btf program to its tracepoint, the same way. */
+int xk_link_trace(int prog_fd);
+/* Put another program in the place of the one that a link holds: each packet meets the one or the other. */
+int xk_link_update(int link_fd, int prog_fd);
 /*
  * The kernel's words for a refused attachment, which bpf_link does not carry: asks again through netlink, and takes the
  * attachment back if that succeeds.  Returns that attempt's result; `text` is empty if the kernel said nothing.
@@ -94,6 +100,8 @@ int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_
 
 /* Sum the per-CPU counters of entries 0 .. n-1 into out[n * words], each `words` 64-bit words. */
 int xk_counters(int map_fd, uint32_t n, uint32_t words, uint64_t *out);
+/* Write an entry of a map; key and value are as long as the map says. */
+int xk_map_put(int map_fd, const void *key, const void *value);
 /* Set or clear an entry of an XSKMAP. */
 int xk_xskmap_set(int map_fd, uint32_t queue, int xsk_fd);
 int xk_xskmap_clear(int map_fd, uint32_t queue);

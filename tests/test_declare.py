@@ -91,8 +91,8 @@ REFUSED = [
     # rules
     ("pipe.rule(udp.dport, DROP)", "udp.dport is no condition: compare it with something"),
     ("pipe.rule(True, DROP)", "True is no condition"),
-    ("pipe.rule(udp, 'DROP')", "'DROP' is no action: PASS, DROP, TX or REDIRECT"),
-    ("pipe.rule(udp, Redirect)", "is no action: PASS, DROP, TX or REDIRECT"),
+    ("pipe.rule(udp, 'DROP')", "'DROP' is no action (PASS, DROP, TX, REDIRECT, Forward(device)) and no step"),
+    ("pipe.rule(udp, Redirect)", "is no action (PASS, DROP, TX, REDIRECT, Forward(device)) and no step"),
     ("pipe.rule(udp, DROP, name='')", "rule name '': a printable string is wanted"),
     ("pipe.rule(udp, DROP, name='a\\nb')", "a printable string is wanted"),
     ("pipe.rule(udp, DROP, name=5)", "rule name 5: a printable string is wanted"),
@@ -103,7 +103,7 @@ REFUSED = [
     ("Pipeline('a b')", "pipeline name 'a b': letters, digits, '_', '.', '-', at most 63"),
     ("Pipeline('a' * 64)", "at most 63"),
     ("Pipeline(None)", "pipeline name None"),
-    ("Pipeline('p', default='DROP')", "'DROP' is no action: PASS, DROP, TX or REDIRECT"),
+    ("Pipeline('p', default='DROP')", "'DROP' is no action: PASS, DROP, TX, REDIRECT or Forward(device)"),
 ]
 
 

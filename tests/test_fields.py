@@ -32,6 +32,10 @@ from xdpkit.headers import HEADER_OBJECTS, field_object, gre, gtpu, inner, ip, m
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
 from xdpkit.reference import evaluate, holds, walk
+from xdpkit.state import State
+
+#: For conditions that remember nothing.
+STATE = State(Pipeline("none"))
 
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 ETHER = Ether(src=A, dst=B)
@@ -96,7 +100,7 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
 
 
 def true(condition: object, packet: ScapyPacket | bytes) -> bool:
-    return holds(as_expr(condition), walk(bytes(packet)))
+    return holds(as_expr(condition), walk(bytes(packet)), STATE)
 
 
 @pytest.mark.parametrize("spec", [s for s in FIELDS if not s.name.startswith(INNER)], ids=lambda s: s.name)

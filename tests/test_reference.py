@@ -29,7 +29,11 @@ from xdpkit.fields import FIELDS, HEADERS, FieldSpec
 from xdpkit.headers import HEADER_OBJECTS, arp, eth, icmp, icmp6, ip, ip6, pkt, tcp, udp, vlan, vlan2
 from xdpkit.pipeline import Pipeline
 from xdpkit.reference import evaluate, holds, walk
+from xdpkit.state import State
 from xdpkit.walk import MAX_EXTENSIONS
+
+#: For conditions that remember nothing.
+STATE = State(Pipeline("none"))
 
 ETHER = Ether(dst="02:00:00:00:00:01", src="02:00:00:00:00:02")
 #: An IPv6 header that names a destination-options header as next.
@@ -38,7 +42,7 @@ BARE_IP6 = bytes(ETHER / IPv6(src="2001:db8::1", dst="2001:db8::2", nh=60))
 
 def true(condition: object, packet: ScapyPacket | bytes) -> bool:
     """Does the condition hold of the packet?"""
-    return holds(as_expr(condition), walk(bytes(packet)))
+    return holds(as_expr(condition), walk(bytes(packet)), STATE)
 
 
 def chain(*kinds: int, last: int = 17) -> bytes:
@@ -321,18 +325,18 @@ def test_a_test_holds_or_its_complement_does_or_the_header_is_absent(test: Expr,
     value = packet.value(test.spec)
     inside = sum(low <= value <= high for low, high in test.intervals) if value is not None else 0
     assert inside in (0, 1), "intervals overlap"
-    assert holds(test, packet) == (inside == 1)
-    assert holds(~test, packet) != holds(test, packet)
+    assert holds(test, packet, STATE) == (inside == 1)
+    assert holds(~test, packet, STATE) != holds(test, packet, STATE)
 
 
 @examples(200)
 @given(conditions(), conditions(), frames(0))
 def test_and_or_and_not_are_those_of_logic(a: Expr, b: Expr, frame: bytes):
     packet = walk(frame)
-    x, y = holds(a, packet), holds(b, packet)
-    assert holds(a & b, packet) == (x and y)
-    assert holds(a | b, packet) == (x or y)
-    assert holds(~(a & b), packet) == holds(~a | ~b, packet)
+    x, y = holds(a, packet, STATE), holds(b, packet, STATE)
+    assert holds(a & b, packet, STATE) == (x and y)
+    assert holds(a | b, packet, STATE) == (x or y)
+    assert holds(~(a & b), packet, STATE) == holds(~a | ~b, packet, STATE)
 
 
 @examples(200)
@@ -340,8 +344,8 @@ def test_and_or_and_not_are_those_of_logic(a: Expr, b: Expr, frame: bytes):
 def test_every_frame_is_taken_by_the_first_rule_that_matches(pipe: Pipeline, frame: bytes):
     taken = pipe.outcomes.index(evaluate(pipe, frame))
     packet = walk(frame)
-    assert holds(pipe.outcomes[taken].expr, packet)
-    assert not any(holds(rule.expr, packet) for rule in pipe.outcomes[:taken])
+    assert holds(pipe.outcomes[taken].expr, packet, STATE)
+    assert not any(holds(rule.expr, packet, STATE) for rule in pipe.outcomes[:taken])
 
 
 # ---- operators against their meaning in integers ----
@@ -365,7 +369,7 @@ def test_operators_mean_what_they_mean_for_integers(spec: FieldSpec, data: st.Da
 
 def test_an_expression_without_a_meaning_is_an_error():
     with pytest.raises(TypeError, match="no meaning for Expr"):
-        holds(Expr(where=Where("", 0)), walk(b""))
+        holds(Expr(where=Where("", 0)), walk(b""), STATE)
 
 
 def test_pass_is_the_default_of_an_empty_pipeline():

@@ -20,7 +20,7 @@ from traffic import drain, frames, last, number, take, until
 from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, attach, tcp, udp
 from xdpkit.built import build
 from xdpkit.netlink import iproute
-from xdpkit.sockets import open_capture
+from xdpkit.workers import open_capture
 from xdpkit.xsk import NO_RULE, wait
 
 MODES = ("native", "generic", "af_packet")

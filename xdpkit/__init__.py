@@ -8,7 +8,7 @@
 ...         print(batch.queue, batch.lengths.sum())
 """
 
-from .actions import DROP, PASS, REDIRECT, TX, Action, Redirect, Verdict
+from .actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
 from .attach import Link, attach
 from .check import Finding, PipelineWarning
 from .compiler import Compiled, compile_pipeline
@@ -42,12 +42,15 @@ from .headers import (
     vxlan,
 )
 from .ledger import Ledger
+from .limits import limit, log, sample
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
+from .sets import Set
 from .xsk import Batch, SocketOptions
 
 __all__ = [
+    "COUNT",
     "DROP",
     "PASS",
     "REDIRECT",
@@ -56,10 +59,13 @@ __all__ = [
     "Batch",
     "Compiled",
     "Finding",
+    "Forward",
     "FrameError",
     "Got",
     "Ledger",
     "Link",
+    "Mark",
+    "Mirror",
     "NotSupported",
     "Pipeline",
     "PipelineError",
@@ -67,7 +73,9 @@ __all__ = [
     "Program",
     "Redirect",
     "Rule",
+    "Set",
     "SocketOptions",
+    "Step",
     "Verdict",
     "VerifierError",
     "Where",
@@ -87,13 +95,16 @@ __all__ = [
     "inner",
     "ip",
     "ip6",
+    "limit",
     "load_file",
+    "log",
     "meta",
     "mpls",
     "payload",
     "pcap",
     "pkt",
     "routing",
+    "sample",
     "sctp",
     "tcp",
     "udp",

@@ -15,17 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .actions import Action, Redirect, Verdict
+from .actions import Action, Step, Verdict
 from .classic import Instruction
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
 from .pipeline import Pipeline, Rule, load_file
+from .sets import Entry, SetSpec
 
 __all__ = ["Built", "build", "load", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2
 #: What a program needs of the kernel, by hook.
 NEEDS = {
     "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
@@ -68,6 +69,7 @@ def write(built: Built, path: str | Path) -> None:
         "default": _encode(pipe.default),
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
+        "sets": [_encode(spec) for spec in pipe.sets],
         "digest": pipe.digest(),
         "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
     }
@@ -99,7 +101,8 @@ def read(path: str | Path) -> Built:
                 )
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
             pipe.where = _decode(manifest["where"])
-            pipe.restore(_decode(rule) for rule in manifest["rules"])
+            sets = tuple(_decode(spec) for spec in manifest["sets"])
+            pipe.restore((_decode(rule) for rule in manifest["rules"]), sets)
             programs = {
                 hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
                 for hook in manifest["needs"]
@@ -124,8 +127,8 @@ def load(path: str | Path) -> Built:
 
 
 def _kinds() -> dict[str, type]:
-    found: dict[str, type] = {c.__name__: c for c in (Action, Instruction, Redirect, Rule, Where)}
-    waiting: list[type] = [Expr]
+    found: dict[str, type] = {c.__name__: c for c in (Action, Entry, Instruction, Rule, SetSpec, Where)}
+    waiting: list[type] = [Action, Expr, Step]
     while waiting:
         below: list[type] = waiting.pop().__subclasses__()
         found |= {kind.__name__: kind for kind in below}
@@ -142,7 +145,7 @@ def _encode(value: object) -> Any:
         return {"kind": "Instruction"} | value._asdict()
     if isinstance(value, tuple):
         return [_encode(v) for v in value]
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, bytes):
         return {"kind": "bytes", "hex": value.hex()}

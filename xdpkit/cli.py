@@ -28,7 +28,7 @@ from .holders import clean
 from .live import headline, table
 from .offline import PipelineFile, build_command, replay_command, show_command
 from .pipeline import load_file
-from .sockets import Workers, open_capture
+from .workers import Workers, open_capture
 
 app = typer.Typer(
     name="xdpkit",

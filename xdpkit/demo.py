@@ -17,7 +17,7 @@ from .attach import Link, attach
 from .lab import Lab
 from .ledger import Ledger
 from .pipeline import load_file
-from .sockets import Workers
+from .workers import Workers
 
 __all__ = ["PIPELINE", "RATE_PPS", "demo"]
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import PipelineError, Where
 from .fields import FieldSpec
+
+if TYPE_CHECKING:
+    from .sets import SetSpec
 
 NO_TRUTH_VALUE = (
     "a condition has no truth value while it is declared: write & | ~ for and, or, not, "
@@ -94,6 +97,21 @@ class Test(Expr):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Member(Expr):
+    """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions)
+    one that holds this action."""
+
+    set: SetSpec
+    fields: tuple[FieldSpec, ...]
+    action: int | None = None
+
+    def __str__(self) -> str:
+        names = ", ".join(f.name for f in self.fields)
+        what = f"{names if len(self.fields) == 1 else f'({names})'} in {self.set.name}"
+        return what if self.action is None else f"{what} -> {self.set.actions[self.action]}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class And(Expr):
     """All of ``terms``."""
 
@@ -136,7 +154,7 @@ class Always(Expr):
 
 
 def _bracket(term: Expr, kinds: type | tuple[type, ...]) -> str:
-    comparison = isinstance(term, Test) and not term.text.endswith(")")
+    comparison = (isinstance(term, Test) and not term.text.endswith(")")) or isinstance(term, Member)
     return f"({term})" if comparison or isinstance(term, kinds) else str(term)
 
 
@@ -171,6 +189,14 @@ class Named:
 
     def __invert__(self) -> Expr:
         return ~self.condition()
+
+
+class Keyed(Named):
+    """A set, as far as fields know it: ``ip.dst.isin(blocked)`` is ``blocked.match(ip.dst)``."""
+
+    def match(self, *fields: Any) -> Expr:
+        """The condition that ``fields`` are in it."""
+        raise NotImplementedError
 
 
 def _operand(other: object, operator: str) -> Expr:

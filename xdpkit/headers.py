@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from .errors import NotSupported, PipelineError
-from .expr import Always, Expr, Named, Present, Test, complement, here, merge
+from .expr import Always, Expr, Keyed, Named, Present, Test, complement, here, merge
 from .fields import FIELDS, HEADERS, INNER, PAYLOAD_MAX_OFFSET, PAYLOAD_MAX_SIZE, TCP_FLAGS, FieldSpec, field_named
 
 _WRITTEN = (int, str, bytes, ipaddress.IPv4Address, ipaddress.IPv6Address)
@@ -141,8 +141,10 @@ class Field(Named):
         "low-high")."""
         return self._test([self._prefix(p) for p in prefixes], f"{self.spec.name}.within({_commas(prefixes)})")
 
-    def isin(self, values: Iterable[object]) -> Test:
-        """The field equals one of ``values``."""
+    def isin(self, values: Iterable[object] | Keyed) -> Expr:
+        """The field equals one of ``values``, or is in a set."""
+        if isinstance(values, Keyed):
+            return values.match(self)
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise PipelineError(f"{self.spec.name}.isin wants a list of values, not {values!r}", here())
         values = tuple(values)

@@ -1,8 +1,10 @@
 """The ledger: where every packet went, from the hook to the sink.
 
-Every packet that the program saw is counted under exactly one rule.  Those with a REDIRECT verdict either fall back
-(no socket), or are lost at a named stage (FILL empty, RX ring full, longer than a frame), wait in the RX ring, or are
-delivered; delivered ones are what the sink wrote or refused.  :meth:`Ledger.problems` holds those sums to the packet.
+Every packet that the program saw is counted under exactly one rule that took it, and under those it passed, whose
+steps it met.  Those with a REDIRECT verdict either fall back (no socket), or are lost at a named stage (FILL empty, RX
+ring full, longer than a frame), wait in the RX ring, or are delivered; delivered ones are what the sink wrote or
+refused.  Forwarded ones were taken by the other device or dropped by it.  :meth:`Ledger.problems` holds those sums to
+the packet.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import json
 from dataclasses import asdict, dataclass
 
 from .got import Got
+from .tally import Totals
 
 __all__ = ["Ledger", "LedgerRule"]
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRule:
-    """One rule's line: packets and bytes it took; ``no_socket`` of them were REDIRECT verdicts that fell back."""
+    """One rule's line: packets and bytes it took, or that passed it if it ``goes_on``; ``no_socket`` of them were
+    REDIRECT or FORWARD verdicts that fell back; ``failed``: steps that could not be done (a set was full)."""
 
     name: str
     action: str
@@ -25,12 +29,17 @@ class LedgerRule:
     packets: int
     bytes: int
     no_socket: int
+    failed: int = 0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Counts in packets since the program was attached, ``seconds`` ago.
+    """Counts in packets since the pipeline was attached, ``seconds`` ago; rulesets that were replaced meanwhile are in
+    the sums, and rules count on under their names.
 
+    ``totals``: what was seen, redirected and forwarded in all.  ``sent_on`` and ``dropped_there``: forwarded packets
+    that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets that were replaced.
     ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
     ``final`` means that nothing was under way when it was taken."""
 
@@ -39,6 +48,10 @@ class Ledger:
     got: Got
     seconds: float
     rules: tuple[LedgerRule, ...]
+    totals: Totals
+    updates: int
+    sent_on: int
+    dropped_there: int
     fill_empty: int
     rx_ring_full: int
     too_long: int
@@ -53,22 +66,32 @@ class Ledger:
     @property
     def seen(self) -> int:
         """Packets the program ran on."""
-        return sum(r.packets for r in self.rules)
+        return self.totals.seen
 
     @property
     def seen_bytes(self) -> int:
         """Their bytes."""
-        return sum(r.bytes for r in self.rules)
+        return self.totals.seen_bytes
 
     @property
     def no_socket(self) -> int:
         """REDIRECT verdicts that fell back because no socket was there."""
-        return sum(r.no_socket for r in self.rules)
+        return self.totals.no_socket
 
     @property
     def redirected(self) -> int:
         """Packets sent towards a socket."""
-        return sum(r.packets - r.no_socket for r in self.rules if r.verdict == "REDIRECT")
+        return self.totals.redirected
+
+    @property
+    def forwarded(self) -> int:
+        """Packets sent towards another device."""
+        return self.totals.forwarded
+
+    @property
+    def gone_rules(self) -> int:
+        """Packets that were taken by rules which are no longer there."""
+        return self.seen - sum(r.packets for r in self.rules if not r.goes_on)
 
     @property
     def lost(self) -> int:
@@ -85,6 +108,9 @@ class Ledger:
         found = []
         if self.in_flight < 0 or (self.final and self.in_flight):
             found.append(f"{self.redirected} redirected, but lost + waiting + delivered is off by {-self.in_flight}")
+        counted = self.sent_on + self.dropped_there
+        if self.final and counted and counted != self.forwarded:
+            found.append(f"{self.forwarded} forwarded, but {self.sent_on} taken + {self.dropped_there} dropped there")
         if self.final and self.sink != "none" and self.delivered != self.written + self.refused:
             found.append(f"{self.delivered} delivered, but {self.written} written + {self.refused} refused")
         return tuple(found)
@@ -92,8 +118,21 @@ class Ledger:
     def rows(self) -> list[tuple[str, int, str]]:
         """(stage, packets, remark), in the order of a packet's way."""
         rows = [("seen", self.seen, f"{self.seen_bytes} bytes")]
-        rows += [(f"  {r.name}", r.packets, r.action) for r in self.rules]
-        if any(r.verdict == "REDIRECT" for r in self.rules):
+        for r in self.rules:
+            failed = f"; {r.failed} not done: full" if r.failed else ""
+            rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action + failed)]
+        if self.gone_rules:
+            rows += [("  rules of before", self.gone_rules, f"replaced since; {self.updates} updates")]
+        if self.forwarded or self.totals.no_device:
+            rows += [("forwarded", self.forwarded, "")]
+            if self.totals.no_device:
+                rows += [("  no device", self.totals.no_device, "fell back as declared; not among the forwarded")]
+            if self.sent_on or self.dropped_there:
+                rows += [
+                    ("  dropped there", self.dropped_there, _lost(self.dropped_there, "the other device had no room")),
+                    ("  sent", self.sent_on, ""),
+                ]
+        if any(r.verdict == "REDIRECT" for r in self.rules) or self.redirected:
             rows += [("redirected", self.redirected, "")]
             if self.no_socket:
                 rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
@@ -118,7 +157,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, object]:
         """Everything, with the derived counts, ready for JSON."""
-        derived = ("seen", "seen_bytes", "redirected", "no_socket", "lost", "in_flight")
+        derived = ("seen", "seen_bytes", "redirected", "forwarded", "no_socket", "lost", "in_flight")
         return {**asdict(self), **{name: getattr(self, name) for name in derived}, "problems": list(self.problems())}
 
     def json(self) -> str:

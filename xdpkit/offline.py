@@ -23,7 +23,7 @@ from .compiler.listing import listing
 from .pipeline import Rule
 from .program import Program, may_load
 from .replay import ENGINES, Replay, replay, summary
-from .sockets import open_capture
+from .workers import open_capture
 
 PipelineFile = Annotated[
     Path,

@@ -9,33 +9,57 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from .actions import PASS, Action
+from .actions import CONTINUE, COUNT, DROP, PASS, Action, Add, Forward, Log, Redirect, Shadow, Step, Verdict
 from .check import Finding, PipelineWarning, Seen, refuse_impossible
 from .errors import PipelineError, Where
-from .expr import Always, Expr, as_expr, here
+from .expr import Always, And, Expr, Member, Not, Or, as_expr, here
+from .limits import Limit, Sample
+from .sets import DEFAULT_CAPACITY, Set, SetSpec, declare
 
 __all__ = ["Pipeline", "Rule", "load_file"]
 
-#: classify() packs the rule into 16 bits.
+#: classify() packs the rule into 16 bits, and the device or socket group into 10.
 MAX_RULES = 65_535
+MAX_TARGETS = 1023
 DEFAULT_NAME = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``name``, condition, action, and the line that declared it."""
+    """``name``, condition, ``steps``, action (CONTINUE: none, the next rule is tried), and the line that declared it.
+    ``lookup``: the rule is one of those that :meth:`Pipeline.apply` made of a verdict map; its condition ends with
+    this one, asked for the rule's own action."""
 
     name: str
     expr: Expr
     action: Action
     where: Where
+    steps: tuple[Step, ...] = ()
+    lookup: Member | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """The packet goes on to the next rule."""
+        return self.action.verdict is Verdict.CONTINUE
+
+    @property
+    def then(self) -> str:
+        """Steps and action as text."""
+        parts = [str(step) for step in self.steps] + ([] if self.goes_on else [str(self.action)])
+        return ", ".join(parts)
+
+    def nodes(self) -> Iterator[Expr]:
+        """The condition and all that it is made of, and the limits of its steps."""
+        yield from self.expr.nodes()
+        yield from (step.limit for step in self.steps if isinstance(step, Log))
 
     def __str__(self) -> str:
-        return f"{self.expr} -> {self.action}"
+        return f"{self.expr} -> {self.then}"
 
 
 class Pipeline:
@@ -52,13 +76,82 @@ class Pipeline:
         self._otherwise = Rule(DEFAULT_NAME, Always(where=self.where), self.default, self.where)
         self._rules: list[Rule] = []
         self._names: set[str] = {DEFAULT_NAME}
+        self._sets: dict[str, SetSpec] = {}
         self._seen, self._findings = Seen(), list[Finding]()
 
-    def rule(self, condition: object, action: Action, *, name: str | None = None) -> Rule:
-        """Append a rule; ``name`` (unique; ``rule-N`` if not given) is what counters are known by.
+    def set(
+        self, name: str, *fields: object, capacity: int = DEFAULT_CAPACITY, intervals: bool | None = None,
+        timeouts: bool = False, pinned: bool = False, members: Iterable[object] = (), source: str | None = None,
+    ) -> Set:  # fmt: skip
+        """Declare a set keyed by ``fields``; it stands for the condition that the packet's own are in it.
+
+        ``intervals``: members may be prefixes and ranges of the last field (default: for a single address field);
+        otherwise each is one value, and looked up faster.  ``timeouts``: members may have one.  ``capacity``: members
+        at most; a range counts as the prefixes that cover it.  ``members``: those it starts with; ``source``: a file of
+        more, beside this one, read when the pipeline is attached.  ``pinned``: it is shared, by its name, with all
+        pipelines of this machine that say so, and outlives them."""
+        return self._declare(
+            name, fields, capacity=capacity, intervals=intervals, timeouts=timeouts, pinned=pinned, actions=(),
+            members=members, source=source,
+        )  # fmt: skip
+
+    def vmap(
+        self, name: str, *fields: object, actions: Iterable[Action] = (PASS, DROP), capacity: int = DEFAULT_CAPACITY,
+        intervals: bool | None = None, timeouts: bool = False, pinned: bool = False,
+        members: dict[Any, Action] | Iterable[object] = (), source: str | None = None,
+    ) -> Set:  # fmt: skip
+        """Declare a verdict map: a set whose members each have one of ``actions``; :meth:`apply` makes it act."""
+        known = tuple(dict.fromkeys(map(_action, actions)))
+        if not known:
+            raise PipelineError(f"verdict map {name!r}: which actions may its members have?", here())
+        return self._declare(
+            name, fields, capacity=capacity, intervals=intervals, timeouts=timeouts, pinned=pinned, actions=known,
+            members=members, source=source,
+        )  # fmt: skip
+
+    def _declare(self, name: str, fields: Iterable[object], **options: Any) -> Set:
+        spec = declare(name, fields, **options)
+        if name in self._sets:
+            raise PipelineError(f"set {name!r} is declared already", here())
+        self._sets[name] = spec
+        return Set(spec)
+
+    def rule(self, condition: object, *then: object, name: str | None = None) -> Rule:
+        """Append a rule: an action, or steps (COUNT, Mirror, Mark, log(), set.add()) with or without an action behind
+        them; a rule without one counts, does its steps, and the next rule is tried.  ``name`` (unique; ``rule-N`` if
+        not given) is what counters are known by.
 
         Raises PipelineError if the condition can never hold, and warns with PipelineWarning, at the line that calls, if
         an earlier rule takes all that it could match (see :meth:`check`)."""
+        name = self._name(name)
+        expr = as_expr(condition)
+        steps, action = _then(then)
+        self._owns(expr, steps)
+        expr, steps = _named_buckets(expr, steps, name)
+        rule = Rule(name, expr, action, here(), steps)
+        refuse_impossible(rule.expr)
+        return self._append(rule)
+
+    def apply(self, vmap: Set, *, when: object = None, name: str | None = None) -> tuple[Rule, ...]:
+        """Append a verdict map: a packet whose key is in it, and for which ``when`` holds, meets the action that the
+        map has for it; others go on to the next rule.  In the counters it is one rule for each action,
+        ``NAME:ACTION``."""
+        if not isinstance(vmap, Set) or not vmap.spec.actions:
+            raise PipelineError(f"apply wants a verdict map, made by pipe.vmap, not {vmap!r}", here())
+        name = self._name(name if name is not None else vmap.name)
+        base = () if when is None else (as_expr(when),)
+        if any(isinstance(node, (Limit, Sample)) for expr in base for node in expr.nodes()):
+            raise PipelineError("apply: a limit or sample goes into a rule of its own, not into `when`", here())
+        lookup = Member(vmap.spec, vmap.spec.fields, where=here())
+        self._owns(lookup, ())
+        made = []
+        for number, action in enumerate(vmap.spec.actions):
+            member: Expr = replace(lookup, action=number)
+            expr = And((*base, member), where=here()) if base else member
+            made.append(self._append(Rule(f"{name}:{action}", expr, action, here(), (), lookup)))
+        return tuple(made)
+
+    def _name(self, name: str | None) -> str:
         if len(self._rules) >= MAX_RULES:
             raise PipelineError(f"more than {MAX_RULES} rules", here())
         name = name if name is not None else f"rule-{len(self._rules) + 1}"
@@ -66,10 +159,26 @@ class Pipeline:
             raise PipelineError(f"rule name {name!r}: a printable string is wanted", here())
         if name in self._names:
             raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
-        rule = Rule(name, as_expr(condition), _action(action), here())
-        refuse_impossible(rule.expr)
+        return name
+
+    def _owns(self, expr: Expr, steps: tuple[Step, ...]) -> None:
+        """The sets in a rule must be this pipeline's own."""
+        used = [node.set for node in expr.nodes() if isinstance(node, Member)]
+        used += [step.set for step in steps if isinstance(step, Add)]
+        for spec in used:
+            if self._sets.get(spec.name) is not spec:
+                raise PipelineError(f"set {spec.name!r} was declared for another pipeline", here())
+
+    def _append(self, rule: Rule) -> Rule:
+        name = rule.name
+        if name in self._names:
+            raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
         self._names.add(name)
         self._rules.append(rule)
+        if len(self.targets(Forward)) > MAX_TARGETS or len(self.targets(Redirect)) > MAX_TARGETS:
+            raise PipelineError(f"more than {MAX_TARGETS} devices or socket groups", rule.where)
+        if rule.goes_on:
+            return rule  # takes nothing from those behind it
         finding = self._seen.add(name, rule.expr, rule.where)
         if finding:
             self._findings.append(finding)
@@ -81,8 +190,9 @@ class Pipeline:
         """The rules that never match because of an earlier one.  What is found is certain; not all is found."""
         return list(self._findings)
 
-    def restore(self, rules: Iterable[Rule]) -> None:
-        """Append rules that were declared before, as a built file has them."""
+    def restore(self, rules: Iterable[Rule], sets: Iterable[SetSpec] = ()) -> None:
+        """Append rules and sets that were declared before, as a built file has them."""
+        self._sets |= {spec.name: spec for spec in sets}
         for rule in rules:
             self._rules.append(rule)
             self._names.add(rule.name)
@@ -100,11 +210,58 @@ class Pipeline:
     @property
     def verdicts(self) -> frozenset[str]:
         """The names of all verdicts that the pipeline can give."""
-        return frozenset(rule.action.verdict.name for rule in self.outcomes)
+        return frozenset(rule.action.verdict.name for rule in self.outcomes if not rule.goes_on)
+
+    @property
+    def sets(self) -> tuple[SetSpec, ...]:
+        """The declared sets and verdict maps."""
+        return tuple(self._sets.values())
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Every limit in the rules, each with a bucket of its own."""
+        return tuple(node for rule in self.outcomes for node in rule.nodes() if isinstance(node, Limit))
+
+    @property
+    def is_timed(self) -> bool:
+        """A verdict may depend on time or chance."""
+        nodes = (node for rule in self.outcomes for node in rule.nodes())
+        return any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets)
+
+    @property
+    def steps(self) -> frozenset[type[Step]]:
+        """The kinds of steps in the rules."""
+        return frozenset(type(step) for rule in self._rules for step in rule.steps)
+
+    def targets(self, kind: type[Forward] | type[Redirect]) -> tuple[str, ...]:
+        """The devices that rules FORWARD to, or the socket groups that they REDIRECT to, in order; the ordinary sockets
+        are the group "", always the first."""
+        actions = [rule.action for rule in self.outcomes if isinstance(rule.action, kind)]
+        names = [a.device if isinstance(a, Forward) else a.group for a in actions if isinstance(a, (Forward, Redirect))]
+        return tuple(dict.fromkeys(["", *names] if kind is Redirect else names))
+
+    def shadow(self) -> Pipeline:
+        """The same rules, evaluated and counted, that act on nothing: every packet passes, steps only count."""
+        shadow = Pipeline(self.name, default=Shadow(would=self.default))
+        shadow.where = self.where
+        shadow._otherwise = replace(self._otherwise, action=shadow.default)
+        shadow.restore(
+            (
+                replace(
+                    rule,
+                    action=rule.action if rule.goes_on else Shadow(would=rule.action),
+                    steps=(COUNT,) * rule.goes_on,
+                )
+                for rule in self._rules
+            ),
+            self.sets,
+        )
+        return shadow
 
     def digest(self) -> str:
-        """SHA-256 of what the pipeline means: names, conditions, actions; not where it stands."""
+        """SHA-256 of what the pipeline means: names, sets, conditions, actions; not where it stands."""
         text = "\n".join(f"{r.name}\0{r}" for r in self.outcomes)
+        text += "".join(f"\n{s.name}\0{s.kind}\0{s.capacity}\0{s.pinned}\0{s.source}\0{s.members}" for s in self.sets)
         return hashlib.sha256(f"{self.name}\n{text}".encode()).hexdigest()
 
     def __repr__(self) -> str:
@@ -112,9 +269,43 @@ class Pipeline:
 
 
 def _action(action: object) -> Action:
-    if not isinstance(action, Action):
-        raise PipelineError(f"{action!r} is no action: PASS, DROP, TX or REDIRECT", here())
+    if not isinstance(action, Action) or action.verdict is Verdict.CONTINUE:
+        raise PipelineError(f"{action!r} is no action: PASS, DROP, TX, REDIRECT or Forward(device)", here())
     return action
+
+
+def _then(then: tuple[object, ...]) -> tuple[tuple[Step, ...], Action]:
+    """Steps, and the action behind them."""
+    if not then:
+        raise PipelineError("a rule wants an action (PASS, DROP, ...) or steps (COUNT, Mirror(64), ...)", here())
+    *first, last = then
+    ends = isinstance(last, Action)
+    steps = tuple(step for step in (first if ends else then) if isinstance(step, Step))
+    if len(steps) != len(then) - ends:
+        wrong = next(x for x in (first if ends else then) if not isinstance(x, Step))
+        if isinstance(wrong, Action):
+            raise PipelineError(f"{wrong} ends the rule: nothing can stand behind it", here())
+        raise PipelineError(f"{wrong!r} is no action (PASS, DROP, TX, REDIRECT, Forward(device)) and no step", here())
+    return steps, _action(last) if ends else CONTINUE
+
+
+def _named_buckets(expr: Expr, steps: tuple[Step, ...], name: str) -> tuple[Expr, tuple[Step, ...]]:
+    """With every limit's bucket named: two rules do not share one."""
+    count = 0
+
+    def bind(node: Expr) -> Expr:
+        nonlocal count
+        if isinstance(node, Limit):
+            count += 1
+            return replace(node, bucket=f"{name}/{count}")
+        if isinstance(node, (And, Or)):
+            return replace(node, terms=tuple(map(bind, node.terms)))
+        return replace(node, term=bind(node.term)) if isinstance(node, Not) else node
+
+    if any(isinstance(node, Limit) for node in expr.nodes()):
+        expr = bind(expr)
+    bound = (Log(replace(s.limit, bucket=f"{name}/log{n}")) if isinstance(s, Log) else s for n, s in enumerate(steps))
+    return expr, tuple(bound)
 
 
 def load_file(path: str | Path) -> Pipeline:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from .actions import Verdict
+from .actions import Forward, Redirect, Verdict
 from .compiler import Compiled
+from .compiler.names import limit_symbol
 from .core import check, ffi, lib, text
 from .errors import VerifierError, Where
 from .pipeline import Pipeline, Rule
@@ -20,17 +21,20 @@ from .pipeline import Pipeline, Rule
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
+_MAP_ARRAY, _MAP_LRU_HASH = 2, 9
 
 
 @dataclass(frozen=True, slots=True)
 class RuleCount:
-    """Packets and bytes that a rule took since the program was loaded; ``no_socket`` of them were REDIRECT verdicts
-    that fell back because no socket was there."""
+    """Packets and bytes that a rule took, or that passed it, since the program was loaded; ``no_socket`` of them were
+    REDIRECT or FORWARD verdicts that fell back because no socket or device was there; ``failed``: steps that could not
+    be done because a set or the ring to user space was full."""
 
     rule: Rule
     packets: int
     bytes: int
     no_socket: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +60,25 @@ class Program:
         self.explains = explain
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
+        self._timed = self.pipeline.is_timed
         out = ffi.new("struct xk_program **")
         check(lib.xk_program_open(compiled.object, len(compiled.object), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
+            for number, limit in enumerate(self.pipeline.limits):
+                kind = _MAP_LRU_HASH if limit.per else _MAP_ARRAY
+                name = limit_symbol(number).encode()
+                check(lib.xk_program_set_map(self._program, name, kind, limit.key_bytes, limit.capacity))
             if self.hook == "xdp":
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues)))
+                groups = len(self.pipeline.targets(Redirect))
+                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
+                check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+            if self.hook in ("xdp", "tc"):
+                devices = len(self.pipeline.targets(Forward))
+                check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
             if self.hook == "tc":
                 check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
             self._load()
@@ -99,9 +113,9 @@ class Program:
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
         rules = self.pipeline.outcomes
-        out = ffi.new("uint64_t[]", 3 * len(rules))
-        check(lib.xk_counters(self.map_fd("counters"), len(rules), 3, out), "counters")
-        return tuple(RuleCount(r, *out[3 * i : 3 * i + 3]) for i, r in enumerate(rules))
+        out = ffi.new("uint64_t[]", 4 * len(rules))
+        check(lib.xk_counters(self.map_fd("counters"), len(rules), 4, out), "counters")
+        return tuple(RuleCount(r, *out[4 * i : 4 * i + 4]) for i, r in enumerate(rules))
 
     def lines(self) -> tuple[SourceLine, ...]:
         """The line info that the kernel keeps: which source line each instruction came from."""
@@ -126,15 +140,21 @@ class Program:
         )
         return verdict[0], ns[0]
 
-    def judge(self, packet: bytes) -> tuple[Rule, Verdict]:
+    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
         """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself; else it is read off the counters around the run."""
+        answers itself, with the clock and the random bits it is given; else it is read off the counters around the
+        run."""
         if self.explains:
+            if self._timed:
+                given = ffi.new("uint64_t[2]", [now_ns, random])
+                check(lib.xk_map_put(self.map_fd("given"), ffi.new("uint32_t *"), given), "clock")
             rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
-        (hit,) = [b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets]
+        (hit,) = [
+            b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets and not a.rule.goes_on
+        ]
         return hit, hit.action.verdict
 
     def close(self) -> None:

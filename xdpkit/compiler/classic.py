@@ -62,7 +62,7 @@ _COMPARE = {JEQ: "==", JGT: ">", JGE: ">="}
 def lower_classic(lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
     """Branch to ``yes`` if the program returns anything but 0, else to ``no``."""
     builder.debug_metadata = lowering.debug.location(expr.where)
-    packet, source = lowering.function.args
+    packet, source, _ = lowering.function.args
     if has_loops(expr.instructions):
         start = lowering.turns.add(expr)
         matched = builder.call(lowering.external("loop"), [source, packet, I32(start), I32(MAX_TURNS)])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 
@@ -27,6 +28,16 @@ def bitcode(name: str) -> bytes:
 
 
 @cache
+def _text(template: str) -> str:
+    return str(llvm.parse_bitcode(bitcode(template)))
+
+
+def copy_of(template: str, symbol: str) -> llvm.ModuleRef:
+    """The module of a template with its own name, in capitals, replaced by ``symbol``, also in the BTF to come."""
+    return llvm.parse_assembly(re.sub(rf"\b{template.upper()}(?=_|\b)", symbol, _text(template)))
+
+
+@cache
 def _target() -> llvm.Target:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -36,8 +47,10 @@ def _target() -> llvm.Target:
 def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     """The module of ``rules`` and the data plane of ``hook``, with the walk into tunnels where rules need it."""
     module = llvm.parse_bitcode(bitcode(hook))
-    if rules.tunnels:
-        module.link_in(llvm.parse_bitcode(bitcode(f"{hook}_tunnel")))
+    for part in rules.parts:
+        module.link_in(llvm.parse_bitcode(bitcode(f"{hook}_{part}")))
+    for symbol, template in rules.templates.items():
+        module.link_in(copy_of(template, symbol))
     generated = llvm.parse_assembly(rules.text)
     generated.triple, generated.data_layout = module.triple, module.data_layout
     module.link_in(generated)

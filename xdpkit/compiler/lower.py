@@ -1,9 +1,10 @@
-"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *, struct source *)``.
+"""Lowering: a pipeline becomes the LLVM IR of ``classify(const struct packet *, struct source *, struct steps *)``.
 
 Each condition is lowered to branches (``lower_expr(expr, builder, yes, no)``), so that tests short-circuit and each
 one keeps the Python line that wrote it as its debug location: the verifier's log and ``bpftool prog dump xlated linum``
 then show that line.  What several rules ask is asked once (read.py), and neighbouring rules that need the same
-headers form a group.  A rule that matches returns a constant: ``rule << 16 | otherwise << 8 | verdict`` (bpf/act.h).
+headers form a group.  A rule that takes the packet returns a constant (``outcome``); one that goes on is counted, does
+its steps, and the next one is tried.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from ..actions import PASS, Redirect
+from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Verdict
 from ..classic import Classic
 from ..errors import Where
-from ..expr import Always, And, Expr, Intervals, Not, Or, Present, Test
+from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
+from ..limits import Limit, Sample
 from ..pipeline import Pipeline, Rule
 from .classic import Registers, lower_classic
+from .memory import Memory
 from .read import Reader, reachable
 from .turns import Turns
 
@@ -35,41 +38,43 @@ POINTER = I8.as_pointer()
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
+    "draw": (I32,),
+    "passed": (VOID, POINTER, I32),
+    "failed": (VOID, I32),
+    "log_packet": (VOID, POINTER, POINTER, I32),
     **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """The IR of ``classify`` as text; ``tunnels``: it needs the module that walks into tunnels."""
+    """The IR of ``classify`` as text; the ``parts`` of the data plane it needs besides the hook's own; the copies of
+    ``templates`` it calls, by symbol."""
 
     text: str
-    tunnels: bool
+    parts: tuple[str, ...]
+    templates: dict[str, str]
 
 
 def lower(pipeline: Pipeline) -> Lowered:
     """The IR of ``classify`` for ``pipeline``."""
     lowering = Lowering(pipeline)
-    return Lowered(lowering.text(), lowering.reader.tunnels)
-
-
-def outcome(index: int, rule: Rule) -> int:
-    """What classify() returns for ``rule``, number ``index``."""
-    otherwise = rule.action.otherwise if isinstance(rule.action, Redirect) else PASS
-    return index << 16 | otherwise.verdict << 8 | rule.action.verdict
+    return Lowered(lowering.text(), lowering.parts, lowering.memory.templates)
 
 
 class Lowering:
     """One pipeline on its way to IR."""
 
     def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
         self.module = ir.Module(name=pipeline.name)
         self.debug = DebugInfo(self.module, pipeline.where)
-        self.function = ir.Function(self.module, ir.FunctionType(I32, [POINTER, POINTER]), "classify")
+        self.function = ir.Function(self.module, ir.FunctionType(I32, [POINTER, POINTER, POINTER]), "classify")
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
         self.reader = Reader(self, pipeline)
+        self.memory = Memory(self, pipeline)
         self.many = len(pipeline.rules) > MANY
         self.known: frozenset[str] = frozenset()
         builder = ir.IRBuilder(self.registers.body)
@@ -78,10 +83,19 @@ class Lowering:
         builder.unreachable()
         self.constant("reads_headers", I32(int(bool(self.reader.read))))
         self.constant("wanted", I64(self.reader.wanted))
-        if not self.reader.tunnels:
-            nothing = ir.Function(self.module, ir.FunctionType(VOID, [POINTER, POINTER, I32, I32, I32]), "walk_tunnel")
-            nothing.attributes.add("alwaysinline")
-            ir.IRBuilder(nothing.append_basic_block()).ret_void()
+        self.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
+        self.constant("marks", I32(int(Mark in pipeline.steps)))
+        self.constant("mirrors", I32(int(Mirror in pipeline.steps)))
+        if "tunnel" not in self.parts:
+            self.nothing("walk_tunnel", POINTER, POINTER, I32, I32, I32)
+        if "mirror" not in self.parts:
+            self.nothing("mirror", POINTER, POINTER, POINTER, I32)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The modules of the hook that the rules need."""
+        copies = not self.pipeline.steps.isdisjoint({Mirror, Log})
+        return ("tunnel",) * self.reader.tunnels + ("mirror",) * copies
 
     def lower_group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
         """Neighbouring rules that can hold only where ``headers`` are present: that is asked once, for all of them."""
@@ -92,16 +106,68 @@ class Lowering:
             builder.cbranch(self.reader.present(builder, headers), inside, past)
             builder.position_at_end(inside)
         with self.knowing(headers), self.reader.hoisting(builder, headers, (rule for _, rule in rules), past):
-            for index, rule in rules:
-                take, skip = self.block("take"), self.block("skip")
-                self.lower_expr(rule.expr, builder, take, skip)
-                builder.position_at_end(take)
-                builder.debug_metadata = self.debug.location(rule.where)
-                builder.ret(I32(outcome(index, rule)))
-                builder.position_at_end(skip)
+            for _, run in groupby(rules, key=asked_once):
+                self.lower_rules(list(run), builder)
         builder.debug_metadata = self.debug.location(rules[-1][1].where)
         builder.branch(past)
         builder.position_at_end(past)
+
+    def lower_rules(self, rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
+        """One rule, or those of one verdict map, which is asked once."""
+        index, rule = rules[0]
+        skip = self.block("skip")
+        if rule.lookup is not None:
+            self.lower_vmap(rules, builder, skip)
+        else:
+            take = self.block("take")
+            self.lower_expr(rule.expr, builder, take, skip)
+            builder.position_at_end(take)
+            builder.debug_metadata = self.debug.location(rule.where)
+            self.lower_end(index, rule, builder, skip)
+        builder.position_at_end(skip)
+
+    def lower_vmap(self, rules: list[tuple[int, Rule]], builder: ir.IRBuilder, skip: ir.Block) -> None:
+        """A look-up, and for each of the map's actions the end of its rule."""
+        _, rule = rules[0]
+        assert rule.lookup is not None
+        base = rule.expr.terms[:-1] if isinstance(rule.expr, And) else ()
+        with ExitStack() as stack:
+            for term in base:
+                more = self.block("and")
+                self.lower_expr(term, builder, more, skip)
+                builder.position_at_end(more)
+                stack.enter_context(self.knowing(required(term)))
+            builder.debug_metadata = self.debug.location(rule.where)
+            switch = builder.switch(self.memory.find(builder, rule.lookup, skip), skip)
+        for index, one in rules:
+            member = one.expr.terms[-1] if isinstance(one.expr, And) else one.expr
+            assert isinstance(member, Member)
+            assert member.action is not None
+            end = self.block("take")
+            switch.add_case(I32(1 + member.action), end)
+            builder.position_at_end(end)
+            self.lower_end(index, one, builder, skip)
+
+    def lower_end(self, index: int, rule: Rule, builder: ir.IRBuilder, skip: ir.Block) -> None:
+        """What a rule that holds does: its steps, and then its verdict, or the next rule."""
+        if rule.goes_on:
+            builder.call(self.external("passed"), [self.function.args[0], I32(index)])
+        for step in rule.steps:
+            self.memory.do(builder, step, index, rule)
+        if rule.goes_on:
+            builder.branch(skip)
+        else:
+            builder.ret(I32(self.outcome(index, rule)))
+
+    def outcome(self, index: int, rule: Rule) -> int:
+        """What classify() returns for ``rule``, number ``index``: see bpf/act.h."""
+        action: Action = rule.action
+        target = 0
+        if isinstance(action, Forward):
+            target = self.pipeline.targets(Forward).index(action.device)
+        elif isinstance(action, Redirect):
+            target = self.pipeline.targets(Redirect).index(action.group)
+        return index << 16 | target << 6 | action.fallback.verdict << 3 | action.verdict
 
     @contextmanager
     def knowing(self, headers: frozenset[str]) -> Iterator[None]:
@@ -120,6 +186,12 @@ class Lowering:
         function = ir.Function(self.module, ir.FunctionType(value.type, []), name)
         function.attributes.add("alwaysinline")
         ir.IRBuilder(function.append_basic_block()).ret(value)
+
+    def nothing(self, name: str, *arguments: ir.Type) -> None:
+        """A function of the data plane that does nothing here."""
+        function = ir.Function(self.module, ir.FunctionType(VOID, arguments), name)
+        function.attributes.add("alwaysinline")
+        ir.IRBuilder(function.append_basic_block()).ret_void()
 
     def block(self, name: str) -> ir.Block:
         """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
@@ -194,8 +266,33 @@ class Lowering:
         self.lower_expr(last, builder, yes, no)
 
     @lower_expr.register
+    def _(self, expr: Member, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.debug.location(expr.where)
+        found = self.memory.find(builder, expr, no)
+        if expr.action is None:
+            builder.cbranch(builder.icmp_unsigned("!=", found, I32(0)), yes, no)
+        else:
+            builder.cbranch(builder.icmp_unsigned("==", found, I32(1 + expr.action)), yes, no)
+
+    @lower_expr.register
+    def _(self, expr: Limit, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.debug.location(expr.where)
+        builder.cbranch(self.memory.take(builder, expr, no), yes, no)
+
+    @lower_expr.register
+    def _(self, expr: Sample, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.debug.location(expr.where)
+        builder.cbranch(self.memory.sampled(builder, expr), yes, no)
+
+    @lower_expr.register
     def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         lower_classic(self, expr, builder, yes, no)
+
+
+def asked_once(numbered: tuple[int, Rule]) -> object:
+    """The same for the rules of one verdict map, which is looked up once for all; else another for every rule."""
+    index, rule = numbered
+    return index if rule.lookup is None else (rule.lookup.set.name, rule.lookup.where)
 
 
 def required(expr: Expr) -> frozenset[str]:
@@ -205,6 +302,10 @@ def required(expr: Expr) -> frozenset[str]:
             return frozenset({expr.header})
         case Test():
             return frozenset({expr.spec.header} if expr.spec.header else ())
+        case Member():
+            return frozenset(spec.header for spec in expr.fields if spec.header)
+        case Limit():
+            return frozenset(spec.header for spec in expr.per if spec.header)
         case And():
             return frozenset().union(*map(required, expr.terms))
         case Or():

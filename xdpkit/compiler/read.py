@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from ..expr import Always, Present, Test
+from ..actions import Add
+from ..expr import Always, Expr, Member, Present, Test
 from ..fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
+from ..limits import Limit
 from ..pipeline import Pipeline, Rule
 
 if TYPE_CHECKING:
@@ -38,18 +40,32 @@ def reachable(pipeline: Pipeline) -> Iterator[tuple[int, Rule]]:
     """The rules with their numbers, up to the first that takes every packet."""
     for index, rule in enumerate(pipeline.outcomes):
         yield index, rule
-        if isinstance(rule.expr, Always):
+        if isinstance(rule.expr, Always) and not rule.goes_on:
             return
 
 
 def headers_asked(pipeline: Pipeline) -> Iterator[str]:
     """The header of every test of a header or field in the rules, as often as it is tested."""
     for _, rule in reachable(pipeline):
-        for node in rule.expr.nodes():
+        for node in rule.nodes():
             if isinstance(node, Present):
                 yield node.header
-            elif isinstance(node, Test) and node.spec.header is not None:
-                yield node.spec.header
+            yield from (spec.header for spec in _fields(node) if spec.header is not None)
+        for step in rule.steps:
+            if isinstance(step, Add):
+                yield from (spec.header for spec in step.fields if spec.header is not None)
+
+
+def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
+    """The fields that a condition reads itself."""
+    match expr:
+        case Test():
+            return (expr.spec,)
+        case Member():
+            return expr.fields
+        case Limit():
+            return expr.per
+    return ()
 
 
 class Reader:
@@ -144,7 +160,7 @@ class Reader:
         """Where the header of ``spec`` starts, or the bytes of payload that it names."""
         header = HEADERS[spec.header or ""]
         prefix = side(header.name)
-        packet, source = self.lowering.function.args
+        packet, source, _ = self.lowering.function.args
         at = self.member(f"{prefix}{header.slot}")
         if spec.kind == "bytes":
             name, room, size = "bytes", builder.bitcast(self.room, POINTER), spec.size

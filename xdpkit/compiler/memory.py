@@ -1,0 +1,181 @@
+"""What rules remember, in IR: look-ups in sets, limits, samples, and the steps that a packet meets on its way.
+
+Maps and the functions on them are C templates (``bpf/set.bpf.c``, ``bpf/limit.bpf.c``); :attr:`Memory.templates` says
+which copies a pipeline needs, and ``link`` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from ..actions import Add, Log, Mark, Mirror, Step
+from ..expr import Member
+from ..fields import FieldSpec
+from ..limits import COST_SHIFT, Limit, Sample
+from ..pipeline import Pipeline, Rule
+from ..sets import MAX_KEY_BYTES
+from .names import limit_symbol, set_symbol
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+VOID, POINTER = ir.VoidType(), I8.as_pointer()
+#: Offsets in ``struct steps`` (bpf/act.h).
+MARK, MARKED, MIRROR, MIRROR_RULE = 0, 4, 8, 12
+#: Copies of whole packets are as long as the packet.
+WHOLE = 0xFFFFFFFF
+
+
+class Memory:
+    """The sets, limits and steps of one pipeline on its way to IR."""
+
+    def __init__(self, lowering: Lowering, pipeline: Pipeline):
+        self.lowering = lowering
+        self.numbers = {limit.bucket: number for number, limit in enumerate(pipeline.limits)}
+        #: (template, symbol) of each copy that is called.
+        self.templates: dict[str, str] = {}
+
+    def call(
+        self, builder: ir.IRBuilder, template: str, symbol: str, what: str, arguments: Sequence[ir.Value]
+    ) -> ir.Value:
+        """Call the function ``what`` of a template's copy: i32."""
+        self.templates[symbol] = template
+        name, module = f"{symbol}_{what}", self.lowering.module
+        if name not in module.globals:
+            ir.Function(module, ir.FunctionType(I32, [a.type for a in arguments]), name)
+        return builder.call(module.globals[name], list(arguments))
+
+    @cached_property
+    def room(self) -> ir.Value:
+        """Room for a key; aligned, so that fields can be stored whole."""
+        first = self.lowering.registers.first
+        builder = ir.IRBuilder(first)
+        builder.position_at_start(first)
+        return builder.bitcast(builder.alloca(ir.ArrayType(I64, (MAX_KEY_BYTES + 4 + 7) // 8), name="key"), POINTER)
+
+    def key(
+        self, builder: ir.IRBuilder, fields: Sequence[FieldSpec], key_bytes: int, no: ir.Block, bits: int | None = None
+    ) -> ir.Value:
+        """Pointer to the values of ``fields``, whose headers are known to be there, in network order and filled up with
+        zeros; ``bits`` goes in front, as the length of a prefix.  Branches to ``no`` where payload is missing."""
+        values = [self.lowering.reader.field(builder, spec, no) for spec in fields]  # it may call, and use room itself
+        start = 0 if bits is None else 4
+        if bits is not None:
+            builder.store(I32(bits), self.at(builder, 0, 32))
+        at = start
+        for spec, value in zip(fields, values, strict=True):
+            size = (spec.bits + 7) // 8
+            for offset, step in pieces(at, size):
+                width = 8 * step
+                part = fitted(builder, value, 8 * (at + size - offset - step), width)
+                builder.store(builder.bswap(part) if step > 1 else part, self.at(builder, offset, width))
+            at += size
+        for offset, step in pieces(at, start + key_bytes - at):
+            builder.store(ir.Constant(ir.IntType(8 * step), 0), self.at(builder, offset, 8 * step))
+        return self.room
+
+    def at(self, builder: ir.IRBuilder, offset: int, width: int) -> ir.Value:
+        """Where in the room."""
+        place = builder.gep(self.room, [I64(offset)], source_etype=I8)
+        return builder.bitcast(place, ir.IntType(width).as_pointer())
+
+    def there(self, builder: ir.IRBuilder, fields: Sequence[FieldSpec], no: ir.Block) -> None:
+        """Go on only where the headers of ``fields`` are present."""
+        missing = {spec.header for spec in fields if spec.header} - self.lowering.known
+        if missing:
+            there = self.lowering.block("there")
+            builder.cbranch(self.lowering.reader.present(builder, missing), there, no)
+            builder.position_at_end(there)
+
+    def find(self, builder: ir.IRBuilder, expr: Member, no: ir.Block) -> ir.Value:
+        """i32: 1 + the action of the member that fits, 0 for none."""
+        self.there(builder, expr.fields, no)
+        spec = expr.set
+        key = self.key(builder, expr.fields, spec.key_bytes, no, spec.key_bits if spec.intervals else None)
+        return self.call(builder, "set", set_symbol(spec.name), "find", [key, I32(int(spec.timeouts))])
+
+    def take(self, builder: ir.IRBuilder, limit: Limit, no: ir.Block) -> ir.Value:
+        """i1: the packet is within the limit, and has taken its part of it."""
+        self.there(builder, limit.per, no)
+        key = self.key(builder, limit.per, limit.key_bytes, no)
+        cost: ir.Value = I64(limit.cost(0))
+        if limit.in_bytes:
+            length = builder.zext(self.lowering.reader.member("len"), I64)
+            cost = builder.lshr(builder.mul(length, I64(limit.unit_cost)), I64(COST_SHIFT))
+        symbol = limit_symbol(self.numbers[limit.bucket])
+        taken = self.call(builder, "limit", symbol, "take", [key, cost, I64(limit.tolerance)])
+        return builder.icmp_unsigned("!=", taken, I32(0))
+
+    def sampled(self, builder: ir.IRBuilder, sample: Sample) -> ir.Value:
+        """i1: drawn."""
+        drawn = builder.zext(builder.call(self.lowering.external("draw"), []), I64)
+        return builder.icmp_unsigned("<", drawn, I64(sample.threshold))
+
+    def do(self, builder: ir.IRBuilder, step: Step, index: int, rule: Rule) -> None:
+        """A step of rule number ``index``."""
+        after = self.lowering.block("after")
+        match step:
+            case Mark():
+                self.store(builder, MARK, I32(step.value))
+                self.store(builder, MARKED, I32(1))
+            case Mirror():
+                self.mirror(builder, step, index)
+            case Log():
+                logged = self.lowering.block("log")
+                builder.cbranch(self.take(builder, step.limit, after), logged, after)
+                builder.position_at_end(logged)
+                packet, source, _ = self.lowering.function.args
+                builder.call(self.lowering.external("log_packet"), [source, packet, I32(index)])
+            case Add():
+                self.there(builder, step.fields, after)
+                spec = step.set
+                key = self.key(builder, step.fields, spec.key_bytes, after, spec.key_bits if spec.intervals else None)
+                timeout = I64(round(step.timeout * 1e9))
+                done = self.call(builder, "set", set_symbol(spec.name), "add", [key, timeout])
+                full = self.lowering.block("full")
+                builder.cbranch(builder.icmp_unsigned("!=", done, I32(0)), after, full)
+                builder.position_at_end(full)
+                builder.call(self.lowering.external("failed"), [I32(index)])
+        builder.branch(after)
+        builder.position_at_end(after)
+
+    def mirror(self, builder: ir.IRBuilder, step: Mirror, index: int) -> None:
+        """Ask the entry for a copy: the longest that a rule wants, in the name of the first."""
+        before = builder.load(self.place(builder, MIRROR))
+        wanted = I32(step.bytes or WHOLE)
+        first = builder.icmp_unsigned("==", before, I32(0))
+        rule = builder.select(first, I32(index), builder.load(self.place(builder, MIRROR_RULE)))
+        self.store(builder, MIRROR_RULE, rule)
+        self.store(builder, MIRROR, builder.select(builder.icmp_unsigned(">", before, wanted), before, wanted))
+
+    def place(self, builder: ir.IRBuilder, offset: int) -> ir.Value:
+        """A member of ``struct steps``."""
+        at = builder.gep(self.lowering.function.args[2], [I64(offset)], source_etype=I8)
+        return builder.bitcast(at, I32.as_pointer())
+
+    def store(self, builder: ir.IRBuilder, offset: int, value: ir.Value) -> None:
+        """Write one."""
+        builder.store(value, self.place(builder, offset))
+
+
+def fitted(builder: ir.IRBuilder, value: ir.Value, shift: int, width: int) -> ir.Value:
+    """``width`` bits of ``value`` from bit ``shift`` on; those that it does not have are 0."""
+    value = builder.lshr(value, value.type(shift)) if shift else value
+    if value.type.width > width:
+        return builder.trunc(value, ir.IntType(width))
+    return builder.zext(value, ir.IntType(width)) if value.type.width < width else value
+
+
+def pieces(at: int, size: int) -> list[tuple[int, int]]:
+    """(offset, bytes) of the largest aligned stores that cover ``size`` bytes from ``at`` on."""
+    found = []
+    while size > 0:
+        step = next(n for n in (8, 4, 2, 1) if n <= size and at % n == 0)
+        found.append((at, step))
+        at, size = at + step, size - step
+    return found
