@@ -17,10 +17,12 @@ from typing import IO, TYPE_CHECKING, Protocol
 from . import xsk
 from .copies import CopiedBatch, CopiesSocket
 from .core import check, lib
+from .errors import NotSupported
 from .got import TC_MODES
 from .packet_socket import PacketSocket
 from .workers import Workers, WorkerStats
 from .xsk import SocketStats
+from .zerocopy import chunk_for_zerocopy
 
 if TYPE_CHECKING:
     from .attach import Link
@@ -70,15 +72,18 @@ class Sockets:
             self.packet = CopiesSocket(device.name, link.program, outbound=link.got.mode == "tc_egress")
             link.got = replace(link.got, bind="ringbuf")
             return
-        chunk_size = link.options.chunk_for(device.mtu + xsk.L2_BYTES)
         binds = tuple(b for b in link.binds if link.got.mode == "native" or b == "copy")
         if not binds:
             raise OSError(errno.EOPNOTSUPP, f"{device.name}: zero-copy needs native mode, and this is {link.got.mode}")
         walk = [w for w in link.got.walk if not w.startswith("zero-copy")]
         for bind in binds:
             try:
-                self._bind(bind == "zerocopy", chunk_size)
+                self._bind(bind == "zerocopy")
                 break
+            except NotSupported as error:
+                if bind == binds[-1]:
+                    raise
+                walk.append(f"zero-copy ({error.needs})")
             except OSError as error:
                 if bind == binds[-1] or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP):
                     raise
@@ -91,12 +96,16 @@ class Sockets:
             check(lib.xk_xskmap_set(fd, socket.queue, socket.fd), f"{device.name} queue {socket.queue}")
             self._in_map.append(socket.queue)
 
-    def _bind(self, zerocopy: bool, chunk_size: int) -> None:
-        link = self.link
+    def _bind(self, zerocopy: bool) -> None:
+        link, device, options = self.link, self.link.device, self.link.options
+        if zerocopy:
+            chunk_size = chunk_for_zerocopy(device, link.program.pipeline, options)
+        else:
+            chunk_size = options.chunk_for(device.mtu + xsk.L2_BYTES)
         for queue in link.got.queues:
             self.xsks.append(
                 xsk.Socket(
-                    link.device.name, link.device.index, queue, zerocopy=zerocopy, options=link.options,
+                    device.name, device.index, queue, zerocopy=zerocopy, options=options,
                     chunk_size=chunk_size, metadata=link.got.timestamps,
                 )
             )  # fmt: skip

@@ -17,23 +17,25 @@ from blocks import capture
 from traffic import frames, number, until
 from wire import ready, set_link, wire
 
-from xdpkit import DROP, PASS, REDIRECT, TX, Pipeline, SocketOptions, attach, ethtool, netdev, udp
+from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, SocketOptions, attach, ethtool, netdev, udp
 from xdpkit.built import build
 
 XDPKIT = str(Path(sys.executable).with_name("xdpkit"))
 DNS_FILE = str(Path(__file__).parents[2] / "pipelines" / "dns.py")
-SOURCES = [f"198.51.100.{n}" for n in range(1, 17)]  # igb's RSS looks at addresses, not at UDP ports
+SOURCES = [f"198.18.{37 * n % 256}.{n}" for n in range(1, 17)]  # igb's RSS looks at addresses, not at UDP ports
+WINDOW = 64  # packets under way at once: less than any ring of a NIC holds
 TRANSMITTING = SocketOptions(tx=True, debug=True)
 CHECKED = SocketOptions(debug=True)
 
 
 @cache
-def pipeline():
-    """Port 53 is redirected, 80 dropped, 7 sent back; the rest passes.  Compiled once for all tests."""
+def pipeline(*, echo=False):
+    """Port 53 is redirected, 80 dropped, 7 sent back if `echo`; the rest passes.  Compiled once for all tests."""
     pipe = Pipeline("ports", default=PASS)
     pipe.rule(udp.dport == 53, REDIRECT, name="dns")
     pipe.rule(udp.dport == 80, DROP, name="web")
-    pipe.rule(udp.dport == 7, TX, name="echo")
+    if echo:
+        pipe.rule(udp.dport == 7, TX, name="echo")
     return build(pipe)
 
 
@@ -43,11 +45,11 @@ def flows(left, right, numbers, **options):
     return [by_source[i % len(SOURCES)][i] for i in range(len(numbers))]
 
 
-def feed(link, far, packets, window=64):
+def feed(link, far, packets):
     """Send all of `packets` to the link, each window after the one before was seen."""
     seen = link.ledger().seen
-    for start in range(0, len(packets), window):
-        part = packets[start : start + window]
+    for start in range(0, len(packets), WINDOW):
+        part = packets[start : start + WINDOW]
         far.send(part)
         seen += len(part)
         until(lambda: link.ledger().seen >= seen, f"{seen} packets seen")  # noqa: B023  (called here)
@@ -63,22 +65,18 @@ def received(sockets, count):
     raise AssertionError(f"{len(got)} of {count} packets came")
 
 
-def transmit(socket, packets):
-    """Until the TX ring has taken all, and the kernel has given every frame back."""
-    left = list(packets)
+def transmit(socket, packets, arrived):
+    """Send `packets`, each window after the one before arrived; then the kernel has given every frame back."""
+    for start in range(0, len(packets), WINDOW):
+        part = packets[start : start + WINDOW]
+        assert socket.transmit(part) == len(part)
+        until(lambda: socket.complete() >= 0 and _none_under_way(socket), "all frames are completed")
+        arrived.wait(min(start + WINDOW, len(packets)), timeout=10)
 
-    def on_their_way():
-        del left[: socket.transmit(left[:256])]
-        return not left
 
-    until(on_their_way, "the TX ring takes all packets")
-
-    def given_back():
-        socket.complete()
-        where = socket.frames()
-        return where["tx"] == where["completion"] == 0
-
-    until(given_back, "all frames are completed")
+def _none_under_way(socket):
+    where = socket.frames()
+    return where["tx"] == where["completion"] == 0
 
 
 # ---- want, require, got ----
@@ -120,10 +118,10 @@ def test_zero_copy_in_generic_mode_is_refused_before_a_packet_moves(nics):
 # ---- packets ----
 
 
-@pytest.mark.parametrize("size", [64, 1514])
+@pytest.mark.parametrize("size", [64, 1514, 1518])
 def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, size):
     near, far = nics
-    sent = flows(far, near, range(1500), size=size)
+    sent = flows(far, near, range(1000), size=size, vlan=5 if size > 1514 else None)
     with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link:
         with link.sockets() as sockets:
             ready(near, far)
@@ -131,11 +129,10 @@ def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, 
             got = received(sockets, len(sent))
         ledger = link.ledger()
     assert sorted(frame for _, frame in got) == sorted(sent)
-    for queue in range(near.queues):
-        numbers = [number(frame) for q, frame in got if q == queue]
-        assert numbers
-        assert numbers == sorted(numbers)
-    assert (ledger.seen, ledger.redirected, ledger.delivered, ledger.lost) == (1500, 1500, 1500, 0)
+    assert {queue for queue, _ in got} == set(range(near.queues))
+    windows = [number(frame) // WINDOW for _, frame in got]  # within one, senders on two queues overtake each other
+    assert windows == sorted(windows)
+    assert (ledger.seen, ledger.redirected, ledger.delivered, ledger.lost) == (1000, 1000, 1000, 0)
     assert ledger.problems() == ()
 
 
@@ -166,25 +163,62 @@ def _for_queue_0(link, sockets, near, far):
     raise AssertionError("no packet came to queue 0")
 
 
-def test_verdicts_of_every_kind_keep_their_meaning_beside_zero_copy_sockets(nics):
+def test_drop_and_pass_keep_their_meaning_beside_zero_copy_sockets(nics):
     near, far = nics
-    ports = {53: 300, 80: 200, 7: 100, 9: 400}
+    ports = {53: 300, 80: 200, 9: 400}
     mixed = [f for port, count in ports.items() for f in flows(far, near, range(count), dport=port)]
-    with near.capture() as stack, far.capture() as back:
-        with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link:
-            with link.sockets() as sockets:
-                ready(near, far)
-                feed(link, far, mixed)
-                got = received(sockets, 300)
-                stack.wait(400, timeout=10)
-                back.wait(100, timeout=10)
-            ledger = link.ledger()
-    assert {r.name: r.packets for r in ledger.rules} == {"dns": 300, "web": 200, "echo": 100, "default": 400}
+    with near.capture() as stack, attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link:
+        with link.sockets() as sockets:
+            ready(near, far)
+            feed(link, far, mixed)
+            got = received(sockets, 300)
+            stack.wait(400, timeout=10)
+    ledger = link.ledger()
+    assert {r.name: r.packets for r in ledger.rules} == {"dns": 300, "web": 200, "default": 400}
     assert sorted(f for _, f in got) == sorted(mixed[:300])
-    assert sorted(stack) == sorted(mixed[600:])
-    assert sorted(f[12:] for f in back) == sorted(f[12:] for f in mixed[500:600])
-    assert {f[:12] for f in back} == {mixed[0][6:12] + mixed[0][:6]}
+    assert sorted(stack) == sorted(mixed[500:])
     assert (ledger.delivered, ledger.lost, ledger.problems()) == (300, 0, ())
+
+
+def test_tx_sends_back_every_packet_where_zero_copy_can():
+    with wire("igb") as (near, far):
+        sent = flows(far, near, range(300), dport=7)
+        with far.capture() as back, attach(pipeline(echo=True), near.name, bind="zerocopy") as link, link.sockets():
+            ready(near, far)
+            for start in range(0, 300, WINDOW):
+                feed(link, far, sent[start : start + WINDOW])
+                back.wait(min(start + WINDOW, 300), timeout=10)
+        assert sorted(f[12:] for f in back) == sorted(f[12:] for f in sent)
+        assert {f[:12] for f in back} == {sent[0][6:12] + sent[0][:6]}
+        assert link.ledger().problems() == ()
+
+
+def test_tx_is_kept_from_zero_copy_where_the_driver_would_lose_it():
+    """Should virtio_net learn it, this fails: then let it have zero-copy (xdpkit/zerocopy.py)."""
+    with wire("virtio_net") as (near, far):
+        with attach(pipeline(echo=True), near.name, bind="zerocopy") as link:
+            with pytest.raises(NotSupported, match=f"zero-copy on {near.name}: a pipeline without TX"):
+                link.sockets()
+        with far.capture() as back, attach(pipeline(echo=True), near.name) as link, link.sockets():
+            assert link.got.bind == "copy"
+            assert "not zero-copy (a pipeline without TX" in str(link.got)
+            ready(near, far)
+            feed(link, far, flows(far, near, range(WINDOW), dport=7))
+            back.wait(WINDOW, timeout=10)
+
+
+def test_frames_that_the_nic_would_cut_are_refused_and_auto_copies():
+    with wire("igb") as (near, far):
+        small = SocketOptions(chunk_size=2048)
+        with attach(pipeline(), near.name, bind="zerocopy", options=small) as link:
+            with pytest.raises(NotSupported, match="chunk_size 4096, because igb cuts packets after 1024 bytes"):
+                link.sockets()
+        sent = flows(far, near, range(WINDOW), size=1514)
+        with attach(pipeline(), near.name, options=small) as link, link.sockets() as sockets:
+            assert link.got.bind == "copy"
+            ready(near, far)
+            feed(link, far, sent)
+            assert sorted(f for _, f in received(sockets, WINDOW)) == sorted(sent)
 
 
 def test_workers_write_every_packet(nics, tmp_path):
@@ -202,16 +236,14 @@ def test_workers_write_every_packet(nics, tmp_path):
 
 def test_transmitted_packets_reach_the_wire_and_every_frame_comes_back(nics):
     near, far = nics
-    with attach(pipeline(), near.name, bind="zerocopy", options=TRANSMITTING) as link:
-        with link.sockets() as sockets, far.capture() as out:
-            ready(near, far)
-            for socket in sockets.xsks:
-                for start in range(0, 3000, 500):  # more packets than frames
-                    packets = frames(near, far, range(start, start + 500))
-                    transmit(socket, packets)
-                    out.wait(500, timeout=10)
-                    assert list(out) == packets
-                    out.clear()
+    options = SocketOptions(ring_size=128, tx=True, debug=True)
+    with attach(pipeline(), near.name, bind="zerocopy", options=options) as link, link.sockets() as sockets:
+        ready(near, far)
+        for socket in sockets.xsks:
+            packets = frames(near, far, range(600), size=1514)  # more than there are frames
+            with far.capture() as out:
+                transmit(socket, packets, out)
+            assert list(out) == packets
 
 
 def test_packets_forwarded_in_user_space_cross_two_zero_copy_nics():
@@ -221,11 +253,11 @@ def test_packets_forwarded_in_user_space_cross_two_zero_copy_nics():
             with attach(pipeline(), virtio.name, bind="zerocopy", options=options) as out, out.sockets() as outlets:
                 ready(igb, sender, virtio, receiver)
                 sent = flows(sender, igb, range(1000))
-                with receiver.capture() as arrived:
+                with netdev.promiscuous(receiver.index), receiver.capture() as arrived:
                     for start in range(0, 1000, 250):
                         feed(link, sender, sent[start : start + 250])
-                        transmit(outlets.xsks[0], [frame for _, frame in received(sockets, 250)])
-                    arrived.wait(1000, timeout=10)
+                        with receiver.capture() as some:
+                            transmit(outlets.xsks[0], [frame for _, frame in received(sockets, 250)], some)
         assert sorted(arrived) == sorted(sent)
         assert (link.ledger().delivered, link.ledger().problems()) == (1000, ())
 
@@ -288,8 +320,7 @@ def test_packets_flow_again_after_the_link_was_down(nics):
             feed(link, far, sent)
             assert sorted(f for _, f in received(sockets, 200)) == sorted(sent)
             with far.capture() as out:
-                transmit(sockets.xsks[0], sent)
-                out.wait(200, timeout=10)
+                transmit(sockets.xsks[0], frames(near, far, range(200)), out)
             set_link(near, state="down")
             set_link(near, state="up")
             ready(near, far)
@@ -322,19 +353,19 @@ def test_packets_of_a_queue_that_came_later_are_named_in_the_ledger():
         assert link.ledger().problems() == ()
 
 
-def test_a_starved_nic_loses_packets_where_the_ledger_says_so():
-    with wire("igb") as (near, far):
-        options = SocketOptions(ring_size=64, frames=64)
-        with attach(pipeline(), near.name, bind="zerocopy", options=options) as link, link.sockets() as sockets:
-            ready(near, far)
-            far.send(flows(far, near, range(1000)))
-            until(lambda: link.ledger().seen + link.ledger().device_dropped >= 1000, "1000 packets are named")
-            ledger = link.ledger()
-            assert ledger.device_dropped > 0
-            assert ledger.waiting == ledger.seen
-            received(sockets, ledger.waiting)
-            feed(link, far, flows(far, near, range(32)))  # and it goes on
-            received(sockets, 32)
+def test_a_starved_nic_goes_on_when_frames_come_back(nics):
+    near, far = nics
+    options = SocketOptions(ring_size=16, frames=16, debug=True)
+    with attach(pipeline(), near.name, bind="zerocopy", options=options) as link, link.sockets() as sockets:
+        ready(near, far)
+        for _ in range(3):
+            far.send(flows(far, near, range(200)))
+            until(lambda: any(x.frames()["rx"] == 16 for x in sockets.xsks), "a queue has no frame left")
+            read = sum(len(batch) for batch in sockets.batches(timeout=0.2))
+            assert read >= 16
+            feed(link, far, flows(far, near, range(8)))
+            received(sockets, 8)
+    assert link.ledger().problems() == ()
 
 
 # ---- from the shell ----
