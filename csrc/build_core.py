@@ -20,7 +20,7 @@ ffibuilder.cdef(cdef())
 ffibuilder.set_source(
     "xdpkit._core",
     '#include "xdpkit.h"',
-    sources=["csrc/xsk.c", "csrc/packet.c", "csrc/copies.c", "csrc/worker.c", "csrc/loader.c"],
+    sources=[f"csrc/{name}.c" for name in ("xsk", "packet", "copies", "worker", "loader", "maps", "keys")],
     depends=["csrc/xdpkit.h", "csrc/ring.h"],
     include_dirs=["csrc"],
     libraries=["bpf", "pthread"],

@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #include <bpf/bpf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/bpf.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -54,8 +55,13 @@ int xk_copies_open(const struct xk_program *p, struct xk_copies **out)
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return xk_fail("calloc", ENOMEM);
-	c->ring_fd = ring_fd;
-	c->counts_fd = counts_fd;
+	/* of its own: another program may take these maps over, and this one be closed */
+	c->ring_fd = fcntl(ring_fd, F_DUPFD_CLOEXEC, 0);
+	c->counts_fd = fcntl(counts_fd, F_DUPFD_CLOEXEC, 0);
+	if (c->ring_fd < 0 || c->counts_fd < 0) {
+		error = xk_fail("fcntl(F_DUPFD_CLOEXEC)", errno);
+		goto out_close;
+	}
 	c->page = (size_t)sysconf(_SC_PAGESIZE);
 	c->size = info.max_entries;
 	c->consumer = map(c->page, PROT_READ | PROT_WRITE, ring_fd, 0);
@@ -67,7 +73,7 @@ int xk_copies_open(const struct xk_program *p, struct xk_copies **out)
 	}
 	c->data = (const uint8_t *)c->producer + c->page;
 	c->next = *c->consumer;
-	if ((error = xk_counters(counts_fd, 1, 2, c->before)))
+	if ((error = xk_counters(c->counts_fd, 1, 2, c->before)))
 		goto out_close;
 	__atomic_store_n(&c->reader->there, 1, __ATOMIC_RELEASE);
 	*out = c;
@@ -92,6 +98,10 @@ void xk_copies_close(struct xk_copies *c)
 		munmap((void *)c->producer, c->page + 2 * c->size);
 	if (c->consumer)
 		munmap(c->consumer, c->page);
+	if (c->ring_fd >= 0)
+		close(c->ring_fd);
+	if (c->counts_fd >= 0)
+		close(c->counts_fd);
 	free(c);
 }
 

@@ -91,6 +91,17 @@ int xk_program_set_map(struct xk_program *p, const char *name, uint32_t type, ui
 	return error ? xk_fail("bpf_map__set_type", -error) : 0;
 }
 
+int xk_program_reuse_map(struct xk_program *p, const char *name, int fd)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);
+	int error;
+
+	if (!map)
+		return xk_fail("bpf_object__find_map_by_name", ENOENT);
+	error = bpf_map__reuse_fd(map, fd);
+	return error ? xk_fail("bpf_map__reuse_fd", -error) : 0;
+}
+
 /* The map that holds a global variable and its offset in the map's only value; NULL if there is none. */
 static struct bpf_map *variable(const struct xk_program *p, const char *section, const char *name, size_t size,
 				uint32_t *offset)
@@ -348,11 +359,6 @@ int xk_counters(int map_fd, uint32_t n, uint32_t count, uint64_t *out)
 	}
 	free(values);
 	return 0;
-}
-
-int xk_map_put(int map_fd, const void *key, const void *value)
-{
-	return bpf_map_update_elem(map_fd, key, value, 0) ? xk_fail("bpf(BPF_MAP_UPDATE_ELEM)", errno) : 0;
 }
 
 int xk_xskmap_set(int map_fd, uint32_t queue, int xsk_fd)

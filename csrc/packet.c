@@ -113,6 +113,13 @@ static int open_plain(struct xk_packet *p)
 	return option(p->fd, PACKET_AUXDATA, 1, "setsockopt(PACKET_AUXDATA)");
 }
 
+int xk_packet_filter(struct xk_packet *p, int prog_fd)
+{
+	if (setsockopt(p->fd, SOL_SOCKET, SO_ATTACH_BPF, &prog_fd, sizeof(prog_fd)))
+		return xk_fail("setsockopt(SO_ATTACH_BPF)", errno);
+	return 0;
+}
+
 int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk_packet **out)
 {
 	struct sockaddr_ll address = { .sll_family = AF_PACKET,
@@ -131,11 +138,8 @@ int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk
 	}
 	if ((error = option(p->fd, PACKET_IGNORE_OUTGOING, 1, "setsockopt(PACKET_IGNORE_OUTGOING)")))
 		goto out_close;
-	if (config->filter_prog_fd >= 0 &&
-	    setsockopt(p->fd, SOL_SOCKET, SO_ATTACH_BPF, &config->filter_prog_fd, sizeof(int))) {
-		error = xk_fail("setsockopt(SO_ATTACH_BPF)", errno);
+	if (config->filter_prog_fd >= 0 && (error = xk_packet_filter(p, config->filter_prog_fd)))
 		goto out_close;
-	}
 	error = config->kind == XK_TPACKET_V3 ? open_ring(p) : open_plain(p);
 	if (error)
 		goto out_close;

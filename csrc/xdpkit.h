@@ -46,6 +46,8 @@ int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entri
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
 /* Before load: what kind of map, the size of its keys, its entries. */
 int xk_program_set_map(struct xk_program *p, const char *map, uint32_t type, uint32_t key_size, uint32_t entries);
+/* Before load: use the map `fd` (still the caller's: it is duplicated) for the object's map of that name. */
+int xk_program_reuse_map(struct xk_program *p, const char *map, int fd);
 /*
  * Load (CAP_BPF + CAP_PERFMON, or CAP_SYS_ADMIN; and CAP_NET_ADMIN).  The verifier's log and libbpf's words go to `log`, cut to
  * `log_size` from the front when they are longer.
@@ -100,8 +102,6 @@ int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_
 
 /* Sum the per-CPU counters of entries 0 .. n-1 into out[n * words], each `words` 64-bit words. */
 int xk_counters(int map_fd, uint32_t n, uint32_t words, uint64_t *out);
-/* Write an entry of a map; key and value are as long as the map says. */
-int xk_map_put(int map_fd, const void *key, const void *value);
 /* Set or clear an entry of an XSKMAP. */
 int xk_xskmap_set(int map_fd, uint32_t queue, int xsk_fd);
 int xk_xskmap_clear(int map_fd, uint32_t queue);
@@ -113,6 +113,90 @@ int xk_test_run(int prog_fd, const void *packet, uint32_t size, uint32_t repeat,
 		uint32_t *verdict, uint32_t *ns);
 /* Live frames: run an XDP program `repeat` times on copies of `packet` as if received on ifindex; the verdicts act. */
 int xk_test_run_live(int prog_fd, const void *packet, uint32_t size, int ifindex, uint32_t repeat, uint32_t batch);
+
+/* ---- maps (maps.c): CAP_BPF; by id CAP_SYS_ADMIN ---- */
+
+struct xk_map_info {
+	uint32_t type;
+	uint32_t id;
+	uint32_t key_size;
+	uint32_t value_size;
+	uint32_t max_entries;
+	uint32_t flags;
+	char name[16];
+};
+
+/* A new map's fd; inner_fd -1 unless it is a map of maps.  -EINVAL also for a name with other than [A-Za-z0-9_.]. */
+int xk_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t entries,
+		  uint32_t flags, int inner_fd);
+int xk_map_info(int fd, struct xk_map_info *out);
+/* A new fd of a map that is loaded somewhere; of a pinned one. */
+int xk_map_by_id(uint32_t id);
+int xk_map_open(const char *path);
+/* Pin to a path in a bpffs.  -EEXIST, -EPERM where `path` is in no bpffs. */
+int xk_map_pin(int fd, const char *path);
+/* Mount a bpffs at `path` unless there is one (CAP_SYS_ADMIN). */
+int xk_bpffs(const char *path);
+int xk_map_lookup(int fd, const void *key, void *value);
+int xk_map_update(int fd, const void *key, const void *value, uint64_t flags);
+int xk_map_delete(int fd, const void *key);
+
+/* Write `n` elements; on error (-E2BIG, -ENOSPC: full) the first *done of them are written and no other. */
+int xk_map_update_many(int fd, uint32_t key_size, uint32_t value_size, const uint8_t *keys, const uint8_t *values,
+		       uint32_t n, uint32_t *done);
+/* Delete `n` keys, of which *removed were there. */
+int xk_map_delete_many(int fd, uint32_t key_size, const uint8_t *keys, uint32_t n, uint32_t *removed);
+/* Where xk_map_read() is; zeros at the start. */
+struct xk_map_cursor {
+	uint8_t at[260];
+	uint8_t started;
+	uint8_t single;
+	uint8_t end;
+};
+/*
+ * Up to `max` next elements; 0 and cursor->end at the end (some may come with `end` too).  Elements that go while it
+ * reads may make it start over: some are then read twice.  -ENOSPC: a bucket of a hash holds more than `max`.
+ */
+int xk_map_read(int fd, uint32_t key_size, uint32_t value_size, struct xk_map_cursor *cursor, uint8_t *keys,
+		uint8_t *values, uint32_t max);
+/* Look `n` keys up: found[i] 1 and values[i], or 0. */
+int xk_map_find_many(int fd, uint32_t key_size, uint32_t value_size, const uint8_t *keys, uint32_t n, uint8_t *values,
+		     uint8_t *found);
+
+/* A value of a set; the same struct in bpf/set.bpf.c, which leaves `mark` 0 when a packet adds a member. */
+struct xk_member {
+	uint64_t expires_ns; /* CLOCK_MONOTONIC; 0: never */
+	uint32_t action;
+	uint32_t mark; /* 0: a packet added it; else 1 + bits of the key that count */
+};
+/* Delete those of `n` members whose time is over at `now_ns`, looked at again just before: *removed were. */
+int xk_map_expire_many(int fd, uint32_t key_size, const uint8_t *keys, uint32_t n, uint64_t now_ns, uint32_t *removed);
+
+/* ---- keys of sets, in bulk (keys.c): no kernel ---- */
+
+enum { XK_IPV4, XK_IPV6, XK_NUMBER };
+
+struct xk_list {
+	uint64_t offset; /* of the next line in the text */
+	uint64_t line;   /* lines that were read */
+	uint32_t count;  /* entries that were made */
+	uint32_t length; /* bytes of the line that was not understood */
+};
+
+/*
+ * Read members, one a line, of a field of `width` bits: addresses, with `intervals` also prefixes and ranges a-b; '#'
+ * and ';' start a comment.  Writes keys[count * key_bytes] (network order, zeros behind), bits[] (that count) and
+ * lines[] (from 1), of which there is room for `max`.  0: the text is at its end.  1: no more room.  2: the line at
+ * `offset` of `length` bytes, number line + 1, is none of this.  Go on after 1 with more room, after 2 behind the line.
+ */
+int xk_list_parse(const char *text, size_t size, int kind, uint32_t width, int intervals, uint32_t key_bytes,
+		  struct xk_list *list, uint8_t *keys, uint32_t *bits, uint32_t *lines, uint32_t max);
+/*
+ * Where each of `n` keys (key_bytes and a u32 of bits each) is among `m` others: found[i] is an index, or -1; of equal
+ * ones among the others the last.  -ENOMEM.
+ */
+int xk_keys_join(uint32_t key_bytes, const uint8_t *others, const uint32_t *other_bits, uint32_t m, const uint8_t *keys,
+		 const uint32_t *bits, uint32_t n, int64_t *found);
 
 /* ---- UMEM and AF_XDP sockets (xsk.c) ---- */
 
@@ -207,6 +291,8 @@ struct xk_packet_config {
 
 /* An AF_PACKET socket on ifindex that sees what arrives there, not what leaves (CAP_NET_RAW). */
 int xk_packet_open(int ifindex, const struct xk_packet_config *config, struct xk_packet **out);
+/* Another eBPF filter in the place of the one that is there. */
+int xk_packet_filter(struct xk_packet *p, int prog_fd);
 /* Let nothing more in: what was received stays to be drained. */
 int xk_packet_quiet(struct xk_packet *p);
 /* Next batch of at most `max` packets, copied: bytes go to `room` one after the other (of `room_size`); arrays as above. */

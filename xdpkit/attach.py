@@ -15,26 +15,23 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
 
 from . import netdev
-from .built import Built
+from .built import Built, as_built
 from .compiler import Compiled
 from .copies import ring_bytes
 from .core import check, ffi, lib, text
 from .errors import NotSupported
 from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
-from .ledger import Ledger, LedgerRule
+from .link import Link
 from .netdev import Device, Holder
 from .pipeline import Pipeline
 from .program import Program
-from .sockets import Sockets
-from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions, SocketStats
+from .ruleset import Ruleset
+from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
@@ -67,7 +64,7 @@ def attach(
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
-    built = _built(pipeline)
+    built = as_built(pipeline)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
@@ -98,15 +95,6 @@ def attach(
     raise last
 
 
-def _built(pipeline: Pipeline | Compiled | Built) -> Built:
-    match pipeline:
-        case Built():
-            return pipeline
-        case Compiled():
-            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
-    return Built(pipeline, {})
-
-
 def _attach(
     built: Built,
     device: Device,
@@ -120,13 +108,14 @@ def _attach(
         _check_tc(built.pipeline, device, mode, binds, queues)
     hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp"
     ring_size = options.ring_size if "REDIRECT" in built.pipeline.verdicts else 0
-    program = Program(
-        built.compiled(hook),
+    ruleset = Ruleset(
+        built,
+        hook,
         queues=device.rx_queues,
         metadata=timestamps,
         ring_bytes=ring_bytes(ring_size, device.mtu + L2_BYTES),
     )
-    fd = -1
+    program, fd = ruleset.program, -1
     try:
         if mode in TC_MODES:
             fd, queues, timestamps = _link_tcx(program, device, mode), (), True
@@ -135,11 +124,11 @@ def _attach(
             if fd < 0:
                 raise _refused(-fd, program, device, mode)
         got = Got(device.name, device.driver, mode, None, queues, timestamps)
-        return Link(program, device, fd, got, binds, options)
+        return Link(ruleset, device, fd, got, binds, options)
     except BaseException:
         if fd >= 0:
             os.close(fd)
-        program.close()
+        ruleset.close()
         raise
 
 
@@ -196,114 +185,6 @@ def _held(holder: Holder) -> str:
     who = " and ".join(f"process {owner.pid} ({owner.command})" for owner in owners(holder.prog_id))
     advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
     return f"{describe(holder)}, {advice}, or use mode tc_ingress or af_packet beside it"
-
-
-class Link:
-    """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
-
-    def __init__(
-        self, program: Program, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
-    ):
-        self.program, self.device, self.got, self.binds, self.options = program, device, got, binds, options
-        self._fd = fd
-        self._namespace = namespace_id()
-        self._sockets: Sockets | None = None
-        self._past = SocketStats()
-        self._sink = ("none", 0, 0)
-        self._dropped_before = self._device_dropped()
-        self._start = time.monotonic()
-        self._final: Ledger | None = None
-
-    def sockets(self) -> Sockets:
-        """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
-        a time.  OSError names call, device and queue, and leaves nothing open."""
-        if self._final is not None:
-            raise ValueError("the link is closed")
-        if namespace_id() != self._namespace:
-            raise OSError(errno.ENODEV, f"{self.device.name}: the link was made in another network namespace")
-        if self._sockets is not None:
-            raise ValueError(f"{self.device.name}: the sockets of this link are already open")
-        self._sockets = Sockets(self)
-        return self._sockets
-
-    def forget(self, sockets: Sockets) -> None:
-        """Called by Sockets.close(): keep what they counted."""
-        if self._sockets is sockets:
-            self._past += sockets.stats()
-            name, written, refused = sockets.sink
-            if name != "none":
-                self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
-            self._sockets = None
-
-    def ledger(self) -> Ledger:
-        """Where every packet went so far; after close() the final one."""
-        return self._final or self._count(final=False)
-
-    def _count(self, *, final: bool) -> Ledger:
-        stats, (sink, written, refused) = self._past, self._sink
-        if self._sockets is not None:  # sockets before rules: what moves meanwhile shows as in flight, never below 0
-            stats += self._sockets.stats()
-            name, now_written, now_refused = self._sockets.live_sink()
-            if name != "none":
-                sink, written, refused = name, written + now_written, refused + now_refused
-        rules = tuple(
-            LedgerRule(c.rule.name, str(c.rule.action), c.rule.action.verdict.name, c.packets, c.bytes, c.no_socket)
-            for c in self.program.counts()
-        )
-        fill_empty = min(stats.fill_empty, stats.rx_dropped)
-        dropped = 0  # at egress: what the device drops on arrival is not on its way out
-        if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
-            with suppress(OSError):  # the device is gone
-                dropped = self._device_dropped() - self._dropped_before
-        return Ledger(
-            pipeline=self.program.pipeline.name,
-            device=self.device.name,
-            got=self.got,
-            seconds=time.monotonic() - self._start,
-            rules=rules,
-            fill_empty=fill_empty,
-            rx_ring_full=stats.rx_ring_full,
-            too_long=stats.rx_dropped - fill_empty,
-            waiting=stats.unread,
-            delivered=stats.received,
-            written=written,
-            refused=refused,
-            sink=sink,
-            device_dropped=max(0, dropped),
-            final=final,
-        )
-
-    def _device_dropped(self) -> int:
-        """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""
-        return 0 if self.device.driver == "veth" else netdev.stats(self.device.index).get("rx_dropped", 0)
-
-    def close(self) -> None:
-        """Close the sockets, detach, take the final ledger, let go of the program."""
-        if self._final is not None:
-            return
-        try:
-            if self._sockets is not None:
-                self._sockets.close()
-        finally:  # whatever a sink says: detach
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-            lib.xk_quiesce()
-            self._final = self._count(final=True)
-            self.program.close()
-
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def namespace_id() -> int:
-    """Inode number of the calling thread's network namespace: a device index means nothing in another one."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from .fields import FieldSpec, field_named
 from .pipeline import Pipeline, Rule, load_file
 from .sets import Entry, SetSpec
 
-__all__ = ["Built", "build", "load", "read", "write"]
+__all__ = ["Built", "as_built", "build", "load", "read", "write"]
 
 FORMAT = 2
 #: What a program needs of the kernel, by hook.
@@ -42,14 +42,26 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A pipeline with its compiled programs by hook."""
+    """A pipeline with its compiled programs by hook.  ``folder``: where the files of its sets are, if not beside the
+    pipeline."""
 
     pipeline: Pipeline
     programs: dict[str, Compiled]
+    folder: Path | None = None
 
     def compiled(self, hook: str) -> Compiled:
         """The program for ``hook``; compiled now if it was not built ahead."""
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+
+def as_built(pipeline: Pipeline | Compiled | Built) -> Built:
+    """What was built of it, and the rest to be compiled when asked for."""
+    match pipeline:
+        case Built():
+            return pipeline
+        case Compiled():
+            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
+    return Built(pipeline, {})
 
 
 def build(pipeline: Pipeline) -> Built:
@@ -113,7 +125,7 @@ def read(path: str | Path) -> Built:
         raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
     if pipe.digest() != manifest["digest"]:
         raise PipelineError("the rules do not have the digest that was noted when it was built", place)
-    return Built(pipe, programs)
+    return Built(pipe, programs, Path(path).parent)
 
 
 def load(path: str | Path) -> Built:

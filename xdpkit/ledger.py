@@ -39,7 +39,7 @@ class Ledger:
     the sums, and rules count on under their names.
 
     ``totals``: what was seen, redirected and forwarded in all.  ``sent_on`` and ``dropped_there``: forwarded packets
-    that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets that were replaced.
+    that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
     ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
     ``final`` means that nothing was under way when it was taken."""
 

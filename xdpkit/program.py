@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from .actions import Forward, Redirect, Verdict
@@ -51,10 +52,11 @@ class Program:
 
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
-        ring_bytes: int = 1 << 16,
+        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
-        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.
+        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
+        descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
         self.explains = explain
@@ -65,12 +67,15 @@ class Program:
         check(lib.xk_program_open(compiled.object, len(compiled.object), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
+            for name, fd in maps.items():
+                self._has(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             for number, limit in enumerate(self.pipeline.limits):
-                kind = _MAP_LRU_HASH if limit.per else _MAP_ARRAY
-                name = limit_symbol(number).encode()
-                check(lib.xk_program_set_map(self._program, name, kind, limit.key_bytes, limit.capacity))
+                kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
+                if symbol not in maps:
+                    size, room = limit.key_bytes, limit.capacity
+                    self._has(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.hook == "xdp":
                 groups = len(self.pipeline.targets(Redirect))
                 check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
@@ -79,12 +84,18 @@ class Program:
             if self.hook in ("xdp", "tc"):
                 devices = len(self.pipeline.targets(Forward))
                 check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
-            if self.hook == "tc":
+            if self.hook == "tc" and "copies" not in maps:
                 check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
             self._load()
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def _has(result: int, name: str) -> None:
+        """Check ``result``; the object has no map for a set or limit that no rule asks."""
+        if result != -errno.ENOENT:
+            check(result, name)
 
     def _load(self) -> None:
         log = ffi.new("char[]", _LOG_BYTES)
@@ -109,6 +120,11 @@ class Program:
     def map_fd(self, name: str) -> int:
         """File descriptor of a map, owned by this object."""
         return check(lib.xk_program_map(self._program, name.encode()), name)
+
+    def rings(self) -> dict[str, int]:
+        """The maps through which copies of packets go to user space."""
+        names = ("copies", "reader", "copied") if self.hook == "tc" else ()
+        return {name: self.map_fd(name) for name in names}
 
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
@@ -147,7 +163,7 @@ class Program:
         if self.explains:
             if self._timed:
                 given = ffi.new("uint64_t[2]", [now_ns, random])
-                check(lib.xk_map_put(self.map_fd("given"), ffi.new("uint32_t *"), given), "clock")
+                check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
             rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()

@@ -25,7 +25,8 @@ from .xsk import SocketStats
 from .zerocopy import chunk_for_zerocopy
 
 if TYPE_CHECKING:
-    from .attach import Link
+    from .link import Link
+    from .program import Program
 
 __all__ = ["AnyBatch", "CopiedBatch", "Sockets"]
 
@@ -91,10 +92,19 @@ class Sockets:
                 walk.append(f"{'zero-copy' if bind == 'zerocopy' else bind} ({os.strerror(error.errno or 0)})")
         bound = "zerocopy" if all(x.zerocopy for x in self.xsks) else "copy"
         link.got = replace(link.got, bind=bound, walk=tuple(walk))
-        fd = link.program.map_fd("xsks")
+        self.reach(link.program)
+        self._in_map = [socket.queue for socket in self.xsks]
+
+    def reach(self, program: Program) -> None:
+        """Let the REDIRECT of ``program`` find these sockets."""
         for socket in self.xsks:
-            check(lib.xk_xskmap_set(fd, socket.queue, socket.fd), f"{device.name} queue {socket.queue}")
-            self._in_map.append(socket.queue)
+            what = f"{self.link.device.name} queue {socket.queue}"
+            check(lib.xk_xskmap_set(program.map_fd("xsks"), socket.queue, socket.fd), what)
+
+    def refilter(self, program: Program) -> None:
+        """Put ``program`` in the place of the packet socket's filter."""
+        if isinstance(self.packet, PacketSocket):
+            self.packet.refilter(program.fd)
 
     def _bind(self, zerocopy: bool) -> None:
         link, device, options = self.link, self.link.device, self.link.options

@@ -1,0 +1,235 @@
+"""A pipeline on a device: its sockets, its sets, its ledger, and the next pipeline in its place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from threading import RLock
+from types import MappingProxyType, TracebackType
+
+from . import netdev
+from .built import Built, as_built
+from .compiler import Compiled
+from .core import check, lib
+from .forwarded import Forwarded
+from .got import Got
+from .ledger import Ledger, LedgerRule
+from .liveset import LiveSet
+from .netdev import Device
+from .pipeline import Pipeline, Rule
+from .program import Program
+from .ruleset import Ruleset
+from .sockets import Sockets
+from .tally import RuleTotal, Tally, totals
+from .xsk import SocketOptions, SocketStats
+
+__all__ = ["Link", "Update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a change of rulesets took, in nanoseconds: ``compile_ns`` (0 for one that was built ahead), ``load_ns``
+    (program, sets, devices), ``swap_ns`` (the exchange, and until no packet is with the old program)."""
+
+    compile_ns: int
+    load_ns: int
+    swap_ns: int
+
+    def __str__(self) -> str:
+        parts = (("compile", self.compile_ns), ("load", self.load_ns), ("swap", self.swap_ns))
+        return ", ".join(f"{name} {ns / 1e6:.1f} ms" for name, ns in parts)
+
+
+class Link:
+    """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
+
+    def __init__(
+        self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
+    ):
+        self._ruleset, self.device, self.got, self.binds, self.options = ruleset, device, got, binds, options
+        self._fd = fd
+        self._lock = RLock()  # around what counts: an update moves counts from program to tally
+        self._tally, self._updates = Tally(), 0
+        self._forwarded: Forwarded | None = None
+        self._forwards()
+        self._namespace = namespace_id()
+        self._sockets: Sockets | None = None
+        self._past = SocketStats()
+        self._sink = ("none", 0, 0)
+        self._dropped_before = self._device_dropped()
+        self._start = time.monotonic()
+        self._final: Ledger | None = None
+
+    @property
+    def program(self) -> Program:
+        """The program that runs now."""
+        return self._ruleset.program
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that runs now."""
+        return self._ruleset.pipeline
+
+    @property
+    def sets(self) -> Mapping[str, LiveSet]:
+        """The sets and verdict maps of the pipeline, by name: change them while packets are looked up in them."""
+        return MappingProxyType(self._ruleset.sets)
+
+    def update(self, pipeline: Pipeline | Compiled | Built) -> Update:
+        """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
+
+        Rules count on under their names.  Sets keep their members, but for what is declared differently now; limits
+        that are the same in a rule of the same name keep their buckets.  Sockets stay open.  If it is refused
+        (PipelineError, VerifierError, OSError, NotSupported), the old one runs on, and nothing has changed.  A batch's
+        ``rules`` are numbers of the pipeline that the packet met: for packets under way meanwhile, the old one."""
+        with self._lock:
+            if self._final is not None:
+                raise ValueError("the link is closed")
+            built, old, start = as_built(pipeline), self._ruleset, time.perf_counter_ns()
+            self._may_follow(built.pipeline)
+            built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
+            compiled = time.perf_counter_ns()
+            new = Ruleset(
+                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old
+            )
+            try:
+                if self._sockets is not None:
+                    self._sockets.reach(new.program)
+                loaded = time.perf_counter_ns()
+                if self._fd >= 0:
+                    check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
+                elif self._sockets is not None:
+                    self._sockets.refilter(new.program)
+            except BaseException:
+                new.abandon(old)
+                raise
+            self._ruleset = new
+            check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
+            self._tally.keep(old.program.counts())
+            self._updates += 1
+            new.commit(old)
+            self._forwards()
+            return Update(compiled - start, loaded - compiled, time.perf_counter_ns() - loaded)
+
+    def _may_follow(self, pipe: Pipeline) -> None:
+        """What this link cannot do, said before anything is loaded."""
+        if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
+            raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
+
+    def _forwards(self) -> None:
+        """Count what becomes of forwarded packets, from the first ruleset on that forwards."""
+        if self._forwarded is None and self.got.mode in ("native", "generic") and "FORWARD" in self.pipeline.verdicts:
+            self._forwarded = Forwarded(self.device.name, self.device.index, namespace_id())
+
+    def sweep(self) -> int:
+        """Give the room of members whose time is over back; how many.  :meth:`sockets` and :meth:`update` need no help,
+        but a set that packets add to fills up with what is over."""
+        return sum(live.sweep() for live in self.sets.values() if live.spec.timeouts)
+
+    def sockets(self) -> Sockets:
+        """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
+        a time.  OSError names call, device and queue, and leaves nothing open."""
+        if self._final is not None:
+            raise ValueError("the link is closed")
+        if namespace_id() != self._namespace:
+            raise OSError(errno.ENODEV, f"{self.device.name}: the link was made in another network namespace")
+        with self._lock:
+            if self._sockets is not None:
+                raise ValueError(f"{self.device.name}: the sockets of this link are already open")
+            self._sockets = Sockets(self)
+            return self._sockets
+
+    def forget(self, sockets: Sockets) -> None:
+        """Called by Sockets.close(): keep what they counted."""
+        if self._sockets is sockets:
+            self._past += sockets.stats()
+            name, written, refused = sockets.sink
+            if name != "none":
+                self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
+            self._sockets = None
+
+    def ledger(self) -> Ledger:
+        """Where every packet went so far; after close() the final one."""
+        with self._lock:
+            return self._final or self._count(final=False)
+
+    def _count(self, *, final: bool) -> Ledger:
+        stats, (sink, written, refused) = self._past, self._sink
+        if self._sockets is not None:  # sockets before rules: what moves meanwhile shows as in flight, never below 0
+            stats += self._sockets.stats()
+            name, now_written, now_refused = self._sockets.live_sink()
+            if name != "none":
+                sink, written, refused = name, written + now_written, refused + now_refused
+        counts = self.program.counts()
+        rules = tuple(_ledger_rule(c.rule, self._tally.with_(c)) for c in counts)
+        sent_on, dropped_there = self._forwarded.counts() if self._forwarded is not None else (0, 0)
+        fill_empty = min(stats.fill_empty, stats.rx_dropped)
+        dropped = 0  # at egress: what the device drops on arrival is not on its way out
+        if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
+            with suppress(OSError):  # the device is gone
+                dropped = self._device_dropped() - self._dropped_before
+        return Ledger(
+            pipeline=self.program.pipeline.name,
+            device=self.device.name,
+            got=self.got,
+            seconds=time.monotonic() - self._start,
+            rules=rules,
+            totals=self._tally.totals + totals(counts),
+            updates=self._updates,
+            sent_on=sent_on,
+            dropped_there=dropped_there,
+            fill_empty=fill_empty,
+            rx_ring_full=stats.rx_ring_full,
+            too_long=stats.rx_dropped - fill_empty,
+            waiting=stats.unread,
+            delivered=stats.received,
+            written=written,
+            refused=refused,
+            sink=sink,
+            device_dropped=max(0, dropped),
+            final=final,
+        )
+
+    def _device_dropped(self) -> int:
+        """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""
+        return 0 if self.device.driver == "veth" else netdev.stats(self.device.index).get("rx_dropped", 0)
+
+    def close(self) -> None:
+        """Close the sockets, detach, take the final ledger, let go of program and sets."""
+        if self._final is not None:
+            return
+        try:
+            if self._sockets is not None:
+                self._sockets.close()
+        finally:  # whatever a sink says: detach
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            lib.xk_quiesce()
+            with self._lock:
+                self._final = self._count(final=True)
+            if self._forwarded is not None:
+                self._forwarded.close()
+            self._ruleset.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _ledger_rule(rule: Rule, total: RuleTotal) -> LedgerRule:
+    counted = (total.packets, total.bytes, total.no_socket, total.failed)
+    return LedgerRule(rule.name, rule.then, rule.action.verdict.name, *counted, goes_on=rule.goes_on)
+
+
+def namespace_id() -> int:
+    """Inode number of the calling thread's network namespace: a device index means nothing in another one."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
