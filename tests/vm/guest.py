@@ -32,6 +32,16 @@ MARK = "xdpkit.guest"
 
 
 @dataclass(frozen=True, slots=True)
+class Say:
+    """Prints what is under way, with the seconds since ``start`` (time.monotonic)."""
+
+    start: float
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.start:4.0f} s] {text}", flush=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """How the command ended in the guest, and the files that it left in /out."""
 
@@ -89,7 +99,8 @@ def _show(line: bytes, prefix: str) -> None:
 
 
 def _arguments(qemu: Qemu, kernel: Kernel, work: Path) -> list[str]:
-    arguments = [str(qemu.program), *qemu.options, "-nodefaults", "-no-user-config", "-no-reboot"]
+    arguments = ["setpriv", "--pdeathsig", "KILL", "--"]  # no guest outlives a killed runner
+    arguments += [str(qemu.program), *qemu.options, "-nodefaults", "-no-user-config", "-no-reboot"]
     arguments += ["-machine", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-smp", str(CPUS)]
     arguments += ["-m", str(MEMORY_MB), "-display", "none", "-serial", "stdio"]
     arguments += ["-kernel", str(kernel.image), "-initrd", str(work / "initrd")]

@@ -26,11 +26,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds the guest may take")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    start = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
-
+    say = guest.Say(time.monotonic())
     try:
         qemu, kernel = debian.qemu(say), debian.kernel(options.kernel, say)
         say(f"booting Linux {kernel.release}")
