@@ -69,7 +69,7 @@ def _features() -> Iterator[Finding]:
     if _effective() >> _SYS_ADMIN & 1:
         for feature in FEATURES.values():
             if not has(feature.name):
-                text = f"this kernel has none: no {feature.use}"
+                text = f"missing in this kernel; it is for {feature.use}"
                 yield Finding(feature.name, "note", text, f"Linux {feature.version} or newer has it")
 
 

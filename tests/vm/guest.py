@@ -52,7 +52,8 @@ class Result:
 def run(qemu: Qemu, kernel: Kernel, command: Sequence[str], *, cwd: Path, timeout: float, prefix: str = "") -> Result:
     """Boot, run ``command`` in ``cwd``, power off.  Its output is printed as it comes, each line after ``prefix``.
 
-    LabError: the guest died TRIES times without an exit status, or took more than ``timeout`` seconds."""
+    LabError: the guest died TRIES times without an exit status, or it all took more than ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory(prefix="xdpkit-vm-") as name:
         work = Path(name)
         (work / "initrd").write_bytes(_initrd(qemu, kernel))
@@ -60,7 +61,7 @@ def run(qemu: Qemu, kernel: Kernel, command: Sequence[str], *, cwd: Path, timeou
             out = work / "out"
             out.mkdir()
             (out / "command").write_text(f"cd {shlex.quote(str(cwd))} && exec {shlex.join(command)}\n")
-            last = _boot(_arguments(qemu, kernel, work), qemu, timeout, prefix)
+            last = _boot(_arguments(qemu, kernel, work), qemu, deadline, prefix)
             files = {p.name: p.read_text(errors="replace") for p in out.iterdir() if p.is_file()}
             if (status := files.pop("status", "").strip()).isdigit():
                 return Result(int(status), files)
@@ -69,9 +70,9 @@ def run(qemu: Qemu, kernel: Kernel, command: Sequence[str], *, cwd: Path, timeou
     raise LabError(f"Linux {kernel.release} in QEMU died {TRIES} times without a result; its last line: {last}")
 
 
-def _boot(arguments: Sequence[str], qemu: Qemu, timeout: float, prefix: str) -> str:
+def _boot(arguments: Sequence[str], qemu: Qemu, deadline: float, prefix: str) -> str:
     """Until QEMU ends; its last line of output."""
-    last, deadline = "", time.monotonic() + timeout
+    last = ""
     with subprocess.Popen(
         arguments, env=qemu.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process, selectors.DefaultSelector() as selector:  # fmt: skip
@@ -89,7 +90,7 @@ def _boot(arguments: Sequence[str], qemu: Qemu, timeout: float, prefix: str) -> 
                     _show(line, prefix)
         finally:
             process.kill()
-    raise LabError(f"the guest did not end within {timeout:g} s; its last line: {last}")
+    raise LabError(f"the guest did not end in time (--timeout); its last line: {last}")
 
 
 def _show(line: bytes, prefix: str) -> None:

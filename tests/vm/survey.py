@@ -1,5 +1,5 @@
-"""What this kernel can do for xdpkit: probes, and packets that really went through.  Run in a guest by kernels.py, which
-puts tests/ and tests/zerocopy/ on PYTHONPATH.
+"""What this kernel can do for xdpkit: probes, and packets that really went through.  Run in a guest by kernels.py,
+which puts tests/ and tests/zerocopy/ on PYTHONPATH.
 
 Writes /out/survey.json: {row: true | false}; the reason of each false is printed.
 """
