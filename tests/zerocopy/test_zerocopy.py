@@ -118,10 +118,10 @@ def test_zero_copy_in_generic_mode_is_refused_before_a_packet_moves(nics):
 # ---- packets ----
 
 
-@pytest.mark.parametrize("size", [64, 1514, 1518])
+@pytest.mark.parametrize("size", [64, 1514])
 def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, size):
     near, far = nics
-    sent = flows(far, near, range(1000), size=size, vlan=5 if size > 1514 else None)
+    sent = flows(far, near, range(1000), size=size)
     with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link:
         with link.sockets() as sockets:
             ready(near, far)
@@ -134,6 +134,22 @@ def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, 
     assert windows == sorted(windows)
     assert (ledger.seen, ledger.redirected, ledger.delivered, ledger.lost) == (1000, 1000, 1000, 0)
     assert ledger.problems() == ()
+
+
+def test_tagged_packets_of_1518_bytes_arrive_with_their_tag(nics):
+    near, far = nics
+    igb = near.device.driver == "igb"
+    if igb:  # it takes the tag out of the packet otherwise, as the doctor says
+        ethtool.set_features(near.name, {"rx-vlan-hw-parse": False})
+    try:
+        sent = frames(far, near, range(WINDOW), size=1518, vlan=5)
+        with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link, link.sockets() as sockets:
+            ready(near, far)
+            feed(link, far, sent)
+            assert [frame for _, frame in received(sockets, WINDOW)] == sent
+    finally:
+        if igb:
+            ethtool.set_features(near.name, {"rx-vlan-hw-parse": True})
 
 
 def test_rings_of_4_wrap_around_many_times(nics):
@@ -371,14 +387,21 @@ def test_a_starved_nic_goes_on_when_frames_come_back(nics):
 # ---- from the shell ----
 
 
+@pytest.fixture
+def igb():
+    """One driver is enough for the command, which takes long to start here."""
+    with wire("igb") as ports:
+        yield ports
+
+
 def xdpkit_run(near, *options):
     command = [XDPKIT, "run", DNS_FILE, "-i", near.name, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return process, process.stderr.readline()
 
 
-def test_run_says_zero_copy_when_it_starts_and_when_it_ends(nics):
-    near, far = nics
+def test_run_says_zero_copy_when_it_starts_and_when_it_ends(igb):
+    near, far = igb
     process, said = xdpkit_run(near)
     try:
         ready(near, far)
@@ -392,8 +415,8 @@ def test_run_says_zero_copy_when_it_starts_and_when_it_ends(nics):
     assert "native, zero-copy" in out
 
 
-def test_a_killed_run_leaves_the_device_as_it_was(nics):
-    near, far = nics
+def test_a_killed_run_leaves_the_device_as_it_was(igb):
+    near, far = igb
     process, said = xdpkit_run(near)
     assert "zero-copy" in said
     process.kill()
@@ -407,8 +430,8 @@ def test_a_killed_run_leaves_the_device_as_it_was(nics):
         assert link.got.bind == "zerocopy"
 
 
-def test_the_doctor_says_that_the_device_has_zero_copy(nics):
-    near, _ = nics
+def test_the_doctor_says_that_the_device_has_zero_copy(igb):
+    near, _ = igb
     told = subprocess.run([XDPKIT, "doctor", near.name], capture_output=True, text=True, check=False)
     assert re.search(r"^ok +zero-copy +the driver has AF_XDP zero-copy", told.stdout, re.M)
     assert "problem" not in told.stdout
