@@ -130,8 +130,9 @@ def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, 
         ledger = link.ledger()
     assert sorted(frame for _, frame in got) == sorted(sent)
     assert {queue for queue, _ in got} == set(range(near.queues))
-    windows = [number(frame) // WINDOW for _, frame in got]  # within one, senders on two queues overtake each other
-    assert windows == sorted(windows)
+    for queue in range(near.queues):  # within a window the sender's own queues overtake each other
+        windows = [number(frame) // WINDOW for q, frame in got if q == queue]
+        assert windows == sorted(windows)
     assert (ledger.seen, ledger.redirected, ledger.delivered, ledger.lost) == (1000, 1000, 1000, 0)
     assert ledger.problems() == ()
 
@@ -139,44 +140,34 @@ def test_packets_arrive_whole_in_order_on_every_queue_and_the_ledger_sums(nics, 
 def test_tagged_packets_of_1518_bytes_arrive_with_their_tag(nics):
     near, far = nics
     igb = near.device.driver == "igb"
-    if igb:  # it takes the tag out of the packet otherwise, as the doctor says
+    if igb:  # it takes the tag out of the packet otherwise, as the doctor says, and tags that nobody registered away
         ethtool.set_features(near.name, {"rx-vlan-hw-parse": False})
     try:
         sent = frames(far, near, range(WINDOW), size=1518, vlan=5)
         with attach(pipeline(), near.name, bind="zerocopy", options=CHECKED) as link, link.sockets() as sockets:
             ready(near, far)
-            feed(link, far, sent)
-            assert [frame for _, frame in received(sockets, WINDOW)] == sent
+            with netdev.promiscuous(near.index):
+                feed(link, far, sent)
+            assert sorted(frame for _, frame in received(sockets, WINDOW)) == sorted(sent)
     finally:
         if igb:
             ethtool.set_features(near.name, {"rx-vlan-hw-parse": True})
 
 
-def test_rings_of_4_wrap_around_many_times(nics):
+def test_rings_of_64_wrap_around_many_times(nics):
+    """Smaller ones would wrap sooner, but leave the NIC too few frames for three packets at once."""
     near, far = nics
-    options = SocketOptions(ring_size=4, frames=8, debug=True)
-    with attach(pipeline(), near.name, bind="zerocopy", queues=[0], options=options) as link:
-        with link.sockets() as sockets:
-            ready(near, far)
-            one_queue = _for_queue_0(link, sockets, near, far)
-            for start in range(0, 150, 3):
-                sent = frames(far, near, range(start, start + 3), source=one_queue)
-                far.send(sent)
-                assert [frame for _, frame in received(sockets, 3)] == sent
-            where = sockets.xsks[0].frames()
-            assert (where["held"], where["rx"], where["frames"]) == (0, 0, 8)
-        assert link.ledger().problems() == ()
-
-
-def _for_queue_0(link, sockets, near, far):
-    """A sender whose packets come to queue 0."""
-    for source in SOURCES:
-        rules = link.ledger().rules
-        feed(link, far, frames(far, near, [0], source=source))
-        if link.ledger().rules[0].no_socket == rules[0].no_socket:
-            received(sockets, 1)
-            return source
-    raise AssertionError("no packet came to queue 0")
+    options = SocketOptions(ring_size=64, frames=128, debug=True)
+    with attach(pipeline(), near.name, bind="zerocopy", options=options) as link, link.sockets() as sockets:
+        ready(near, far)
+        for start in range(0, 450, 3):
+            sent = frames(far, near, range(start, start + 3))
+            far.send(sent)
+            assert [frame for _, frame in received(sockets, 3)] == sent
+        for socket in sockets.xsks:
+            where = socket.frames()
+            assert (where["held"], where["rx"], where["frames"]) == (0, 0, 128)
+    assert (link.ledger().delivered, link.ledger().problems()) == (450, ())
 
 
 def test_drop_and_pass_keep_their_meaning_beside_zero_copy_sockets(nics):
