@@ -45,8 +45,8 @@ test: install test-deps ## Set up and run every test (root)
 test-zerocopy: install vm-deps ## Test AF_XDP zero-copy on emulated NICs: a recent kernel in QEMU, fetched, not installed
 	$(BIN)/python tests/vm/run.py --timeout $(VM_SECONDS) -- $(abspath $(BIN))/python -m pytest -v -p no:cacheprovider tests/zerocopy
 
-test-kernels: install vm-deps ## Survey and test Debian's kernels in QEMU; WRITE=--write writes docs/kernels.md
-	$(BIN)/python tests/vm/kernels.py $(WRITE)
+test-kernels: install vm-deps ## Survey and test Debian's kernels in QEMU; KERNELS=--write writes docs/kernels.md
+	$(BIN)/python tests/vm/kernels.py $(KERNELS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
