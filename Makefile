@@ -8,7 +8,7 @@ DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1
           python3-dev python3-venv util-linux
 # the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
 VM_DEBS   := apt dpkg debian-archive-keyring util-linux
-TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping
+TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables
 
 .PHONY: help deps test-deps install run test test-zerocopy test-kernels lint fuzz perf clean
 
@@ -57,9 +57,10 @@ SECONDS ?= 600
 fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
 	$(BIN)/python tests/fuzz.py $(SECONDS)
 
-perf: install ## Compare receive paths, and filters, on this machine (root)
+perf: install ## Compare receive paths, filters and sets on this machine (root)
 	$(BIN)/python perf/receive.py
 	$(BIN)/python perf/filter.py
+	$(BIN)/python perf/sets.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis

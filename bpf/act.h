@@ -1,38 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What every hook shares behind the walk: the generated classify(), the verdict it packs, and the counters.
- *
- * classify() returns  rule << 16 | target << 6 | otherwise << 3 | verdict.  Verdicts use the XDP numbers (DROP 1, PASS 2,
- * TX 3, REDIRECT 4) and FORWARD, 5; `otherwise` is the declared verdict of a REDIRECT that finds no socket and a FORWARD
- * that finds no device; `target` is the socket group or the device.  All of it is constant per rule, so after inlining
- * nothing is unpacked at run time that does not have to be.  What a packet meets on its way through the rules is counted
- * on the way; the rule that takes it is counted by the entry.
+ * What every hook shares behind the walk: the generated classify(), and the counters.  What a packet meets on its way
+ * through the rules is counted on the way; the rule that takes it is counted by the entry.
  */
 #pragma once
-#include "packet.h"
-#include "load.h"
-
-enum { FORWARD = 5 };
-
-static __always_inline __u32 rule_of(__u32 outcome)
-{
-	return outcome >> 16;
-}
-
-static __always_inline __u32 target_of(__u32 outcome)
-{
-	return outcome >> 6 & 0x3ff;
-}
-
-static __always_inline __u32 otherwise_of(__u32 outcome)
-{
-	return outcome >> 3 & 7;
-}
-
-static __always_inline __u32 verdict_of(__u32 outcome)
-{
-	return outcome & 7;
-}
+#include "outcome.h"
+#include "table.h"
 
 struct counter {
 	__u64 packets;
@@ -48,20 +21,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counter);
 } counters SEC(".maps");
-
-/* What the steps of rules want of the entry. */
-struct steps {
-	__u32 mark, marked;
-	__u32 mirror; /* bytes to copy; 0: none */
-	__u32 mirror_rule;
-};
-
-__u32 classify(const struct packet *p, struct source *s, struct steps *a);
-
-/* Generated, constants: may the rules give this verdict?  Does one set a mark? */
-__u32 verdicts(void);
-__u32 marks(void);
-#define MAY(verdict) (verdicts() & 1u << (verdict))
 
 /* Generated, a constant: does any rule read what walk() finds? */
 __u32 reads_headers(void);

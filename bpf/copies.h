@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Copies of packets for user space, through one BPF ring buffer for all CPUs (csrc/copies.c is the reader).
+ * Copies of packets for user space, through a BPF ring buffer for all CPUs (csrc/copies.c is the reader).  A ring is three
+ * maps, made by RING(): the ring buffer itself, what its reader says, and what was counted.
  *
  * A record is struct copy and then `len` bytes of the packet as it is on the wire; what it is a copy of (the packet that
  * a REDIRECT rule took, one that passed) is `verdict`.  A record takes the room of its size class: the ring buffer
@@ -14,7 +15,7 @@
  * The entry defines struct source and copy_bytes(): the first `len` bytes of the packet (14 at least) to `to`, 0 if done.
  */
 #pragma once
-#include "act.h"
+#include "outcome.h"
 
 /* Same struct: struct xk_copy in csrc/xdpkit.h. */
 struct copy {
@@ -23,8 +24,10 @@ struct copy {
 	__u32 len;      /* bytes that follow */
 	__u32 wire_len; /* bytes that the packet has */
 	__u16 queue;    /* RX queue */
-	__u8 verdict;   /* enum xdp_action */
+	__u8 verdict;   /* enum xdp_action; 0: not known yet */
 	__u8 unused;
+	__u32 mark;     /* that rules gave it */
+	__u32 reserved;
 	__u8 data[];
 };
 
@@ -40,41 +43,41 @@ struct copied {
 };
 
 /* max_entries (bytes, a power of two of whole pages) is set before load. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 65536);
-} copies SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct reader);
-} reader SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct copied);
-} copied SEC(".maps");
+#define RING(name)                                                                                                     \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_RINGBUF);                                                                    \
+		__uint(max_entries, 65536);                                                                            \
+	} name SEC(".maps");                                                                                           \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                                                                      \
+		__uint(map_flags, BPF_F_MMAPABLE);                                                                     \
+		__uint(max_entries, 1);                                                                                \
+		__type(key, __u32);                                                                                    \
+		__type(value, struct reader);                                                                          \
+	} name##_reader SEC(".maps");                                                                                  \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                                               \
+		__uint(max_entries, 1);                                                                                \
+		__type(key, __u32);                                                                                    \
+		__type(value, struct copied);                                                                          \
+	} name##_count SEC(".maps");
 
 static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len);
 
 /* The reader if there is one. */
-static __always_inline struct reader *find_reader(void)
+static __always_inline struct reader *find_reader(void *readers)
 {
 	__u32 zero = 0;
-	struct reader *r = bpf_map_lookup_elem(&reader, &zero);
+	struct reader *r = bpf_map_lookup_elem(readers, &zero);
 
 	return r && *(volatile __u32 *)&r->there ? r : 0;
 }
 
 /* Write a record of at most `room` packet bytes, `room` being a constant; 1 if done. */
-static __always_inline int copy_into(struct source *s, struct reader *r, const struct copy *head, const __u32 room)
+static __always_inline int copy_into(struct source *s, void *ring, struct reader *r, const struct copy *head,
+				     const __u32 room)
 {
-	struct copy *c = bpf_ringbuf_reserve(&copies, sizeof(*c) + room, 0);
+	struct copy *c = bpf_ringbuf_reserve(ring, sizeof(*c) + room, 0);
 	__u32 len = head->len;
 	__u64 fence = 0;
 
@@ -108,25 +111,26 @@ static __always_inline int copy_into(struct source *s, struct reader *r, const s
  * Hand a copy of the packet to `r`: 1, or 0 if it did not fit the ring buffer and is lost.  A packet beyond 64 KiB (GSO)
  * is cut.
  */
-static __always_inline int copy_packet(struct source *s, struct reader *r, const struct copy *head)
+static __always_inline int copy_packet(struct source *s, void *ring, void *counts, struct reader *r,
+				       const struct copy *head)
 {
 	__u32 zero = 0, len = head->len;
-	struct copied *n = bpf_map_lookup_elem(&copied, &zero);
+	struct copied *n = bpf_map_lookup_elem(counts, &zero);
 	int done;
 
 	/* Classes: minimal frames, DNS and the like, the usual MTU with tags, jumbo frames, GRO and GSO. */
 	if (len <= 96)
-		done = copy_into(s, r, head, 96);
+		done = copy_into(s, ring, r, head, 96);
 	else if (len <= 224)
-		done = copy_into(s, r, head, 224);
+		done = copy_into(s, ring, r, head, 224);
 	else if (len <= 608)
-		done = copy_into(s, r, head, 608);
+		done = copy_into(s, ring, r, head, 608);
 	else if (len <= 1528)
-		done = copy_into(s, r, head, 1528);
+		done = copy_into(s, ring, r, head, 1528);
 	else if (len <= 9024)
-		done = copy_into(s, r, head, 9024);
+		done = copy_into(s, ring, r, head, 9024);
 	else
-		done = copy_into(s, r, head, 65536);
+		done = copy_into(s, ring, r, head, 65536);
 	if (n)
 		done ? n->taken++ : n->lost++;
 	return done;

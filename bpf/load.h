@@ -45,3 +45,13 @@ __u32 turn(struct source *s, __u32 len, __u32 *words);
 
 /* Run turn() at most `turns` times, from `start`; what it left in words[0], 0 where the turns ran out. */
 __u32 loop(struct source *s, const struct packet *p, __u32 start, __u32 turns);
+
+/*
+ * Generated rules as data (table.h): the number, in its run, of the first rule that takes the packet; NO_RULE for none.
+ * The tree has `entries` entries, its root the first, and is at most `depth` entries deep; `mask` is the offset of the
+ * last of `words`, whose number is a power of two.
+ * `zero` is 0, which the verifier must not know: it would follow each way from the root by itself.
+ */
+struct entry;
+__u32 descend(const struct entry *tree, __u32 entries, __u32 depth, const __u32 *words, __u32 mask,
+	       __u32 zero);

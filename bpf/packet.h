@@ -15,6 +15,8 @@
  * through header().  Nothing is kept that the rules do not read: classify() is inlined behind the walk and LLVM removes
  * the rest; what it cannot remove by itself (helper calls) is asked for with wanted().
  *
+ * What the kernel knows of a packet beside its bytes (HAS_META_*) is no matter of the walk: the entry finds it first.
+ *
  * The entry defines `struct source` and take(): `*at` becomes the `size` bytes at `offset`, in place or copied to `room`;
  * 0 where the packet has no such bytes.
  */

@@ -12,7 +12,7 @@
 struct member {
 	__u64 expires_ns; /* CLOCK_MONOTONIC; 0: never */
 	__u32 action;     /* which of a verdict map's actions */
-	__u32 unused;
+	__u32 mark;       /* 1 + the bits of the key that count; 0: all, a packet added it */
 };
 
 struct {
@@ -22,41 +22,61 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } SET SEC(".maps");
 
-static GENERATED_CALLS void *members(void)
+/* The members as of now, or NULL: asked once for a packet, so that it meets one set however often it is looked up. */
+GENERATED_CALLS void *SET_members(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&SET, &zero);
 }
 
-/* 1 + the member's action, 0 where there is none or, with `timeouts`, its time is over. */
-GENERATED_CALLS __u32 SET_find(const void *key, __u32 timeouts)
+static GENERATED_CALLS int lives(const struct member *m)
 {
-	void *map = members();
+	__u64 expires = *(const volatile __u64 *)&m->expires_ns;
+
+	return !expires || expires > now();
+}
+
+/* Prefixes around the key whose time is over, and that nobody has swept yet, that a look-up goes past. */
+#define MAX_OVER 8
+
+/*
+ * 1 + the action of the member that fits best, 0 where there is none.  `timeouts`: members may have one; `bits`: those of
+ * the key, where the set is of prefixes, else 0.  The key is written.
+ */
+GENERATED_CALLS __u32 SET_find(void *map, __u32 *key, __u32 timeouts, __u32 bits)
+{
 	struct member *m = map ? bpf_map_lookup_elem(map, key) : 0;
 
-	if (!m)
-		return 0;
-	if (timeouts) {
-		__u64 expires = *(volatile __u64 *)&m->expires_ns;
+	if (timeouts && bits)
+		for (int i = 0; i < MAX_OVER && m && !lives(m); i++) {
+			__u32 length = m->mark ? m->mark - 1 : bits;
 
-		if (expires && expires <= now())
-			return 0;
-	}
+			if (!length)
+				return 0;
+			*key = length - 1;
+			m = bpf_map_lookup_elem(map, key);
+		}
+	if (!m || (timeouts && !lives(m)))
+		return 0;
 	return 1 + m->action;
 }
 
-/* 1 if the key is a member now: one with a time-out gets it anew, one without stays. */
-GENERATED_CALLS __u32 SET_add(const void *key, __u64 timeout_ns)
+/*
+ * 1 if the key is a member now.  A member that is this very key gets its time-out anew, one without a time-out stays; a
+ * key that lies in a member's prefix is one already.
+ */
+GENERATED_CALLS __u32 SET_add(void *map, const __u32 *key, __u64 timeout_ns, __u32 bits)
 {
 	struct member fresh = { .expires_ns = timeout_ns ? now() + timeout_ns : 0 };
-	void *map = members();
 	struct member *m = map ? bpf_map_lookup_elem(map, key) : 0;
 
-	if (m) {
+	if (m && (!bits || !m->mark || m->mark - 1 == bits)) {
 		if (*(volatile __u64 *)&m->expires_ns)
 			*(volatile __u64 *)&m->expires_ns = fresh.expires_ns;
 		return 1;
 	}
+	if (m && lives(m))
+		return 1;
 	return map && !bpf_map_update_elem(map, key, &fresh, BPF_ANY);
 }

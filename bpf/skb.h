@@ -5,10 +5,6 @@
  */
 #pragma once
 
-/* The tag behind the two MAC addresses. */
-#define TAG_AT 12
-#define TAG_SIZE 4
-
 #include "skb_source.h"
 #include "loop.h"
 
@@ -44,6 +40,26 @@ static __always_inline struct packet *packet_room(void)
 	if (p)
 		__builtin_memset(p, 0, sizeof(*p));
 	return p;
+}
+
+/*
+ * The metadata that rules read, as the kernel keeps it in the skb: a hash of 0 and a time of 0 are none (skb_get_hash(),
+ * skb_hwtstamps()).  Not skb->tstamp: that one is there or not as anybody on the host asks for time stamps.
+ */
+static __always_inline void find_metadata(const struct source *s, struct packet *p)
+{
+	__u32 wants = wanted();
+
+#ifdef DIRECT_ACCESS /* the kernel does not let socket filters read it */
+	if (wants & HAS_META_TIMESTAMP && (p->meta_timestamp = s->skb->hwtstamp))
+		p->outer.present |= HAS_META_TIMESTAMP;
+#endif
+	if (wants & HAS_META_HASH && (p->meta_hash = s->skb->hash))
+		p->outer.present |= HAS_META_HASH;
+	if (wants & HAS_META_VLAN && s->tpid) {
+		p->meta_vlan = s->tci;
+		p->outer.present |= HAS_META_VLAN;
+	}
 }
 
 static __always_inline __u32 wire_length(const struct source *s)

@@ -12,12 +12,17 @@
  */
 struct skb {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority, ingress_ifindex,
-		ifindex, tc_index, cb[5], hash, tc_classid, data, data_end;
+		ifindex, tc_index, cb[5], hash, tc_classid, data, data_end, others[25];
+	__u64 hwtstamp; /* Linux 5.16 */
 };
 #define SAME(member) (__builtin_offsetof(struct skb, member) == __builtin_offsetof(struct __sk_buff, member))
 _Static_assert(SAME(len) && SAME(queue_mapping) && SAME(vlan_present) && SAME(vlan_tci) && SAME(vlan_proto) &&
-		       SAME(ifindex) && SAME(data) && SAME(data_end),
+		       SAME(ifindex) && SAME(hash) && SAME(data) && SAME(data_end) && SAME(hwtstamp),
 	       "shared with the kernel");
+
+/* The tag behind the two MAC addresses. */
+#define TAG_AT 12
+#define TAG_SIZE 4
 
 struct source {
 	struct skb *skb;

@@ -18,12 +18,15 @@ int xdpkit(struct skb *skb)
 		return 0;
 	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
 	p->len = wire_length(&s);
+	find_metadata(&s, p);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
 	outcome = classify(p, &s, &a);
 	count(rule_of(outcome), p->len);
 	if (explain)
 		return outcome;
+	if (mirrors() && a.mirror)
+		mirror(&s, p, &a, outcome);
 	return verdict_of(outcome) == XDP_REDIRECT ? -1 : 0;
 }
 

@@ -11,27 +11,17 @@
  */
 #define DIRECT_ACCESS
 #include "skb.h"
-#include "copies.h"
+#include "skb_copy.h"
 
 #define TCX_NEXT -1
 #define TCX_DROP 2
 
-/* As on the wire: a tag that the kernel took out goes back behind the addresses. */
-static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len)
-{
-	if (!s->tpid)
-		return bpf_skb_load_bytes(s->skb, 0, to, len);
-	if (len <= TAG_AT + TAG_SIZE)
-		return -1;
-	to[TAG_AT] = s->tpid >> 8, to[TAG_AT + 1] = s->tpid;
-	to[TAG_AT + 2] = s->tci >> 8, to[TAG_AT + 3] = s->tci;
-	return bpf_skb_load_bytes(s->skb, 0, to, TAG_AT) ||
-	       bpf_skb_load_bytes(s->skb, TAG_AT, to + TAG_AT + TAG_SIZE, len - TAG_AT - TAG_SIZE);
-}
+RING(copies)
 
-static __always_inline int redirect(struct source *s, const struct packet *p, struct counter *c, __u32 outcome)
+static __always_inline int redirect(struct source *s, const struct packet *p, struct counter *c, __u32 outcome,
+				    __u32 mark)
 {
-	struct reader *r = find_reader();
+	struct reader *r = find_reader(&copies_reader);
 	struct copy head;
 
 	if (!r) {
@@ -40,8 +30,8 @@ static __always_inline int redirect(struct source *s, const struct packet *p, st
 		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 	}
 	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = p->len, .wire_len = p->len,
-			      .queue = p->rx_queue, .verdict = XDP_REDIRECT };
-	return copy_packet(s, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
+			      .queue = p->rx_queue, .verdict = XDP_REDIRECT, .mark = mark };
+	return copy_packet(s, &copies, &copies_count, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
 }
 
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
@@ -94,6 +84,7 @@ int xdpkit(struct skb *skb)
 		return TCX_NEXT;
 	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
 	p->len = wire_length(&s);
+	find_metadata(&s, p);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
 	outcome = classify(p, &s, &a);
@@ -102,8 +93,10 @@ int xdpkit(struct skb *skb)
 		return outcome;
 	if (marks() && a.marked)
 		skb->mark = a.mark;
+	if (mirrors() && a.mirror)
+		mirror(&s, p, &a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
-		return redirect(&s, p, c, outcome);
+		return redirect(&s, p, c, outcome, a.mark);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
 		return forward(c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)

@@ -4,6 +4,7 @@
  */
 #include "act.h"
 #include "xdp_source.h"
+#include "xdp_metadata.h"
 #include "loop.h"
 
 #define META_MAGIC 0x786b6d31u /* "xkm1" */
@@ -142,7 +143,7 @@ static __always_inline int transmit(struct xdp_md *ctx)
  */
 static __always_inline struct source source_of(struct xdp_md *ctx)
 {
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx };
 
 	asm("" : "+r"(s.data), "+r"(s.end));
 	return s;
@@ -157,12 +158,15 @@ int xdpkit(struct xdp_md *ctx)
 	struct counter *c;
 	__u32 outcome;
 
+	find_metadata(ctx, &p);
 	if (reads_headers())
 		walk(&s, &p, 0, 0);
 	outcome = classify(&p, &s, &a);
 	c = count(rule_of(outcome), p.len);
 	if (explain)
 		return outcome;
+	if (mirrors() && a.mirror)
+		mirror(&s, &p, &a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(ctx, c, outcome);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)

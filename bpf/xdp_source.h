@@ -5,6 +5,7 @@
 
 struct source {
 	void *data, *end;
+	struct xdp_md *ctx;
 };
 
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -40,10 +41,19 @@ static void *map(size_t size, int prot, int fd, size_t offset)
 	return at == MAP_FAILED ? NULL : at;
 }
 
-int xk_copies_open(const struct xk_program *p, struct xk_copies **out)
+/* One of the maps of a ring. */
+static int part(const struct xk_program *p, const char *ring, const char *suffix)
 {
-	int ring_fd = xk_program_map(p, "copies"), reader_fd = xk_program_map(p, "reader");
-	int counts_fd = xk_program_map(p, "copied"), error;
+	char name[64];
+
+	snprintf(name, sizeof(name), "%s%s", ring, suffix);
+	return xk_program_map(p, name);
+}
+
+int xk_copies_open(const struct xk_program *p, const char *ring, struct xk_copies **out)
+{
+	int ring_fd = xk_program_map(p, ring), reader_fd = part(p, ring, "_reader");
+	int counts_fd = part(p, ring, "_count"), error;
 	struct bpf_map_info info = { 0 };
 	__u32 info_size = sizeof(info);
 	struct xk_copies *c;
@@ -158,7 +168,7 @@ static int receive(void *self, struct xk_view *out)
 
 	while (n < XK_BATCH && (got = next_record(c, producer, &copy)) > 0)
 		out[n++] = (struct xk_view){ (const uint8_t *)(copy + 1), copy->len, copy->wire_len,
-					     copy->time_ns + offset, copy->rule };
+					     copy->time_ns + offset, copy->rule, copy->verdict };
 	if (!n && !got)
 		release(c); /* what was discarded would keep poll() awake */
 	return got < 0 ? got : (int)n;
@@ -179,7 +189,7 @@ void xk_copies_source(struct xk_copies *c, struct xk_source *out)
 }
 
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
-		      uint64_t *time_ns, uint32_t *rule)
+		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len)
 {
 	unsigned long producer = __atomic_load_n(c->producer, __ATOMIC_ACQUIRE), before = c->next;
 	uint64_t offset = producer != c->next ? xk_clock_offset() : 0;
@@ -200,6 +210,9 @@ int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t r
 		len[n] = copy->len;
 		time_ns[n] = copy->time_ns + offset;
 		rule[n] = copy->rule;
+		mark[n] = copy->mark;
+		verdict[n] = copy->verdict;
+		wire_len[n] = copy->wire_len;
 		before = c->next;
 		n++;
 	}

@@ -7,8 +7,6 @@
  * of what a member is, this must agree with it on what it takes.
  */
 #include <arpa/inet.h>
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include "xdpkit.h"
 
@@ -195,50 +193,23 @@ int xk_list_parse(const char *text, size_t size, int kind, uint32_t width, int i
 	return 0;
 }
 
-/* FNV-1a over words, folded; keys are whole words. */
-static uint64_t hash(const uint8_t *key, uint32_t key_bytes, uint32_t bits)
-{
-	uint64_t h = 0xcbf29ce484222325u ^ bits;
-	uint32_t word;
-
-	for (uint32_t i = 0; i < key_bytes; i += 4) {
-		memcpy(&word, key + i, 4);
-		h = (h ^ word) * 0x9e3779b97f4a7c15u;
-		h ^= h >> 29;
-	}
-	return h ^ h >> 32;
-}
-
 int xk_keys_join(uint32_t key_bytes, const uint8_t *others, const uint32_t *other_bits, uint32_t m, const uint8_t *keys,
 		 const uint32_t *bits, uint32_t n, int64_t *found)
 {
-	uint64_t slots = 16, mask;
-	uint32_t *table; /* 1 + index, 0: empty */
+	uint32_t at = 0;
 
-	while (slots < 2 * (uint64_t)m)
-		slots *= 2;
-	mask = slots - 1;
-	table = calloc(slots, sizeof(*table));
-	if (!table)
-		return xk_fail("calloc", ENOMEM);
-	for (uint32_t i = 0; i < m; i++) {
-		const uint8_t *key = others + (size_t)i * key_bytes;
-		uint64_t at = hash(key, key_bytes, other_bits[i]) & mask;
-
-		while (table[at] && (other_bits[table[at] - 1] != other_bits[i] ||
-				     memcmp(others + (size_t)(table[at] - 1) * key_bytes, key, key_bytes)))
-			at = (at + 1) & mask;
-		table[at] = i + 1;
-	}
 	for (uint32_t i = 0; i < n; i++) {
 		const uint8_t *key = keys + (size_t)i * key_bytes;
-		uint64_t at = hash(key, key_bytes, bits[i]) & mask;
+		int order = 1;
 
-		while (table[at] && (other_bits[table[at] - 1] != bits[i] ||
-				     memcmp(others + (size_t)(table[at] - 1) * key_bytes, key, key_bytes)))
-			at = (at + 1) & mask;
-		found[i] = (int64_t)table[at] - 1;
+		for (; at < m; at++) {
+			order = memcmp(others + (size_t)at * key_bytes, key, key_bytes);
+			if (!order)
+				order = (other_bits[at] > bits[i]) - (other_bits[at] < bits[i]);
+			if (order >= 0)
+				break;
+		}
+		found[i] = at < m && !order ? (int64_t)at : -1;
 	}
-	free(table);
 	return 0;
 }

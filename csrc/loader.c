@@ -78,6 +78,11 @@ int xk_program_set_entries(struct xk_program *p, const char *name, uint32_t entr
 	return 0;
 }
 
+int xk_program_has_map(const struct xk_program *p, const char *name)
+{
+	return bpf_object__find_map_by_name(p->object, name) != NULL;
+}
+
 int xk_program_set_map(struct xk_program *p, const char *name, uint32_t type, uint32_t key_size, uint32_t entries)
 {
 	struct bpf_map *map = bpf_object__find_map_by_name(p->object, name);
@@ -146,6 +151,16 @@ int xk_program_set_u32(struct xk_program *p, const char *name, uint32_t value)
 	return 0;
 }
 
+int xk_program_bind(struct xk_program *p, int ifindex)
+{
+	const __u32 dev_bound_only = 1u << 6; /* BPF_F_XDP_DEV_BOUND_ONLY, Linux 6.3 */
+
+	bpf_program__set_ifindex(p->program, (__u32)ifindex);
+	if (bpf_program__set_flags(p->program, bpf_program__flags(p->program) | dev_bound_only))
+		return xk_fail("bpf_program__set_flags", errno);
+	return 0;
+}
+
 int xk_program_get_u64(const struct xk_program *p, const char *name, uint64_t *value)
 {
 	uint32_t offset, key = 0;
@@ -189,6 +204,28 @@ int xk_program_load(struct xk_program *p, char *log, size_t log_size)
 	bpf_program__set_log_buf(p->program, NULL, 0);
 	free(buffer);
 	return error ? xk_fail("bpf(BPF_PROG_LOAD)", -error) : 0;
+}
+
+int xk_program_missing(const struct xk_program *p, char *name, size_t size)
+{
+	const struct btf *btf = bpf_object__btf(p->object);
+	struct btf *kernel = btf__load_vmlinux_btf();
+	int missing = 0;
+
+	if (!kernel)
+		return xk_fail("/sys/kernel/btf/vmlinux", errno);
+	for (__u32 id = 1; btf && !missing && id < btf__type_cnt(btf); id++) {
+		const struct btf_type *type = btf__type_by_id(btf, id);
+		const char *function = btf__name_by_offset(btf, type->name_off);
+
+		/* libbpf makes external functions global ones, like ours; but the names of ours do not begin with bpf_ */
+		missing = btf_is_func(type) && !strncmp(function, "bpf_", 4) &&
+			  btf__find_by_name_kind(kernel, function, BTF_KIND_FUNC) < 0;
+		if (missing)
+			snprintf(name, size, "%s", function);
+	}
+	btf__free(kernel);
+	return missing;
 }
 
 int xk_program_fd(const struct xk_program *p)

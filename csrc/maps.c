@@ -94,28 +94,29 @@ int xk_map_update_many(int fd, uint32_t key_size, uint32_t value_size, const uin
 		       uint32_t n, uint32_t *done)
 {
 	LIBBPF_OPTS(bpf_map_batch_opts, opts);
+	int single = 0;
 
 	for (*done = 0; *done < n;) {
 		uint32_t count = n - *done < BATCH ? n - *done : BATCH;
 		const uint8_t *key = keys + (size_t)*done * key_size, *value = values + (size_t)*done * value_size;
-		int error = bpf_map_update_batch(fd, key, value, &count, &opts) ? errno : 0;
+		int error;
 
-		if (!error) {
-			*done += count;
+		if (single) {
+			if (bpf_map_update_elem(fd, key, value, BPF_ANY))
+				return xk_fail("bpf(BPF_MAP_UPDATE_ELEM)", errno);
+			++*done;
 			continue;
 		}
-		if (error == EINTR || error == EAGAIN) {
+		error = bpf_map_update_batch(fd, key, value, &count, &opts) ? errno : 0;
+		if (no_batch(error)) {
+			single = 1;
+		} else if (!error || error == EINTR || error == EAGAIN) {
 			*done += count;
-			continue;
-		}
-		if (!no_batch(error)) {
+		} else {
 			/* EFAULT leaves count as it was: then nothing of this call is known to be done */
 			*done += error == EFAULT ? 0 : count;
 			return xk_fail("bpf(BPF_MAP_UPDATE_BATCH)", error);
 		}
-		if (bpf_map_update_elem(fd, key, value, BPF_ANY))
-			return xk_fail("bpf(BPF_MAP_UPDATE_ELEM)", errno);
-		++*done;
 	}
 	return 0;
 }

@@ -49,6 +49,8 @@ struct xk_worker {
 	uint64_t pending; /* packets in the buffer */
 	uint8_t options[OPTIONS_MAX];
 	uint32_t options_size;
+	uint32_t verdict_at;     /* where in the options a packet's verdict goes; 0: they all have the same, or none */
+	const uint8_t *verdicts; /* what an enum xdp_action is called there */
 	struct xk_worker_stats stats;
 	struct xk_view views[XK_BATCH];
 };
@@ -187,6 +189,8 @@ static void put_block(struct xk_worker *w, const struct xk_view *v)
 	at = put32(at, v->wire_len);
 	memcpy(at, v->data, kept);
 	memset(at + kept, 0, padded - kept);
+	if (w->verdict_at)
+		w->options[w->verdict_at] = w->verdicts[v->verdict < 5 ? v->verdict : 0];
 	memcpy(at + padded, w->options, w->options_size);
 	put32(at + padded + w->options_size, size);
 	w->used += size;
@@ -345,10 +349,12 @@ int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t i
 	return start(w, sink, interface, cpu, out);
 }
 
-int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int outbound, int cpu,
-			   struct xk_worker **out)
+int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int hook, int outbound,
+			   int cpu, struct xk_worker **out)
 {
-	const uint8_t verdict[9] = { 1, 7 }; /* Linux_eBPF_TC, TC_ACT_REDIRECT */
+	/* ABORTED, DROP, PASS, TX, REDIRECT as XDP and as TC know them: TC_ACT_SHOT, _OK, _REDIRECT, _REDIRECT. */
+	static const uint8_t xdp[] = { 0, 1, 2, 3, 4 }, tc[] = { 2, 2, 0, 7, 7 };
+	const uint8_t verdict[9] = { hook == XK_HOOK_XDP ? 2 : 1 }; /* Linux_eBPF_XDP, Linux_eBPF_TC; then 64 bits */
 	const uint32_t direction = outbound ? 2 : 1;
 	struct xk_worker *w = calloc(1, sizeof(*w));
 
@@ -356,7 +362,11 @@ int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t i
 		return xk_fail("calloc", ENOMEM);
 	xk_copies_source(c, &w->source);
 	put_option(w, 2, &direction, 4);
-	put_option(w, 7, verdict, 9);
+	if (hook != XK_HOOK_SOCKET) { /* there all packets go on */
+		w->verdict_at = w->options_size + 5;
+		w->verdicts = hook == XK_HOOK_XDP ? xdp : tc;
+		put_option(w, 7, verdict, 9);
+	}
 	w->options_size += 4;
 	return start(w, sink, interface, cpu, out);
 }

@@ -44,6 +44,9 @@ int xk_program_open(const void *object, size_t size, const char *name, struct xk
 /* Before load: entries of a map; a 32-bit constant in .rodata.  -ENOENT if the object has none of that name. */
 int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
+/* Before load: bind an XDP program to a device of this network namespace; it may then ask the driver for metadata. */
+int xk_program_bind(struct xk_program *p, int ifindex);
+int xk_program_has_map(const struct xk_program *p, const char *map);
 /* Before load: what kind of map, the size of its keys, its entries. */
 int xk_program_set_map(struct xk_program *p, const char *map, uint32_t type, uint32_t key_size, uint32_t entries);
 /* Before load: use the map `fd` (still the caller's: it is duplicated) for the object's map of that name. */
@@ -53,6 +56,8 @@ int xk_program_reuse_map(struct xk_program *p, const char *map, int fd);
  * `log_size` from the front when they are longer.
  */
 int xk_program_load(struct xk_program *p, char *log, size_t log_size);
+/* 1 if the object calls a function of the kernel (a kfunc) that this one does not have, and its name; else 0. */
+int xk_program_missing(const struct xk_program *p, char *name, size_t size);
 int xk_program_fd(const struct xk_program *p);
 /* fd of a map, owned by the program; -ENOENT. */
 int xk_program_map(const struct xk_program *p, const char *map);
@@ -192,8 +197,8 @@ struct xk_list {
 int xk_list_parse(const char *text, size_t size, int kind, uint32_t width, int intervals, uint32_t key_bytes,
 		  struct xk_list *list, uint8_t *keys, uint32_t *bits, uint32_t *lines, uint32_t max);
 /*
- * Where each of `n` keys (key_bytes and a u32 of bits each) is among `m` others: found[i] is an index, or -1; of equal
- * ones among the others the last.  -ENOMEM.
+ * Where each of `n` keys (key_bytes and a u32 of bits each) is among `m` others: found[i] is an index, or -1.  Both in
+ * ascending order of key, then bits, each once.
  */
 int xk_keys_join(uint32_t key_bytes, const uint8_t *others, const uint32_t *other_bits, uint32_t m, const uint8_t *keys,
 		 const uint32_t *bits, uint32_t n, int64_t *found);
@@ -309,15 +314,18 @@ void xk_packet_close(struct xk_packet *p);
 struct xk_copies;
 
 /*
- * Read the copies that a loaded program writes (bpf/copies.h); from here on it writes them.  Maps the ring buffer; the
- * program must outlive the reader.
+ * Read the copies that a loaded program writes into one of its rings (bpf/copies.h); from here on it writes them.  Maps
+ * the ring buffer.  -ENOENT: the program has no such ring.
  */
-int xk_copies_open(const struct xk_program *p, struct xk_copies **out);
+int xk_copies_open(const struct xk_program *p, const char *ring, struct xk_copies **out);
 /* Tell the program that nobody reads.  A program that runs just now may still write: xk_quiesce(), then drain. */
 void xk_copies_quiet(struct xk_copies *c);
-/* Next batch of at most `max` packets, copied as by xk_packet_receive(); rule: index of the rule that took each. */
+/*
+ * Next batch of at most `max` packets, copied as by xk_packet_receive(); rule: index of the rule that took each or asked
+ * for the copy; mark: what rules gave it; verdict: enum xdp_action; wire_len: bytes that the packet has.
+ */
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
-		      uint64_t *time_ns, uint32_t *rule);
+		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len);
 /* Wait for packets: 1, or 0 after timeout_ms; -EINTR on a signal. */
 int xk_copies_wait(struct xk_copies *c, int timeout_ms);
 /* Since open: packets that the program wrote into the ring buffer, and those that found no room. */
@@ -362,9 +370,10 @@ int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interfa
 			struct xk_worker **out);
 int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int cpu,
 			   struct xk_worker **out);
-/* `outbound`: the packets were leaving the host. */
-int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int outbound, int cpu,
-			   struct xk_worker **out);
+/* `hook`: where the program runs, which says what its verdicts mean; `outbound`: the packets were leaving the host. */
+enum { XK_HOOK_XDP, XK_HOOK_TC, XK_HOOK_SOCKET };
+int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int hook, int outbound,
+			   int cpu, struct xk_worker **out);
 void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out);
 /* Ask all to stop; each drains its source until it is empty, flushes, and ends.  Then the final counts. */
 void xk_worker_stop(struct xk_worker *w);
@@ -389,14 +398,16 @@ struct xk_copy {
 	uint32_t len; /* bytes that follow */
 	uint32_t wire_len;
 	uint16_t queue;
-	uint8_t verdict; /* enum xdp_action */
+	uint8_t verdict; /* enum xdp_action; 0: not known yet */
 	uint8_t unused;
+	uint32_t mark;
+	uint32_t reserved;
 };
 struct xk_reader {
 	uint32_t there;
 	uint32_t asleep;
 };
-_Static_assert(sizeof(struct xk_copy) == 24 && sizeof(struct xk_reader) == 8, "shared with bpf/copies.h");
+_Static_assert(sizeof(struct xk_copy) == 32 && sizeof(struct xk_reader) == 8, "shared with bpf/copies.h");
 
 /* One packet on its way from a source to a sink. */
 struct xk_view {
@@ -405,6 +416,7 @@ struct xk_view {
 	uint32_t wire_len;
 	uint64_t time_ns; /* CLOCK_REALTIME */
 	uint32_t rule;
+	uint32_t verdict; /* enum xdp_action, where the worker has a place for it */
 };
 #define XK_BATCH 256u
 

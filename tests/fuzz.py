@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOUND = ROOT / "fuzz-found"
-TESTS = ["tests/test_engines.py", "tests/test_reference.py", "tests/test_pcap.py", "tests/test_replay.py"]
+TESTS = [f"tests/test_{name}.py" for name in ("engines", "reference", "pcap", "replay", "metadata")]
 
 
 def run_round(seed: int, seconds: float, extra: list[str]) -> str | None:

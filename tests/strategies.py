@@ -24,7 +24,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
 from xdpkit.check import PipelineWarning, possible
-from xdpkit.expr import Expr
+from xdpkit.expr import And, Expr, here
 from xdpkit.fields import FIELDS
 from xdpkit.headers import HEADER_OBJECTS, Field, field_object
 from xdpkit.pipeline import Pipeline
@@ -282,7 +282,7 @@ _FIELDS: tuple[Field, ...] = tuple(field_object(name) for name in (*(spec.name f
 _FIELD = of(_FIELDS)
 
 
-def _pool(field: Field) -> tuple[int, ...]:
+def pool(field: Field) -> tuple[int, ...]:
     spec = field.spec
     keys = (spec.name.removeprefix("inner."), spec.kind, spec.bits)
     pool = next((POOLS[key] for key in keys if key in POOLS), (0, 1, 2, spec.maximum >> 1, spec.maximum))
@@ -292,8 +292,8 @@ def _pool(field: Field) -> tuple[int, ...]:
 @cache
 def values(field: Field) -> st.SearchStrategy[int]:
     """Values for ``field``, in the pool that the frames use or one beside."""
-    near = {max(0, min(v + d, field.spec.maximum)) for v in (*_pool(field), field.spec.maximum) for d in (-1, 0, 1)}
-    return of((*_pool(field), *sorted(near)))
+    near = {max(0, min(v + d, field.spec.maximum)) for v in (*pool(field), field.spec.maximum) for d in (-1, 0, 1)}
+    return of((*pool(field), *sorted(near)))
 
 
 @st.composite
@@ -333,10 +333,12 @@ def comparisons(draw: st.DrawFn) -> Expr:
 def _prefixes(draw: st.DrawFn, field: Field) -> str:
     bits = field.spec.bits
     length = draw(of((0, 1, bits // 4, 24, bits // 2 - 1, bits // 2, bits // 2 + 1, bits - 1, bits)))
-    return str(ip_network((draw(of(_pool(field))).to_bytes(bits // 8), length), strict=False))
+    return str(ip_network((draw(of(pool(field))).to_bytes(bits // 8), length), strict=False))
 
 
-_PRESENCE = of(tuple(HEADER_OBJECTS.values())).map(lambda header: header.present)
+_PRESENCE = of(tuple(header for name, header in HEADER_OBJECTS.items() if name != "meta")).map(
+    lambda header: header.present
+)
 
 
 @cache
@@ -367,6 +369,61 @@ def pipelines(draw: st.DrawFn, max_rules: int = 6) -> Pipeline:
             if possible(condition):
                 pipe.rule(condition, action)
     return pipe
+
+
+def _rule(rng: Random) -> Expr:
+    """A rule of an access list: prefixes that contain each other, ranges of ports, either of two protocols, wildcards,
+    negations, presence alone."""
+    six = rng.random() < 0.3
+    network = HEADER_OBJECTS["ip6" if six else "ip"]
+    parts: list[Expr] = []
+    for side in ("src", "dst"):
+        field: Field = getattr(network, side)
+        if rng.random() < 0.6:
+            known, bits = pool(field), field.spec.bits
+            length = rng.choice((0, 1, bits // 4, 24, bits // 2, bits // 2 + 1, bits - 8, bits - 1, bits))
+            prefix = str(ip_network((rng.choice(known).to_bytes(bits // 8), length), strict=False))
+            address = IPv6Address if six else IPv4Address
+            low, high = sorted(rng.choice(known) for _ in range(2))
+            tests = [field.within(prefix)] * 4 + [field.within(f"{address(low)}-{address(high)}"), field != low]
+            parts.append(rng.choice(tests))
+    for header in rng.choice((("tcp",), ("udp",), ("tcp", "udp"), ())):
+        port = getattr(HEADER_OBJECTS[header], rng.choice(("sport", "dport", "dport")))
+        low, high = sorted(rng.choice(PORTS) for _ in range(2))
+        choices = [
+            port == low,
+            port == high,
+            port.between(low, high),
+            port >= low,
+            port != high,
+            port.isin([low, high]),
+        ]
+        parts.append(rng.choice([*choices, ~(port == low), HEADER_OBJECTS[header].present]))
+    if len(parts) > 1 and rng.random() < 0.3:
+        parts[-2:] = [parts[-2] | parts[-1]]
+    if rng.random() < 0.1:
+        parts.append(HEADER_OBJECTS["eth"].src.isin(rng.sample(MACS, 2)))
+    if rng.random() < 0.1:
+        parts.append(rng.choice(((HEADER_OBJECTS["tcp"].flags & 0x12) == 2, ~HEADER_OBJECTS["vlan"].present)))
+    return And(tuple(parts), where=here()) if parts else network.present
+
+
+def rule_lists() -> st.SearchStrategy[Pipeline]:
+    """Pipelines of 1 to 300 plain rules, known by a seed, whose values are those of the frames."""
+
+    def make(seed: int) -> Pipeline:
+        rng = Random(seed)
+        pipe = Pipeline("list", default=rng.choice((PASS, DROP)))
+        actions = rng.choice(((DROP,), (DROP, PASS), (PASS, DROP, TX, REDIRECT, Redirect(otherwise=DROP))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PipelineWarning)
+            for _ in range(rng.choice((1, 2, 5, 20, 60, 150, 300))):
+                if possible(condition := _rule(rng)):
+                    pipe.rule(condition, rng.choice(actions))
+            pipe.rule(HEADER_OBJECTS["tcp"].dport == 1, DROP)
+        return pipe
+
+    return st.integers(0, 2**32 - 1).map(make)
 
 
 def listing(pipeline: Pipeline) -> str:

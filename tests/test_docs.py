@@ -39,7 +39,7 @@ def test_the_readme_example_receives_packets_and_accounts_for_them(make_veth, tm
     assert re.search(r"delivered +3\b", out)
 
 
-@pytest.mark.parametrize("page", ["docs/pipelines.md"])
+@pytest.mark.parametrize("page", ["docs/pipelines.md", "docs/sets.md"])
 def test_examples_of_pipelines_declare_what_they_say(page):
     for source in blocks(page):
         scope: dict[str, object] = {}

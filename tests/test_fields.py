@@ -25,10 +25,11 @@ from strategies import truncations
 
 from xdpkit.actions import DROP
 from xdpkit.compiler import compile_pipeline
-from xdpkit.errors import NotSupported
+from xdpkit.errors import PipelineError
 from xdpkit.expr import as_expr
-from xdpkit.fields import FIELDS, INNER
+from xdpkit.fields import FIELDS, INNER, METADATA
 from xdpkit.headers import HEADER_OBJECTS, field_object, gre, gtpu, inner, ip, meta, mpls, payload, tcp, udp
+from xdpkit.metadata import Metadata
 from xdpkit.pipeline import Pipeline
 from xdpkit.program import Program
 from xdpkit.reference import evaluate, holds, walk
@@ -99,11 +100,17 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
 }  # fmt: skip
 
 
-def true(condition: object, packet: ScapyPacket | bytes) -> bool:
-    return holds(as_expr(condition), walk(bytes(packet)), STATE)
+#: What is known of a packet beside its bytes.
+NOTHING = Metadata()
 
 
-@pytest.mark.parametrize("spec", [s for s in FIELDS if not s.name.startswith(INNER)], ids=lambda s: s.name)
+def true(condition: object, packet: ScapyPacket | bytes, metadata: Metadata = NOTHING) -> bool:
+    return holds(as_expr(condition), walk(bytes(packet), metadata=metadata), STATE)
+
+
+@pytest.mark.parametrize(
+    "spec", [s for s in FIELDS if not s.name.startswith(INNER) and s.name not in METADATA], ids=lambda s: s.name
+)
 def test_a_field_holds_what_the_packet_was_built_with(spec):
     packet, value = EXAMPLES[spec.name]
     field = field_object(spec.name)
@@ -174,10 +181,25 @@ def test_masks_and_flag_names_say_what_they_say_in_nft_and_tcpdump():
     assert not true(tcp.flags.has("syn", "fin"), TCP4)
 
 
-@pytest.mark.parametrize("name", ["hash", "timestamp", "vlan"])
-def test_metadata_of_the_device_says_what_it_needs(name: str):
-    with pytest.raises(NotSupported, match=f"meta.{name}: a device-bound program"):
-        getattr(meta, name)
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_is_what_is_known_beside_the_bytes_and_absent_where_nothing_is(name: str):
+    """Also to a negation: absent is not another value."""
+    field, known = field_object(name), Metadata(timestamp=7, hash=8, vlan=9)
+    value = getattr(known, name.removeprefix("meta."))
+    assert true(field == value, b"", known)
+    assert not true(field != value, b"", known)
+    assert not true(field >= 0, UDP4)
+    assert true(~(field == value), UDP4)
+
+
+def test_a_hash_or_a_time_of_0_is_none_and_a_tag_of_0_is_a_tag():
+    known = Metadata(timestamp=0, hash=0, vlan=0)
+    assert [name for name in METADATA if true(field_object(name) >= 0, UDP4, known)] == ["meta.vlan"]
+
+
+def test_metadata_is_no_header_that_could_be_present():
+    with pytest.raises(PipelineError, match=r"meta is no header: meta\.hash >= 0 asks whether"):
+        meta & udp
 
 
 def test_a_tunnel_of_another_kind_is_not_looked_into():

@@ -36,6 +36,7 @@ pipe.rule(inner.ip.dst.within("10.1.0.0/16") & (vxlan.vni == 7), REDIRECT, name=
 pipe.rule(payload[0:5] == b"query", DROP, name="payload")
 pipe.rule(tcp.syn & ~tcp.ack, DROP, name="flags")
 pipe.rule(pcap("ip6 protochain 17"), Redirect(otherwise=DROP), name="loop")
+pipe.rule(meta.hash == 1, DROP, name="known")
 """
 OTHER = RULES.replace('"small"', '"other"').replace("192.0.2.0/24", "192.0.2.0/25")
 
@@ -199,6 +200,50 @@ def test_the_engines_agree_on_any_pipeline(pipe):
 
 
 # ---- built ahead
+
+
+REMEMBERS = """
+from xdpkit import COUNT, DROP, PASS, Pipeline, ip, limit, sample, tcp, udp
+pipe = Pipeline("remembers", default=PASS)
+bad = pipe.set("bad", ip.src, source="bad.txt")
+seen = pipe.set("seen", ip.src, intervals=False, timeouts=True)
+pipe.rule(udp, COUNT, name="udp")
+pipe.rule(bad, DROP, name="bad")
+pipe.rule(udp & ~limit("100/second", burst=10), DROP, name="over")
+pipe.rule(seen, PASS, name="again")
+pipe.rule(tcp & sample(4), seen.add(timeout=0.5), name="learn")
+"""
+
+
+@pytest.mark.parametrize("engine", ["kernel", "reference", "auto"])
+def test_what_rules_remember_is_replayed_by_the_captures_own_clock(files, engine):
+    """200 packets in 2 seconds, half of them UDP: no more than 50 a second come, and a burst of 10 ends none of them;
+    the members of a file, those that packets add, and what they are for are the same with both engines."""
+    (files / "remembers.py").write_text(REMEMBERS)
+    (files / "bad.txt").write_text("# from a list\n192.0.2.0/25\n")
+    records = [((1_700_000_000 + n // 100, n % 100 * 10_000_000), data) for n, data in enumerate(FRAMES_OF_CAPTURE)]
+    (files / "slow.pcap").write_bytes(pcap(records))
+    (files / "burst.pcap").write_bytes(pcap([((1_700_000_000, 0), data) for data in FRAMES_OF_CAPTURE]))
+    slow, burst = (
+        {
+            r["name"]: r["packets"]
+            for r in told(xdpkit("replay", "remembers.py", f, "--engine", engine, "--json", cwd=files))["rules"]
+        }
+        for f in ("slow.pcap", "burst.pcap")
+    )
+    assert (slow["udp"], slow["bad"], slow["over"], slow["again"] > 0) == (100, 32, 0, True)
+    assert (burst["udp"], burst["over"]) == (100, 90)
+    again = told(xdpkit("replay", "remembers.py", "slow.pcap", "--engine", "reference", "--json", cwd=files))
+    assert slow == {r["name"]: r["packets"] for r in again["rules"]}
+
+
+def test_the_kernel_refuses_to_skip_what_rules_would_remember(files):
+    (files / "remembers.py").write_text(REMEMBERS)
+    (files / "bad.txt").write_text("")
+    (files / "long.pcap").write_bytes(pcap([((0, 0), bytes(9000))]))
+    done = xdpkit("replay", "remembers.py", "long.pcap", "--engine", "kernel", cwd=files)
+    assert (done.returncode, "use --engine reference" in done.stderr) == (1, True)
+    assert xdpkit("replay", "remembers.py", "long.pcap", cwd=files).returncode == 0
 
 
 def test_a_built_file_runs_without_llvmlite(files):

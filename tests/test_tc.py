@@ -471,7 +471,7 @@ def test_auto_goes_on_to_af_packet_where_there_is_no_tcx_either(veth_pair, kerne
     with right.namespace:
         with attach(everything(), "right") as link:
             assert link.got.mode == "af_packet"
-            assert "tc_ingress on right: tcx, Linux 6.6 or later" in link.got.walk[-1]
+            assert "tc_ingress (tcx, Linux 6.6 or later" in link.got.walk[-1]
         with pytest.raises(OSError, match="attach generic XDP to right"):  # it drops, and that AF_PACKET cannot
             attach(pipeline(), "right")
 

@@ -43,6 +43,7 @@ from .headers import (
 )
 from .ledger import Ledger
 from .limits import limit, log, sample
+from .metadata import Metadata
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
@@ -65,6 +66,7 @@ __all__ = [
     "Ledger",
     "Link",
     "Mark",
+    "Metadata",
     "Mirror",
     "NotSupported",
     "Pipeline",

@@ -21,13 +21,13 @@ from dataclasses import replace
 from . import netdev
 from .built import Built, as_built
 from .compiler import Compiled
-from .copies import ring_bytes
 from .core import check, ffi, lib, text
 from .errors import NotSupported
 from .features import require
 from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
-from .link import Link
+from .link import Link, ring_bytes_for
+from .metadata import absent_at, refuse_generic
 from .netdev import Device, Holder
 from .pipeline import Pipeline
 from .program import Program
@@ -58,8 +58,9 @@ def attach(
 
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
     each redirected packet and notes its rule (TC always does).  Raises OSError (names the call, and the program that
-    holds a busy device), VerifierError, NotSupported where TC is asked for and the kernel has no tcx (before 6.6),
-    ValueError for a mode, bind or queue that there is not, and for TX at egress.
+    holds a busy device), VerifierError, NotSupported where TC is asked for and the kernel has no tcx (before 6.6)
+    or rules test ``meta.*`` where that cannot be, ValueError for a mode, bind or queue that there is not, and for TX at
+    egress.
     """
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
@@ -84,7 +85,7 @@ def attach(
             code = error.errno if isinstance(error, OSError) else None
             if code in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
                 raise
-            walk.append(f"{step} ({error.strerror if isinstance(error, OSError) else error})")
+            walk.append(f"{step} ({error.strerror if isinstance(error, OSError) else error.needs})")
             if step in _XDP_FLAGS or last is None:  # why there is no XDP is what one wants to know
                 last = error
             if code in (errno.EBUSY, errno.EEXIST):
@@ -107,14 +108,16 @@ def _attach(
 ) -> Link:
     if mode in TC_MODES:
         _check_tc(built.pipeline, device, mode, binds, queues)
+    metadata = built.pipeline.metadata
+    refuse_generic(metadata, mode, device.name)
     hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp"
-    ring_size = options.ring_size if "REDIRECT" in built.pipeline.verdicts else 0
     ruleset = Ruleset(
         built,
         hook,
         queues=device.rx_queues,
         metadata=timestamps,
-        ring_bytes=ring_bytes(ring_size, device.mtu + L2_BYTES),
+        device=device if mode == "native" else None,
+        ring_bytes=ring_bytes_for(built.pipeline, device, options),
     )
     program, fd = ruleset.program, -1
     try:
@@ -124,7 +127,8 @@ def _attach(
             fd = lib.xk_link_xdp(program.fd, device.index, _XDP_FLAGS[mode])
             if fd < 0:
                 raise _refused(-fd, program, device, mode)
-        got = Got(device.name, device.driver, mode, None, queues, timestamps)
+        absent = absent_at(mode, device.rx_metadata, metadata)
+        got = Got(device.name, device.driver, mode, None, queues, timestamps, absent=absent)
         return Link(ruleset, device, fd, got, binds, options)
     except BaseException:
         if fd >= 0:

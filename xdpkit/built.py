@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .actions import Action, Step, Verdict
 from .classic import Instruction
-from .compiler import HOOKS, Compiled, compile_pipeline
+from .compiler import HOOKS, Compiled, TableInfo, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
 from .fields import FieldSpec, field_named
+from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule, load_file
 from .sets import Entry, SetSpec
 
-__all__ = ["Built", "as_built", "build", "load", "read", "write"]
+__all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
 FORMAT = 2
 #: What a program needs of the kernel, by hook.
@@ -52,6 +53,12 @@ class Built:
     def compiled(self, hook: str) -> Compiled:
         """The program for ``hook``; compiled now if it was not built ahead."""
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+
+def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
+    """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
+    metadata = pipeline.metadata if hook == "xdp" else {}
+    return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
 
 
 def as_built(pipeline: Pipeline | Compiled | Built) -> Built:
@@ -83,7 +90,8 @@ def write(built: Built, path: str | Path) -> None:
         "rules": [_encode(rule) for rule in pipe.rules],
         "sets": [_encode(spec) for spec in pipe.sets],
         "digest": pipe.digest(),
-        "needs": {hook: NEEDS.get(hook, ()) for hook in built.programs},
+        "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
+        "needs": {hook: needs(pipe, hook) for hook in built.programs},
     }
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -113,10 +121,13 @@ def read(path: str | Path) -> Built:
                 )
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
             pipe.where = _decode(manifest["where"])
+            tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             sets = tuple(_decode(spec) for spec in manifest["sets"])
             pipe.restore((_decode(rule) for rule in manifest["rules"]), sets)
             programs = {
-                hook: Compiled(pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode())
+                hook: Compiled(
+                    pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
+                )
                 for hook in manifest["needs"]
             }
     except PipelineError:

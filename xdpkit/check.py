@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import islice
+from functools import cache, lru_cache
 
 from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Intervals, Not, Or, Present, Test, complement
@@ -82,26 +81,72 @@ def refuse_impossible(expr: Expr) -> None:
 
 
 class Seen:
-    """The rules before a new one, by the number of their constraints."""
+    """The rules before a new one, as far as one of them may take all of it: MAX_COMPARED, those with the fewest
+    constraints, the earlier ones first."""
 
     def __init__(self) -> None:
         self._rules: dict[int, list[tuple[str, list[Alternative]]]] = {}
+        self._count = 0
+        self._kinds: list[_Kind] = []
 
     def add(self, name: str, expr: Expr, where: Where) -> Finding | None:
         """Note a rule; what an earlier one does to it."""
         form = alternatives(expr)
         if form is None:
             return None
-        found = next(
-            (Finding(kind, name, by, where) for by, wide in self._general() if (kind := _takes(wide, form))), None
-        )
-        weight = min((len(a.values) + len(a.there) + len(a.absent) for a in form), default=0)
-        self._rules.setdefault(weight, []).append((name, form))
+        wide = sorted(found for kind in self._kinds for found in kind.wide(form[0])) if form else []
+        rules = [self._general()[at] for at in wide] if wide else []
+        found = next((Finding(kind, name, by, where) for by, w in rules if (kind := _takes(w, form))), None)
+        self._note(name, form)
         return found
 
-    def _general(self) -> Iterator[tuple[str, list[Alternative]]]:
-        rules = (rule for weight in sorted(self._rules) for rule in self._rules[weight])
-        return islice(rules, MAX_COMPARED)
+    def _note(self, name: str, form: list[Alternative]) -> None:
+        weight = min((len(a.values) + len(a.there) + len(a.absent) for a in form), default=0)
+        if self._count == MAX_COMPARED:
+            most = max(self._rules)
+            if weight >= most:
+                return
+            self._rules[most].pop()
+            if not self._rules[most]:
+                del self._rules[most]
+            self._count -= 1
+        self._rules.setdefault(weight, []).append((name, form))
+        self._count += 1
+        kinds: dict[tuple[frozenset[str], tuple[Key, ...]], _Kind] = {}
+        for at, (_, known) in enumerate(self._general()):
+            for alternative in known:
+                keys = tuple(alternative.values)
+                kind = kinds.setdefault((alternative.there, keys), _Kind(alternative.there, keys, []))
+                low, high = _hull(alternative.values[keys[0]]) if keys else (0, 0)
+                kind.rules.append((low, high, at))
+        self._kinds = list(kinds.values())
+
+    def _general(self) -> list[tuple[str, list[Alternative]]]:
+        return [rule for weight in sorted(self._rules) for rule in self._rules[weight]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Alternatives of earlier rules that ask for the same headers and fields: the hull of the first field's values, and
+    the number of the rule."""
+
+    there: frozenset[str]
+    keys: tuple[Key, ...]
+    rules: list[tuple[int, int, int]]
+
+    def wide(self, narrow: Alternative) -> Iterable[int]:
+        """The rules that may hold all of ``narrow``, as far as headers and the first field say."""
+        if not self.there <= narrow.there:
+            return ()
+        have = narrow.values.get(self.keys[0]) if self.keys else None
+        if have is None:  # no field asked for, or any value will do, which only a closer look can tell
+            return [at for _, _, at in self.rules]
+        first, last = _hull(have)
+        return [at for low, high, at in self.rules if low <= first and last <= high]
+
+
+def _hull(intervals: Intervals) -> tuple[int, int]:
+    return intervals[0][0], intervals[-1][1]
 
 
 def _takes(wide: list[Alternative], narrow: list[Alternative]) -> str | None:
@@ -132,7 +177,7 @@ def _expand(expr: Expr, wanted: bool) -> list[Alternative]:
     if isinstance(expr, Always):
         return [Alternative()] if wanted else []
     if isinstance(expr, Present):
-        return _joined(Alternative(there=frozenset({expr.header})) if wanted else _without(expr.header))
+        return [Alternative(_with(expr.header)) if wanted else _without(expr.header)]
     if isinstance(expr, Test):
         return _of_test(expr, wanted)
     if isinstance(expr, Not):
@@ -141,8 +186,8 @@ def _expand(expr: Expr, wanted: bool) -> list[Alternative]:
         parts = [_expand(term, wanted) for term in _limited(expr.terms)]
         if isinstance(expr, Or) == wanted:
             return list(_bounded(a for part in parts for a in part))
-        result = [Alternative()]
-        for part in parts:
+        result = parts[0]
+        for part in parts[1:]:
             result = list(_bounded(c for a in result for b in part for c in _joined(a, b)))
         return result
     raise _TooMany  # of another kind of condition nothing is known
@@ -162,28 +207,42 @@ def _of_test(test: Test, wanted: bool) -> list[Alternative]:
     if test.spec.kind == "bytes" and not wanted:
         raise _TooMany  # false also where the payload is too short, and no alternative can say that
     header = test.spec.header
-    there = frozenset({header}) if header else frozenset[str]()
-    key = (test.spec.name, test.mask)
     intervals = test.intervals if wanted else complement(test.intervals, test.spec.maximum)
-    result = _joined(Alternative(there=there, values={key: intervals})) if intervals else []
-    return result if wanted or header is None else [*result, *_joined(_without(header))]
+    result = [Alternative(_with(header), values={(test.spec.name, test.mask): intervals})] if intervals else []
+    return result if wanted or header is None else [*result, _without(header)]
 
 
-def _joined(*parts: Alternative) -> list[Alternative]:
-    """All of ``parts`` at once: one alternative, or none if they contradict each other."""
-    there = _closed(frozenset().union(*(p.there for p in parts)))
-    absent = frozenset[str]().union(*(p.absent for p in parts))
-    values: dict[Key, Intervals] = {}
-    for part in parts:
-        for key, intervals in part.values.items():
-            values[key] = overlap(values[key], intervals) if key in values else intervals
+@cache
+def _with(header: str | None) -> frozenset[str]:
+    """The headers that are there with ``header``."""
+    return _closed(frozenset({header})) if header else frozenset()
+
+
+def _joined(a: Alternative, b: Alternative) -> list[Alternative]:
+    """Both at once: one alternative, or none if they contradict each other."""
+    there = _together(a.there, b.there, a.absent, b.absent)
+    if there is None:
+        return []
+    values = a.values | b.values
+    if len(values) < len(a.values) + len(b.values):
+        for key in a.values.keys() & b.values.keys():
+            values[key] = overlap(a.values[key], b.values[key])
             if not values[key]:
                 return []
+    return [Alternative(there, a.absent | b.absent if b.absent else a.absent, values)]
+
+
+@lru_cache(1 << 12)
+def _together(
+    a: frozenset[str], b: frozenset[str], absent_a: frozenset[str], absent_b: frozenset[str]
+) -> frozenset[str] | None:
+    """The headers that are there; None if that cannot be."""
+    there, absent = _closed(a | b), absent_a | absent_b
     if there & absent or not _coexist(there):
-        return []
+        return None
     if any((behind := HEADERS[h].behind) and absent.issuperset(behind) for h in there):
-        return []
-    return [Alternative(there, absent, values)]
+        return None
+    return there
 
 
 @cache
@@ -196,6 +255,12 @@ def _closed(there: frozenset[str]) -> frozenset[str]:
             result.add(behind[0])
             todo.append(behind[0])
     return frozenset(result)
+
+
+@cache
+def implied(there: frozenset[str]) -> frozenset[str]:
+    """Those of ``there`` that follow from others of it."""
+    return frozenset(h for h in there if any(h in _closed(frozenset({other})) for other in there - {h}))
 
 
 @cache

@@ -20,6 +20,7 @@ from rich.live import Live
 from . import netdev
 from .attach import BINDS, MODES, Link, attach, parse_choice
 from .built import load
+from .cli_sets import sets
 from .doctor import examine
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
 from .findings import as_json as findings_json
@@ -308,6 +309,7 @@ def run_doctor(
 app.command("show")(show_command)
 app.command("replay")(replay_command)
 app.command("build")(build_command)
+app.add_typer(sets)
 
 
 @app.command("version")

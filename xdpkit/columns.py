@@ -60,6 +60,10 @@ class Columns:
         """One row as an Entry."""
         return Entry(self.keys[row].tobytes(), int(self.bits[row]), int(self.action[row]), float(self.timeout[row]))
 
+    def entries(self) -> list[Entry]:
+        """Every row as an Entry."""
+        return [self.entry(row) for row in range(len(self))]
+
     def take(self, rows: npt.NDArray[Any]) -> Columns:
         """Some rows: a mask or indices."""
         return Columns(self.keys[rows], self.bits[rows], self.action[rows], self.timeout[rows])
@@ -73,20 +77,32 @@ class Columns:
             np.concatenate([self.timeout, more.timeout]),
         )
 
+    def distinct(self) -> npt.NDArray[np.intp]:
+        """The rows in order of key, then bits, each once: of equal ones the last."""
+        width = -(-(self.keys.shape[1] + 4) // 8) * 8
+        packed = np.zeros((len(self), width), np.uint8)
+        packed[:, : self.keys.shape[1]] = self.keys
+        packed[:, -4:] = self.bits.astype(">u4").view(np.uint8).reshape(-1, 4)
+        words = packed.view(">u8").astype(np.uint64)
+        order = np.lexsort(words.T[::-1]) if words.shape[1] > 1 else np.argsort(words[:, 0], kind="stable")
+        words = words[order]
+        again = (words[1:] == words[:-1]).all(axis=1)
+        return order[np.append(~again, True)] if again.any() else order
+
+    def once(self) -> Columns:
+        """Each entry once, in order of key, then bits; of equal ones the last counts.  The kernel's tries fill two to
+        three times as fast in this order."""
+        return self.take(self.distinct())
+
     def among(self, others: Columns) -> npt.NDArray[np.int64]:
-        """Where each key is among ``others`` (the last, if there are several), -1 where it is not: (n,) int64."""
+        """Where each key is among ``others``, -1 where it is not: (n,) int64.  Both are as :meth:`once` leaves them."""
         found = np.empty(len(self), np.int64)
         result = lib.xk_keys_join(
             self.keys.shape[1], _bytes(others.keys), _words(others.bits), len(others),
             _bytes(self.keys), _words(self.bits), len(self), ffi.cast("int64_t *", ffi.from_buffer(found)),
         )  # fmt: skip
-        check(result, f"{len(others)} keys")
+        check(result, "join")
         return found
-
-    def once(self) -> Columns:
-        """Each key once: of equal ones the last counts."""
-        last = self.among(self) == np.arange(len(self))
-        return self if last.all() else self.take(last)
 
 
 def read(spec: SetSpec, source: Source, *, timeout: float = 0, folder: Path | None = None) -> Columns:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from . import ethtool, netdev
 from .findings import Finding
 from .holders import describe, owners
+from .metadata import offered_names
 from .netdev import Device
 from .netlink import iproute, outside_loop
 from .xsk import KERNEL_HEADROOM, L2_BYTES
@@ -36,6 +37,7 @@ def examine_device(name: str) -> Iterator[Finding]:
     yield from _lower(device)
     yield _queues(device)
     yield from _features(device)
+    yield _metadata(device)
     yield from _mtu(device)
     yield from _holders(device)
     yield from _offloads(device)
@@ -106,6 +108,15 @@ def _features(device: Device) -> Iterator[Finding]:
         yield Finding("zero-copy", "note", text, "bind copy or auto; never bind zerocopy here")
 
 
+def _metadata(device: Device) -> Finding:
+    """What the driver says beside the bytes to a program in native mode; a kernel before 6.3 has none to offer."""
+    names = offered_names(device.rx_metadata)
+    if names:
+        return Finding("metadata", "ok", f"the driver offers {', '.join(names)} in native mode")
+    text = "the driver offers none: rules on meta.* match nothing in native mode"
+    return Finding("metadata", "note", text, "mode tc_ingress reads what the skb carries")
+
+
 def _mtu(device: Device) -> Iterator[Finding]:
     """One finding for each mode: native, generic, AF_XDP."""
     native = NATIVE_FRAME_BYTES - 14 if device.kind == "veth" else NATIVE_FRAME_BYTES - L2_BYTES
@@ -158,7 +169,7 @@ def _holders(device: Device) -> Iterator[Finding]:
 def _offloads(device: Device) -> Iterator[Finding]:
     """Driver features that change what XDP sees, or that drivers refuse beside it."""
     if _on(device, "rx-vlan-hw-parse"):
-        text = "tags may arrive beside the frame (rx-vlan-hw-parse): rules on vlan do not see those"
+        text = "tags may arrive beside the frame (rx-vlan-hw-parse): rules on vlan do not see those, meta.vlan does"
         off = "its peer txvlan off" if device.kind == "veth" else f"{device.name} rxvlan off"
         yield Finding("VLAN", "note", text, f"to match tags: ethtool -K {off}")
     merging = [name for name in ("rx-lro", "rx-gro-hw") if _on(device, name)]

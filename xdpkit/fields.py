@@ -60,13 +60,19 @@ OUTER = (
     HeaderSpec("geneve", "tunnel", 8, _UDP),
     HeaderSpec("gtpu", "tunnel", 8, _UDP),
     HeaderSpec("mpls", "tunnel", 4, ("eth",)),
+    HeaderSpec("meta.timestamp", None, 0),
+    HeaderSpec("meta.hash", None, 0),
+    HeaderSpec("meta.vlan", None, 0),
 )
 #: Headers that the walk into tunnels finds; they have no inner counterpart.
 TUNNEL = ("gre.key", "vxlan", "geneve", "gtpu", "mpls")
+#: What the kernel may know of a packet beside its bytes: each is present or absent by itself, like a header, and is a
+#: field of the same name.  No inner counterpart either.
+METADATA = ("meta.timestamp", "meta.hash", "meta.vlan")
 HEADERS: dict[str, HeaderSpec] = {h.name: h for h in OUTER} | {
     INNER + h.name: replace(h, name=INNER + h.name, behind=tuple(INNER + b for b in h.behind))
     for h in OUTER
-    if h.name not in TUNNEL
+    if h.name not in (*TUNNEL, *METADATA)
 }
 #: Of these at most one is in a packet, and at most one inside a tunnel.
 EXCLUSIVE = (
@@ -84,6 +90,14 @@ HEADERS_MEMBERS: tuple[tuple[str, int], ...] = (
     *((slot, 32) for slot in SLOTS),
     *((name, 16) for name in ("eth_type", "vlan_tci", "vlan_etype", "vlan2_tci", "vlan2_etype", "tcp_mss")),
     ("ip6_proto", 8),
+)
+#: Members of ``struct packet`` behind the two ``struct headers``, aligned as they stand.
+PACKET_MEMBERS: tuple[tuple[str, int], ...] = (
+    ("len", 32),
+    ("rx_queue", 32),
+    ("meta_timestamp", 64),
+    ("meta_hash", 32),
+    ("meta_vlan", 16),
 )
 _HEADERS_BYTES = -(-sum(bits for _, bits in HEADERS_MEMBERS) // 32) * 4
 
@@ -212,6 +226,9 @@ _OUTER_ONLY: tuple[FieldSpec, ...] = (
     FieldSpec("mpls.ttl", "mpls", 3, 8, "time to live"),
     FieldSpec("pkt.len", None, "len", 32, "length of the frame in bytes, Ethernet header included"),
     FieldSpec("pkt.queue", None, "rx_queue", 32, "RX queue of arrival"),
+    FieldSpec("meta.timestamp", "meta.timestamp", "meta_timestamp", 64, "time of arrival by the device's clock, in ns"),
+    FieldSpec("meta.hash", "meta.hash", "meta_hash", 32, "flow hash that came with the packet (RSS)"),
+    FieldSpec("meta.vlan", "meta.vlan", "meta_vlan", 12, "VLAN identifier of a tag that is not in the bytes any more"),
 )
 FIELDS: tuple[FieldSpec, ...] = (
     *_BOTH,
@@ -249,9 +266,9 @@ def offsets() -> dict[str, tuple[int, int]]:
             layout[prefix + name] = (at, bits)
             at += bits // 8
         at = start + _HEADERS_BYTES
-    for name in ("len", "rx_queue"):
-        layout[name] = (at, 32)
-        at += 4
+    for name, bits in PACKET_MEMBERS:
+        layout[name] = (at, bits)
+        at += bits // 8
     at = -(-at // 8) * 8
     for prefix in ("", INNER):
         for slot, size in room_bytes().items():
@@ -273,13 +290,14 @@ def c_header() -> str:
     lines += [f"\t__u{bits} {name};" for name, bits in HEADERS_MEMBERS]
     lines += ["};", "", "/* Copies of the headers, where a hook cannot read them in place. */", "struct rooms {"]
     lines += [f"\t__u8 {slot}[{-(-size // 8) * 8}] __attribute__((aligned(8)));" for slot, size in room_bytes().items()]
-    lines += ["};", "", "struct packet {", "\tstruct headers outer, inner;", "\t__u32 len, rx_queue;"]
+    lines += ["};", "", "struct packet {", "\tstruct headers outer, inner;"]
+    lines += [f"\t__u{bits} {name};" for name, bits in PACKET_MEMBERS]
     lines += ["\tstruct rooms room, inner_room;", "};", ""]
     for name, (offset, _) in offsets().items():
         place = name.removeprefix(INNER)
         if place.startswith("room."):
             place = f"inner_{place}" if name.startswith(INNER) else place
-        elif name not in ("len", "rx_queue"):
+        elif name not in dict(PACKET_MEMBERS):
             place = f"{'inner' if name.startswith(INNER) else 'outer'}.{place}"
         lines.append(f'_Static_assert(__builtin_offsetof(struct packet, {place}) == {offset}, "{name}");')
     return "\n".join(lines) + "\n"

@@ -21,7 +21,8 @@ _NAMES = {
 class Got:
     """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
-    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken."""
+    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
+    rules test and no packet has here."""
 
     device: str
     driver: str | None
@@ -30,6 +31,7 @@ class Got:
     queues: tuple[int, ...]
     timestamps: bool
     walk: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -37,7 +39,8 @@ class Got:
             parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
         if self.driver:
             parts.append(self.driver)
-        return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk)
+        absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""
+        return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk) + absent
 
 
 def ranges(numbers: Iterable[int]) -> str:

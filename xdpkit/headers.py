@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import NoReturn
 
-from .errors import NotSupported, PipelineError
+from .errors import PipelineError
 from .expr import Always, Expr, Keyed, Named, Present, Test, complement, here, merge
 from .fields import FIELDS, HEADERS, INNER, PAYLOAD_MAX_OFFSET, PAYLOAD_MAX_SIZE, TCP_FLAGS, FieldSpec, field_named
 
@@ -249,6 +249,8 @@ class Header(Named):
     @property
     def present(self) -> Expr:
         """The header is there, wholly."""
+        if self._name == "meta":
+            raise PipelineError("meta is no header: meta.hash >= 0 asks whether a packet has one of its fields", here())
         return Present(self._name, where=here()) if self._name in HEADERS else Always(where=here())
 
     def condition(self) -> Expr:
@@ -306,16 +308,6 @@ class Inner:
         return [*self._headers, "payload"]
 
 
-class Metadata:
-    """What the device knows of a packet beside its bytes: ``meta.hash``, ``meta.timestamp``, ``meta.vlan``.  Not read
-    yet: the kernel's ``bpf_xdp_metadata_rx_*`` may only be called by a program that is bound to one device at load."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name in ("hash", "timestamp", "vlan"):
-            raise NotSupported(f"meta.{name}", "a device-bound program (BPF_F_XDP_DEV_BOUND_ONLY), not made yet")
-        raise AttributeError(name)
-
-
 def _headers() -> dict[str, Header]:
     parts = ("payload", INNER + "payload")
     fields: dict[str, dict[str, Field]] = {
@@ -334,10 +326,9 @@ def _headers() -> dict[str, Header]:
 HEADER_OBJECTS = _headers()
 inner = Inner({name.removeprefix(INNER): h for name, h in HEADER_OBJECTS.items() if name.startswith(INNER)})
 payload = Payload("payload")
-meta = Metadata()
 (
     eth, vlan, vlan2, arp, ip, ip6, hopopts, routing, frag, ah, dstopts,
-    tcp, udp, icmp, icmp6, sctp, gre, vxlan, geneve, gtpu, mpls, pkt,
+    tcp, udp, icmp, icmp6, sctp, gre, vxlan, geneve, gtpu, mpls, pkt, meta,
 ) = (h for name, h in HEADER_OBJECTS.items() if not name.startswith(INNER))  # fmt: skip
 
 

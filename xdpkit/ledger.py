@@ -40,6 +40,7 @@ class Ledger:
 
     ``totals``: what was seen, redirected and forwarded in all.  ``sent_on`` and ``dropped_there``: forwarded packets
     that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
+    ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
     ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
     ``final`` means that nothing was under way when it was taken."""
 
@@ -50,6 +51,8 @@ class Ledger:
     rules: tuple[LedgerRule, ...]
     totals: Totals
     updates: int
+    mirrored: int
+    mirror_full: int
     sent_on: int
     dropped_there: int
     fill_empty: int
@@ -123,6 +126,11 @@ class Ledger:
             rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action + failed)]
         if self.gone_rules:
             rows += [("  rules of before", self.gone_rules, f"replaced since; {self.updates} updates")]
+        if self.mirrored or self.mirror_full:
+            rows += [
+                ("mirrored", self.mirrored, "copies; the packets went on"),
+                ("  ring full", self.mirror_full, _lost(self.mirror_full, "user space was too slow; copies only")),
+            ]
         if self.forwarded or self.totals.no_device:
             rows += [("forwarded", self.forwarded, "")]
             if self.totals.no_device:

@@ -5,29 +5,43 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import RLock
 from types import MappingProxyType, TracebackType
 
 from . import netdev
+from .actions import Log, Mirror
 from .built import Built, as_built
 from .compiler import Compiled
+from .copies import CopiesSocket, ring_bytes
 from .core import check, lib
 from .forwarded import Forwarded
 from .got import Got
 from .ledger import Ledger, LedgerRule
 from .liveset import LiveSet
+from .metadata import absent_at, refuse_generic
 from .netdev import Device
 from .pipeline import Pipeline, Rule
 from .program import Program
 from .ruleset import Ruleset
-from .sockets import Sockets
+from .sockets import Copies, Sockets
 from .tally import RuleTotal, Tally, totals
-from .xsk import SocketOptions, SocketStats
+from .xsk import L2_BYTES, SocketOptions, SocketStats
 
-__all__ = ["Link", "Update"]
+__all__ = ["Event", "Link", "Update", "ring_bytes_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A packet that a rule logged: ``time_ns`` (CLOCK_REALTIME), the ``rule``'s name, the packet's first bytes, and how
+    many it had on the wire."""
+
+    time_ns: int
+    rule: str
+    data: bytes
+    wire_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,8 @@ class Link:
         self._forwards()
         self._namespace = namespace_id()
         self._sockets: Sockets | None = None
+        self._copies: Copies | None = None
+        self._mirrored = SocketStats()
         self._past = SocketStats()
         self._sink = ("none", 0, 0)
         self._dropped_before = self._device_dropped()
@@ -94,8 +110,10 @@ class Link:
             built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
             compiled = time.perf_counter_ns()
             new = Ruleset(
-                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old
-            )
+                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
+                ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
+                device=self.device if self.got.mode == "native" else None,
+            )  # fmt: skip
             try:
                 if self._sockets is not None:
                     self._sockets.reach(new.program)
@@ -108,6 +126,8 @@ class Link:
                 new.abandon(old)
                 raise
             self._ruleset = new
+            absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
+            self.got = replace(self.got, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
             self._tally.keep(old.program.counts())
             self._updates += 1
@@ -119,6 +139,9 @@ class Link:
         """What this link cannot do, said before anything is loaded."""
         if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
+        refuse_generic(pipe.metadata, self.got.mode, self.device.name)
+        if pipe.metadata and self.got.mode == "native" and namespace_id() != self._namespace:
+            raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 
     def _forwards(self) -> None:
         """Count what becomes of forwarded packets, from the first ruleset on that forwards."""
@@ -143,8 +166,42 @@ class Link:
             self._sockets = Sockets(self)
             return self._sockets
 
+    def copies(self) -> Copies:
+        """Read the copies of packets that rules mirror, from now on: a context manager like :meth:`sockets`, whose
+        batches also have ``marks``, ``verdicts`` and ``wire_lengths``, and whose files tell each packet's verdict.
+        ValueError if no rule mirrors."""
+        if self._final is not None:
+            raise ValueError("the link is closed")
+        with self._lock:
+            if self._copies is not None:
+                raise ValueError(f"{self.device.name}: the copies of this link are already being read")
+            self._copies = Copies(self)
+            return self._copies
+
+    def events(self, *, timeout: float | None = None) -> Iterator[Event]:
+        """What rules log, from now on, until ``timeout`` seconds (None: for ever) pass without an event.  One reader at
+        a time.  ValueError if no rule logs."""
+        if Log not in self.pipeline.steps:
+            raise ValueError(f"{self.device.name}: no rule of {self.pipeline.name!r} logs packets")
+        return self._events(CopiesSocket(self.device.name, self.program, "events"), timeout)
+
+    def _events(self, reader: CopiesSocket, timeout: float | None) -> Iterator[Event]:
+        names = [rule.name for rule in self.pipeline.outcomes]
+        try:
+            for batch in reader.batches(timeout, 64):
+                for i, frame in enumerate(batch.frames):
+                    rule = int(batch.rules[i])
+                    name = names[rule] if rule < len(names) else str(rule)
+                    yield Event(int(batch.timestamps[i]), name, bytes(frame), int(batch.wire_lengths[i]))
+                names = [rule.name for rule in self.pipeline.outcomes]
+        finally:
+            reader.close()
+
     def forget(self, sockets: Sockets) -> None:
         """Called by Sockets.close(): keep what they counted."""
+        if self._copies is sockets:
+            self._mirrored += sockets.stats()
+            self._copies = None
         if self._sockets is sockets:
             self._past += sockets.stats()
             name, written, refused = sockets.sink
@@ -166,6 +223,9 @@ class Link:
                 sink, written, refused = name, written + now_written, refused + now_refused
         counts = self.program.counts()
         rules = tuple(_ledger_rule(c.rule, self._tally.with_(c)) for c in counts)
+        mirrored = self._mirrored
+        if self._copies is not None:
+            mirrored += self._copies.stats()
         sent_on, dropped_there = self._forwarded.counts() if self._forwarded is not None else (0, 0)
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
         dropped = 0  # at egress: what the device drops on arrival is not on its way out
@@ -180,6 +240,8 @@ class Link:
             rules=rules,
             totals=self._tally.totals + totals(counts),
             updates=self._updates,
+            mirrored=mirrored.received + mirrored.unread,
+            mirror_full=mirrored.rx_ring_full,
             sent_on=sent_on,
             dropped_there=dropped_there,
             fill_empty=fill_empty,
@@ -203,8 +265,9 @@ class Link:
         if self._final is not None:
             return
         try:
-            if self._sockets is not None:
-                self._sockets.close()
+            for sockets in (self._copies, self._sockets):
+                if sockets is not None:
+                    sockets.close()
         finally:  # whatever a sink says: detach
             if self._fd >= 0:
                 os.close(self._fd)
@@ -223,6 +286,12 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def ring_bytes_for(pipe: Pipeline, device: Device, options: SocketOptions) -> int:
+    """Size of the ring buffers of a program: room for as many packets as an RX ring has, if it copies any."""
+    copies = "REDIRECT" in pipe.verdicts or Mirror in pipe.steps
+    return ring_bytes(options.ring_size if copies else 0, device.mtu + L2_BYTES)
 
 
 def _ledger_rule(rule: Rule, total: RuleTotal) -> LedgerRule:

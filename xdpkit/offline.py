@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from . import pcapng
 from .actions import Verdict
-from .built import NEEDS, Built, build, load, write
+from .built import Built, build, load, needs, write
 from .captures import CapturedPacket, read_captures
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .compiler.listing import listing
@@ -52,7 +53,7 @@ def build_command(
     print(f"{output}: pipeline {built.pipeline.name}, {len(built.pipeline.rules)} rules, {size:,} bytes")
     print(f"  digest {built.pipeline.digest()}")
     for hook, compiled in built.programs.items():
-        print(f"  {hook}: {len(compiled.object):,} bytes of object; needs {'; '.join(NEEDS.get(hook, ()))}")
+        print(f"  {hook}: {len(compiled.object):,} bytes of object; needs {'; '.join(needs(built.pipeline, hook))}")
 
 
 def show_command(
@@ -81,6 +82,9 @@ def show_command(
     console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
     for index, rule in enumerate(pipe.outcomes):
         console.print(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else ""))
+    for table in compiled.tables:
+        first, last = pipe.outcomes[table.first], pipe.outcomes[table.last]
+        console.print(f"{table} ({first.where} to {last.where})")
     if stages:
         console.print("\nLLVM IR of classify()", style="bold")
         console.print(compiled.ir.strip() or "(not kept in a built file)")
@@ -107,6 +111,8 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
             info = program.info()
             cost |= {"instructions": info["xlated_bytes"] // 8, "machine code bytes": info["jited_bytes"]}
             cost |= {"verified instructions": info["verified_instructions"]}
+            if compiled.hook == "xdp" and compiled.pipeline.metadata:
+                cost["metadata"] = "absent in a test run: asking the driver is not in these figures"
             cost["ns per packet"] = min(program.test_run(_PROBE, repeat=100_000)[1] for _ in range(5))
     except PermissionError as error:
         cost["in the kernel"] = f"not measured: {error.strerror}"
@@ -125,6 +131,7 @@ def _show_json(compiled: Compiled, rules_only: bool, cost: dict[str, Any] | None
         for r in pipe.outcomes
     ]
     out = {"pipeline": pipe.name, "hook": compiled.hook, "digest": pipe.digest(), "rules": rules, "blocks": blocks}
+    out["tables"] = [asdict(table) for table in compiled.tables]
     return out if cost is None else out | {"ir": compiled.ir, "cost": cost}
 
 
@@ -159,8 +166,10 @@ def replay_command(
         raise typer.BadParameter(f"--verdict {verdict!r}: goes with -w and is one of {names}")
     if write_to == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
-    engine = engine if engine != "auto" else "kernel" if may_load() else "reference"
     built, other = load(pipeline), load(against) if against else None
+    if engine == "auto":  # rules that remember must see every packet, and the kernel's test run does not take all
+        remembers = any(b.pipeline.remembers for b in (built, other) if b is not None)
+        engine = "kernel" if may_load() and not remembers else "reference"
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None
         progress = stack.enter_context(
@@ -175,7 +184,8 @@ def replay_command(
         take = _writer(out, verdict.upper()) if out else lambda *_: False
         result = replay(packets, built, against=other, engine=engine, take=take)
     if as_json:
-        print(json.dumps({"pipeline": built.pipeline.name, "engine": engine} | result.as_dict()))
+        told = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
+        print(json.dumps(told | result.as_dict()))
     else:
         console = Console(stderr=write_to == "-", highlight=False, emoji=False)
         _print_replay(console, built, other, engine, result, write_to)
@@ -207,19 +217,31 @@ class _Writer:
 _writer = _Writer
 
 
+def _metadata(*pipelines: Built | None) -> list[str]:
+    """The metadata fields that rules test; a capture has none."""
+    return list(dict.fromkeys(name for built in pipelines if built for name in built.pipeline.metadata))
+
+
 def _print_replay(console: Console, built: Built, other: Built | None, engine: str, result: Replay, path: str) -> None:
     table = Table(box=None, pad_edge=False)
     for column, justify in (("rule", "left"), ("verdict", "left"), ("packets", "right"), ("bytes", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for rule in result.rules:
-        table.add_row(rule.name, str(rule.action), f"{result.packets[rule.name]:,}", f"{result.bytes[rule.name]:,}")
-    table.add_row("all", "", f"{result.total:,}", f"{sum(result.bytes.values()):,}", style="bold")
+        table.add_row(
+            rule.name,
+            ("goes on: " if rule.goes_on else "") + rule.then,
+            f"{result.packets[rule.name]:,}",
+            f"{result.bytes[rule.name]:,}",
+        )
+    table.add_row("all", "", f"{result.total:,}", f"{result.total_bytes:,}", style="bold")
     console.print(f"{built.pipeline.name} ({engine} engine)", style="bold", markup=False)
     console.print(table)
     if engine == "kernel" and result.by_reference:
         console.print(
             f"{result.by_reference:,} packets were judged by the reference: cut short, or of no length XDP takes"
         )
+    if metadata := _metadata(built, other):
+        console.print(f"captures carry no metadata: every test of {', '.join(metadata)} was false", markup=False)
     if path:
         console.print(f"{result.written:,} packets written to {path}", markup=False)
     if other is None:

@@ -43,17 +43,15 @@ class Written(Action):
 class Pin:
     """The folder of one pinned set.  Holds a descriptor of it: close it, or use it as a context manager."""
 
-    def __init__(self, name: str, *, make: bool = True):
-        """Make the folder if need be.  OSError where it cannot be made, or, without ``make``, is not there."""
+    def __init__(self, name: str):
+        """Make the folder if need be, and mount the bpffs.  OSError where that cannot be."""
         self.path = FOLDER / name
-        if make:
-            mount_bpffs(BPFFS)
+        self._fd = -1
+        mount_bpffs(BPFFS)
+        while self._fd < 0:
             self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            known = ", ".join(pinned_names()) or "none is pinned"
-            raise OSError(errno.ENOENT, f"no pinned set {name!r}: {known}") from None
+            with suppress(FileNotFoundError):  # removed by somebody in this moment
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def stands(self) -> bool:
         """Whether the folder is (still) the one at its path: it may have been removed meanwhile."""
@@ -122,12 +120,19 @@ class Pin:
 
 
 def pinned_names() -> list[str]:
-    """The names of the pinned sets."""
-    return sorted(p.parent.name for p in FOLDER.glob("*/members"))
+    """The names of the pinned sets.  OSError: EACCES for who may not look."""
+    try:
+        return sorted(name for name in os.listdir(FOLDER) if (FOLDER / name / "members").exists())
+    except FileNotFoundError:
+        return []
 
 
 def pinned_spec(name: str) -> SetSpec:
     """The declaration behind a pinned set, as far as its members need it.  OSError if there is none."""
+    names = pinned_names()
+    if name not in names:
+        known = f"there is {', '.join(names)}" if names else "none is pinned"
+        raise OSError(errno.ENOENT, f"no pinned set {name!r}: {known}")
     path = FOLDER / name
     with Map.open(str(path / "kind")) as map:
         words = json.loads(map.get(bytes(4)) or b"{}")

@@ -19,6 +19,7 @@ from .check import Finding, PipelineWarning, Seen, refuse_impossible
 from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Member, Not, Or, as_expr, here
 from .limits import Limit, Sample
+from .metadata import asked
 from .sets import DEFAULT_CAPACITY, Set, SetSpec, declare
 
 __all__ = ["Pipeline", "Rule", "load_file"]
@@ -223,6 +224,11 @@ class Pipeline:
         return tuple(node for rule in self.outcomes for node in rule.nodes() if isinstance(node, Limit))
 
     @property
+    def remembers(self) -> bool:
+        """What becomes of a packet may depend on those before it."""
+        return bool(self.limits) or Add in self.steps
+
+    @property
     def is_timed(self) -> bool:
         """A verdict may depend on time or chance."""
         nodes = (node for rule in self.outcomes for node in rule.nodes())
@@ -257,6 +263,11 @@ class Pipeline:
             self.sets,
         )
         return shadow
+
+    @property
+    def metadata(self) -> dict[str, Where]:
+        """The metadata fields that rules test (``meta.hash``), each with the first line that does."""
+        return asked(self._rules)
 
     def digest(self) -> str:
         """SHA-256 of what the pipeline means: names, sets, conditions, actions; not where it stands."""

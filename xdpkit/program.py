@@ -6,22 +6,29 @@ Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (CAP_SYS_ADMIN stands for t
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .actions import Forward, Redirect, Verdict
 from .compiler import Compiled
 from .compiler.names import limit_symbol
 from .core import check, ffi, lib, text
-from .errors import VerifierError, Where
+from .errors import NotSupported, VerifierError, Where
+from .metadata import kernel_needs
 from .pipeline import Pipeline, Rule
+
+if TYPE_CHECKING:
+    from .netdev import Device
 
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
+#: The rings of bpf/copies.h that a program may have.
+RINGS = ("copies", "mirrored", "events")
 _MAP_ARRAY, _MAP_LRU_HASH = 2, 9
 
 
@@ -52,50 +59,55 @@ class Program:
 
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
-        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}),
+        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
+        ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*`` is bound to
+        it, for good; without a device all metadata is absent.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
-        Raises VerifierError if the kernel refuses the program and OSError if it may not be loaded."""
+        Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
+        OSError if it may not be loaded."""
         self.explains = explain
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
+        asks = self.hook == "xdp" and bool(self.pipeline.metadata)
+        self._bound_to = device if asks else None
+        code = unbound(compiled.object) if asks and device is None else compiled.object
         self._timed = self.pipeline.is_timed
         out = ffi.new("struct xk_program **")
-        check(lib.xk_program_open(compiled.object, len(compiled.object), b"xdpkit", out), "eBPF object")
+        check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
             for name, fd in maps.items():
-                self._has(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
+                if self._has_map(name):  # there is none for a set that no rule asks
+                    check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
             check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             for number, limit in enumerate(self.pipeline.limits):
                 kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
-                if symbol not in maps:
+                if symbol not in maps and self._has_map(symbol):
                     size, room = limit.key_bytes, limit.capacity
-                    self._has(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
+                    check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.hook == "xdp":
                 groups = len(self.pipeline.targets(Redirect))
                 check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
                 check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+            if self._bound_to is not None:
+                check(lib.xk_program_bind(self._program, self._bound_to.index))
+                check(lib.xk_program_set_u32(self._program, b"bound", 1))
             if self.hook in ("xdp", "tc"):
                 devices = len(self.pipeline.targets(Forward))
                 check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
-            if self.hook == "tc" and "copies" not in maps:
-                check(lib.xk_program_set_entries(self._program, b"copies", ring_bytes))
+            for ring in ("copies", "mirrored"):
+                if ring not in maps and self._has_map(ring):
+                    check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
             self._load()
         except BaseException:
             self.close()
             raise
-
-    @staticmethod
-    def _has(result: int, name: str) -> None:
-        """Check ``result``; the object has no map for a set or limit that no rule asks."""
-        if result != -errno.ENOENT:
-            check(result, name)
 
     def _load(self) -> None:
         log = ffi.new("char[]", _LOG_BYTES)
@@ -105,7 +117,21 @@ class Program:
         said = text(log)
         if result == -errno.EPERM or "prohibited for !root" in said:
             check(-errno.EPERM, "load", "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
+        if self._bound_to is not None and (reason := self._refused_to_bind(-result, said)):
+            fields, driver = self.pipeline.metadata, self._bound_to.driver or "none"
+            feature = f"{next(iter(fields.values()))}: {', '.join(fields)} on {self._bound_to.name} (driver {driver})"
+            raise NotSupported(feature, f"{reason}; needs {kernel_needs(fields)}")
         raise verifier_error(self.pipeline, said)
+
+    def _refused_to_bind(self, error: int, log: str) -> str:
+        """Why a program that asks for metadata could not be bound to its device; empty where the verifier found
+        something else in it."""
+        if error == errno.EOPNOTSUPP:
+            return "the driver takes no program that is bound to its device"
+        release, missing = os.uname().release, ffi.new("char[64]")
+        if lib.xk_program_missing(self._program, missing, 64) == 1:
+            return f"Linux {release} has no {text(missing)}()"
+        return "" if "processed " in log else f"Linux {release} binds no program to this device"
 
     @property
     def fd(self) -> int:
@@ -123,8 +149,11 @@ class Program:
 
     def rings(self) -> dict[str, int]:
         """The maps through which copies of packets go to user space."""
-        names = ("copies", "reader", "copied") if self.hook == "tc" else ()
-        return {name: self.map_fd(name) for name in names}
+        names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
+        return {name: self.map_fd(name) for name in names if self._has_map(name)}
+
+    def _has_map(self, name: str) -> bool:
+        return bool(lib.xk_program_has_map(self._program, name.encode()))
 
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
@@ -218,6 +247,13 @@ def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
             said = f"the kernel refused rule {rule.name!r} ({rule})" if rule else "the kernel refused the pipeline"
             return VerifierError(f"{said}: {reason}", where=where, rule=rule.name if rule else None, log=log)
     return VerifierError(f"the kernel refused pipeline {pipeline.name!r}: {reason}", log=log)
+
+
+def unbound(code: bytes) -> bytes:
+    """The object for a load without a device, which the kernel refuses to a program that names the metadata functions,
+    called or not.  They are weak symbols: under a name that no kernel has, libbpf leaves them out, and the verifier
+    never comes to the calls (``bound`` in bpf/xdp_metadata.h is 0)."""
+    return code.replace(b"bpf_xdp_metadata_rx_", b"unbound_metadata_rx_")
 
 
 def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:

@@ -14,11 +14,12 @@ from .actions import Add, Log, Mark, Mirror, Step
 from .classic import Classic, interpret
 from .expr import Always, And, Expr, Member, Not, Or, Present, Test
 from .limits import Limit, Sample
+from .metadata import Metadata
 from .pipeline import Pipeline, Rule
 from .state import State, key_of
-from .walk import Packet, walk
+from .walk import NO_METADATA, Packet, walk
 
-__all__ = ["Outcome", "Packet", "State", "evaluate", "holds", "run", "walk"]
+__all__ = ["Metadata", "Outcome", "Packet", "State", "evaluate", "holds", "run", "walk"]
 
 
 @dataclass(slots=True)
@@ -98,9 +99,18 @@ def _(expr: Classic, packet: Packet, state: State) -> bool:
     return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
 
 
-def run(pipeline: Pipeline, frame: bytes, state: State, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Outcome:
-    """What becomes of ``frame``, with what ``state`` remembers and what it will remember then."""
-    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes)
+def run(
+    pipeline: Pipeline,
+    frame: bytes,
+    state: State,
+    *,
+    rx_queue: int = 0,
+    wire_bytes: int | None = None,
+    metadata: Metadata = NO_METADATA,
+) -> Outcome:
+    """What becomes of ``frame``, with what ``state`` remembers and what it will remember then.  ``metadata``: what is
+    known of the frame beside its bytes, nothing by default."""
+    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata)
     outcome = Outcome(pipeline.outcomes[-1])
     for rule in pipeline.outcomes:
         if not holds(rule.expr, packet, state):
@@ -138,7 +148,9 @@ def evaluate(
     state: State | None = None,
     rx_queue: int = 0,
     wire_bytes: int | None = None,
+    metadata: Metadata = NO_METADATA,
 ) -> Rule:
     """The rule that takes ``frame``: the first with an action whose condition holds, else the default.  Its
     ``action.verdict`` is the verdict.  Without a ``state`` the frame meets a fresh one."""
-    return run(pipeline, frame, state or State(pipeline), rx_queue=rx_queue, wire_bytes=wire_bytes).rule
+    state = state or State(pipeline)
+    return run(pipeline, frame, state, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata).rule

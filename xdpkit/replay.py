@@ -3,6 +3,7 @@
 Two engines judge a packet: the kernel (the compiled program, by BPF_PROG_TEST_RUN; needs root) and the reference
 evaluator (plain Python; no privilege).  They agree on every packet.  The kernel's test run takes whole packets of 14 to
 3,520 bytes; the kernel engine leaves others, and those that the capture cut short, to the reference and says how many.
+Captures carry no metadata: for both engines it is absent.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from . import reference
 from .built import Built
 from .captures import CapturedPacket
+from .liveset import declared
 from .pipeline import Rule
 from .program import Program
+from .ruleset import Ruleset, folder_of, lasting
 
 __all__ = ["ENGINES", "Difference", "Judge", "Replay", "replay"]
 
@@ -26,7 +29,8 @@ EXAMPLES = 3
 
 
 class Judge:
-    """Finds the rule that takes a packet.  Context manager."""
+    """Finds the rule that takes a packet; what rules remember starts with what is declared, and their clock is that of
+    the capture.  Context manager."""
 
     def __init__(self, built: Built, engine: str):
         self.outcomes = built.pipeline.outcomes
@@ -34,16 +38,42 @@ class Judge:
         self.by_reference = 0  # packets that the kernel engine left to the reference
         self._stack = ExitStack()
         self._program: Program | None = None
+        self._state = reference.State(self.pipeline)
+        self._passed: dict[str, tuple[int, int]] = {}
         if engine == "kernel":
-            self._program = self._stack.enter_context(Program(built.compiled("xdp"), explain=True))
+            self._program = self._stack.enter_context(Ruleset(built, "xdp", explain=True)).program
+        else:
+            self._state.load({s.name: lasting(declared(s, folder_of(built))).entries() for s in self.pipeline.sets})
 
     def __call__(self, packet: CapturedPacket) -> Rule:
         """The rule that takes ``packet``, the default among them."""
+        now_ns, random = (
+            packet.time_ns,
+            packet.number * 2_654_435_761 & 0xFFFFFFFF,
+        )  # as good as any, and the same again
         if self._program is not None:
             if len(packet.data) in TEST_RUN_BYTES and not packet.cut:
-                return self._program.judge(packet.data)[0]
+                return self._program.judge(packet.data, now_ns=now_ns, random=random)[0]
+            if self.pipeline.remembers:
+                said = f"packet {packet.number} is not for the kernel's test run (cut, or of no length it takes)"
+                raise OSError(0, f"{said}, and rules remember what they saw: use --engine reference", packet.file)
             self.by_reference += 1
-        return reference.evaluate(self.pipeline, packet.data, wire_bytes=packet.wire_bytes)
+        self._state.now_ns, self._state.random = now_ns, random
+        outcome = reference.run(self.pipeline, packet.data, self._state, wire_bytes=packet.wire_bytes)
+        for rule in outcome.passed:
+            packets, size = self._passed.get(rule.name, (0, 0))
+            self._passed[rule.name] = packets + 1, size + packet.wire_bytes
+        return outcome.rule
+
+    def passed(self) -> dict[str, tuple[int, int]]:
+        """Packets and bytes that passed the rules which go on, by name."""
+        found = {rule.name: self._passed.get(rule.name, (0, 0)) for rule in self.outcomes if rule.goes_on}
+        if self._program is not None:
+            for c in self._program.counts():
+                if c.rule.goes_on:
+                    packets, size = found[c.rule.name]
+                    found[c.rule.name] = packets + c.packets, size + c.bytes
+        return found
 
     def __enter__(self) -> Judge:
         return self
@@ -82,14 +112,25 @@ class Replay:
     @property
     def total(self) -> int:
         """Packets in all."""
-        return sum(self.packets.values())
+        return sum(self.packets[rule.name] for rule in self.rules if not rule.goes_on)
+
+    @property
+    def total_bytes(self) -> int:
+        """Their bytes."""
+        return sum(self.bytes[rule.name] for rule in self.rules if not rule.goes_on)
 
     def as_dict(self) -> dict[str, object]:
         """Ready for JSON."""
         return {
             "packets": self.total,
             "rules": [
-                {"name": r.name, "action": str(r.action), "packets": self.packets[r.name], "bytes": self.bytes[r.name]}
+                {
+                    "name": r.name,
+                    "action": r.then,
+                    "goes_on": r.goes_on,
+                    "packets": self.packets[r.name],
+                    "bytes": self.bytes[r.name],
+                }
                 for r in self.rules
             ],
             "judged_by_reference": self.by_reference,
@@ -138,6 +179,8 @@ def replay(
         except OSError as error:
             out.error = error
         finally:
+            for name, (passing, size) in judge.passed().items():
+                out.packets[name], out.bytes[name] = passing, size
             out.by_reference = judge.by_reference
             out.differences = sorted(found.values(), key=lambda d: (not d.changes_verdict, -d.packets))
     return out

@@ -9,8 +9,11 @@ and with :meth:`Ruleset.commit` the set that users hold becomes the copy.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
+import numpy as np
 from pyroute2.netlink.exceptions import NetlinkError
 
 from . import netdev
@@ -21,11 +24,12 @@ from .compiler.names import limit_symbol, set_symbol
 from .core import check, ffi, lib
 from .errors import PipelineError
 from .liveset import Fork, LiveSet, declared
+from .netdev import Device
 from .pipeline import Pipeline
 from .program import Program
 from .sets import SetSpec
 
-__all__ = ["Ruleset"]
+__all__ = ["Ruleset", "folder_of", "lasting"]
 
 
 class Ruleset:
@@ -33,23 +37,34 @@ class Ruleset:
 
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
-        before: Ruleset | None = None,
+        explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
     ):  # fmt: skip
-        """``before``: the ruleset that this one will follow, of the same hook.  Raises what Program raises,
-        PipelineError for members and sets that do not fit, OSError for a device to forward to that is not there."""
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises
+        what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that
+        is not there."""
         self.pipeline: Pipeline = built.pipeline
-        self.folder = built.folder or Path(self.pipeline.where.file).parent
+        self.folder = folder_of(built)
+        self._explain = explain
         self.sets: dict[str, LiveSet] = {}
         self._declared: dict[str, Columns] = {}
         self._forks: list[Fork] = []
         self._closing = ExitStack()
         try:
-            reuse = {set_symbol(s.name): self._set(s, before) for s in self.pipeline.sets}
+            specs = (
+                replace(s, pinned=s.pinned and not explain) for s in self.pipeline.sets
+            )  # to try is to touch nothing
+            reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
             if before is not None:
                 reuse |= self._buckets(before) | before.rings()
             devices = [_device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
-                built.compiled(hook), queues=queues, metadata=metadata, ring_bytes=ring_bytes, maps=reuse
+                built.compiled(hook),
+                queues=queues,
+                metadata=metadata,
+                explain=explain,
+                ring_bytes=ring_bytes,
+                maps=reuse,
+                device=device,
             )
             self._closing.callback(self.program.close)
             for number, ifindex in enumerate(devices):
@@ -65,7 +80,11 @@ class Ruleset:
         wanted = self._declared[spec.name] = declared(spec, self.folder)
         live = before.sets.get(spec.name) if before is not None else None
         if live is None or before is None:
-            self.sets[spec.name] = live = LiveSet(spec, folder=self.folder)
+            if self._explain:
+                self.sets[spec.name] = live = LiveSet(replace(spec, members=(), source=None))
+                live.replace(lasting(wanted))
+            else:
+                self.sets[spec.name] = live = LiveSet(spec, folder=self.folder)
             return live.fd
         if live.spec.kind != spec.kind:
             raise PipelineError(
@@ -112,11 +131,29 @@ class Ruleset:
         self.sets = {name: live for name, live in self.sets.items() if live not in shared}
         self.close()
 
+    def __enter__(self) -> Ruleset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of program and sets; idempotent."""
         self._closing.close()
         for live in self.sets.values():
             live.close()
+
+
+def lasting(members: Columns) -> Columns:
+    """The same without time-outs: where rules are tried on packets of another time, members stay."""
+    return replace(members, timeout=np.zeros(len(members)))
+
+
+def folder_of(built: Built) -> Path:
+    """Where the files of a pipeline's sets are."""
+    return built.folder or Path(built.pipeline.where.file).parent
 
 
 def _device(name: str) -> int:

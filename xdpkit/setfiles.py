@@ -68,11 +68,22 @@ def content(file: IO[bytes] | IO[str], name: str) -> bytes:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
         elif data[:4] == b"\x28\xb5\x2f\xfd":
-            with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
-                data = reader.read()
+            data = _zstd(data)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise PipelineError(f"{name}: cannot be unpacked: {error}") from None
     return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _zstd(data: bytes) -> bytes:
+    """Every frame of ``data``; ZstdError also where the last one is cut short."""
+    parts = []
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        parts.append(frame.decompress(data))
+        if not frame.eof:
+            raise zstandard.ZstdError("it is cut short")
+        data = frame.unused_data
+    return b"".join(parts)
 
 
 def sniff(spec: SetSpec, data: bytes) -> str:

@@ -73,7 +73,7 @@ def csv_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
                 columns = list(range(wide)), wide + bool(spec.actions), action
             members, timeout, action = columns
             if len(members) < wide or (len(cells) == 1 and wide > 1):
-                yield at, cells[members[0]] if members[0] < len(cells) else "", _cell(cells, timeout), None
+                yield at, _cell(cells, members[0]) or "", _cell(cells, timeout), _cell(cells, action)
                 continue
             if len(cells) <= max(members):
                 names = ", ".join(f.name for f in spec.fields)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Protocol
 
 from . import xsk
+from .actions import Mirror, Verdict
 from .copies import CopiedBatch, CopiesSocket
 from .core import check, lib
 from .errors import NotSupported
@@ -26,9 +27,10 @@ from .zerocopy import chunk_for_zerocopy
 
 if TYPE_CHECKING:
     from .link import Link
+    from .pipeline import Rule
     from .program import Program
 
-__all__ = ["AnyBatch", "CopiedBatch", "Sockets"]
+__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Sockets"]
 
 
 class AnyBatch(Protocol):
@@ -94,6 +96,10 @@ class Sockets:
         link.got = replace(link.got, bind=bound, walk=tuple(walk))
         self.reach(link.program)
         self._in_map = [socket.queue for socket in self.xsks]
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether packets that ``rule`` takes come here."""
+        return rule.action.verdict is Verdict.REDIRECT
 
     def reach(self, program: Program) -> None:
         """Let the REDIRECT of ``program`` find these sockets."""
@@ -214,3 +220,18 @@ class Sockets:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Copies(Sockets):
+    """Copies of the packets that rules mirror, while they go on; made by ``link.copies()``."""
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether ``rule`` mirrors."""
+        return any(isinstance(step, Mirror) for step in rule.steps)
+
+    def _open(self) -> None:
+        link = self.link
+        if Mirror not in link.pipeline.steps:
+            raise ValueError(f"{link.device.name}: no rule of {link.pipeline.name!r} mirrors packets")
+        outbound = link.got.mode == "tc_egress"
+        self.packet = CopiesSocket(link.device.name, link.program, "mirrored", outbound=outbound)

@@ -42,24 +42,36 @@ class Members:
         self.by_bits.setdefault(entry.bits, {})[_head(entry.key, entry.bits)] = (expires, entry.action)
 
     def find(self, key: bytes, now_ns: int) -> int | None:
-        """The action of the member that fits ``key`` best, None if there is none or its time is over."""
+        """The action of the member that fits ``key`` best and whose time is not over, None if there is none."""
         for bits in sorted(self.by_bits, reverse=True):
-            found = self.by_bits[bits].get(_head(key, bits))
-            if found is not None:
-                expires, action = found
-                return None if self.spec.timeouts and expires and expires <= now_ns else action
+            expires, action = self.by_bits[bits].get(_head(key, bits), (-1, 0))
+            if expires == 0 or expires > now_ns:
+                return action
         return None
 
     def add(self, key: bytes, timeout: float, now_ns: int) -> bool:
-        """What a step does: a member with a time-out gets it anew, one without stays; False where the set is full."""
+        """What a step does: a member that is this very key gets its time-out anew, one without stays; a key that lies
+        in a member's prefix is one already.  False where the set is full."""
         bits, expires = self.spec.key_bits, now_ns + round(timeout * 1e9) if timeout else 0
-        mine = self.by_bits.setdefault(bits, {})
-        head = _head(key, bits)
-        if head not in mine and len(self) >= self.spec.capacity:
+        mine, head = self.by_bits.setdefault(bits, {}), _head(key, bits)
+        if head in mine:
+            if mine[head][0]:
+                mine[head] = (expires, 0)
+            return True
+        if self._covers(key, now_ns):
+            return True
+        if len(self) >= self.spec.capacity:
             return False
-        if head not in mine or mine[head][0]:
-            mine[head] = (expires, 0)
+        mine[head] = (expires, 0)
         return True
+
+    def _covers(self, key: bytes, now_ns: int) -> bool:
+        """The longest prefix around ``key`` lives."""
+        for bits in sorted(self.by_bits, reverse=True):
+            if _head(key, bits) in self.by_bits[bits]:
+                expires, _ = self.by_bits[bits][_head(key, bits)]
+                return expires == 0 or expires > now_ns
+        return False
 
 
 def _head(key: bytes, bits: int) -> int:

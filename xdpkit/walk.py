@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .fields import HEADERS, INNER, FieldSpec
+from .metadata import Metadata
 from .tunnels import IPV4, IPV6, TEB, enter
 
 __all__ = ["EXTENSIONS", "MAX_EXTENSIONS", "MAX_TCP_OPTIONS", "Packet", "walk"]
@@ -34,12 +35,14 @@ TRANSPORT = {"ip": {**_OVER_BOTH, 1: "icmp"}, "ip6": {**_OVER_BOTH, 58: "icmp6"}
 #: Types with identifier and sequence number (RFC 792, RFC 950; RFC 4443).
 ICMP_QUERIES = (0, 8, *range(13, 19))
 ICMP6_QUERIES = (128, 129)
+NO_METADATA = Metadata()
 
 
 @dataclass(slots=True)
 class Packet:
     """What the walk found: where each header starts, by name (``inner.ip`` inside a tunnel), and the values that are
-    not in one place of the bytes (members of ``struct packet``); ``len`` and ``rx_queue`` are always there."""
+    not in one place of the bytes (members of ``struct packet``); ``len`` and ``rx_queue`` are always there.  Metadata
+    that is there starts at 0."""
 
     frame: bytes = field(repr=False)
     starts: dict[str, int] = field(default_factory=dict)
@@ -72,11 +75,14 @@ class Packet:
         return True
 
 
-def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None) -> Packet:
+def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA) -> Packet:
     """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``.
-    ``wire_bytes``: its length where ``frame`` is only the beginning of it."""
+    ``wire_bytes``: its length where ``frame`` is only the beginning of it.  ``metadata``: what is known beside it."""
     length = len(frame) if wire_bytes is None else wire_bytes
     packet = Packet(frame, members={"len": length, "rx_queue": rx_queue})
+    for name, value in metadata.present().items():
+        packet.starts[name] = 0
+        packet.members[name.replace(".", "_")] = value
     at, ethertype = _walk_link(packet, "", 0)
     at, proto = _walk_network(packet, "", at, ethertype)
     inside = enter(packet, at, proto, ethertype)

@@ -133,15 +133,13 @@ class Workers:
 
     def _header(self, queues: Sequence[int], snaplen: int) -> bytes:
         link = self._sockets.link
-        redirects = [
-            f"{r.name}: {r.expr}" for r in link.program.pipeline.outcomes if r.action.verdict.name == "REDIRECT"
-        ]
+        rules = [f"{r.name}: {r.expr}" for r in link.pipeline.outcomes if self._sockets.gets(r)]
         blocks = pcapng.section("xdpkit")
         for queue in queues:
             blocks += pcapng.interface(
                 link.device.name,
                 description=f"{link.device.name}{f' queue {queue}' if link.got.queues else ''}: {link.got}",
-                filter_text="; ".join(redirects),
+                filter_text="; ".join(rules),
                 snaplen=snaplen,
             )
         return blocks

@@ -13,17 +13,34 @@ from dataclasses import dataclass, field
 from ..errors import NotSupported
 from ..pipeline import Pipeline
 
-__all__ = ["HOOKS", "Compiled", "compile_pipeline"]
+__all__ = ["HOOKS", "Compiled", "TableInfo", "compile_pipeline"]
 
 #: The hooks a pipeline compiles for; each has its bitcode in the package.
 HOOKS = ("xdp", "tc", "socket")
 
 
 @dataclass(frozen=True, slots=True)
+class TableInfo:
+    """Rules ``first`` to ``last`` (numbers in the pipeline) are looked up, not tried one by one: ``boxes`` in ``trees``
+    decision trees of ``entries`` entries together; a packet looks at ``depth`` of them at most."""
+
+    first: int
+    last: int
+    boxes: int
+    trees: int
+    entries: int
+    depth: int
+
+    def __str__(self) -> str:
+        trees = "a decision tree" if self.trees == 1 else f"{self.trees} decision trees"
+        return f"rules {self.first} to {self.last}: {trees}, {self.entries} entries, at most {self.depth} for a packet"
+
+
+@dataclass(frozen=True, slots=True)
 class Compiled:
     """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters.  ``ir``: the LLVM
     IR of classify() before linking; ``assembly``: BPF assembly, empty unless asked for; ``steps_ns``: what each step of
-    compiling took."""
+    compiling took; ``tables``: the rules that became decision trees."""
 
     pipeline: Pipeline
     hook: str
@@ -31,6 +48,7 @@ class Compiled:
     ir: str = field(default="", repr=False)
     assembly: str = field(default="", repr=False)
     steps_ns: tuple[tuple[str, int], ...] = ()
+    tables: tuple[TableInfo, ...] = ()
 
 
 def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False) -> Compiled:
@@ -55,10 +73,10 @@ def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = 
     step("lower")
     module = link_module(rules, hook)
     step("link")
-    machine = optimise(module, len(pipeline.rules))
+    machine = optimise(module, rules.chained)
     step("optimise")
     text = emit_assembly(module, machine) if assembly else ""
     last = time.perf_counter_ns()
     code = emit_object(module, machine)
     step("emit")
-    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps))
+    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables)

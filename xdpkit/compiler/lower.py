@@ -22,22 +22,28 @@ from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Verdict
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
+from ..fields import METADATA
 from ..limits import Limit, Sample
 from ..pipeline import Pipeline, Rule
+from . import TableInfo
 from .classic import Registers, lower_classic
 from .memory import Memory
-from .read import Reader, reachable
+from .read import Reader, headers_asked, reachable
+from .table import Table, Tables, tables
 from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID = ir.VoidType()
 #: From this many rules on, what one test finds out is not carried into the next (see unknown()).
 MANY = 128
+#: So many entries of tables on a packet's way the verifier can follow once for each way through the headers.
+DEEP = 16
 POINTER = I8.as_pointer()
 #: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
 EXTERNAL = {
     **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
+    "descend": (I32, POINTER, I32, I32, POINTER, I32, I32),
     "draw": (I32,),
     "passed": (VOID, POINTER, I32),
     "failed": (VOID, I32),
@@ -49,17 +55,22 @@ EXTERNAL = {
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """The IR of ``classify`` as text; the ``parts`` of the data plane it needs besides the hook's own; the copies of
-    ``templates`` it calls, by symbol."""
+    ``templates`` it calls, by symbol; how many rules are ``chained``, tested one by one, and the ``tables`` of the
+    others."""
 
     text: str
     parts: tuple[str, ...]
     templates: dict[str, str]
+    chained: int
+    tables: tuple[TableInfo, ...]
 
 
 def lower(pipeline: Pipeline) -> Lowered:
     """The IR of ``classify`` for ``pipeline``."""
     lowering = Lowering(pipeline)
-    return Lowered(lowering.text(), lowering.parts, lowering.memory.templates)
+    return Lowered(
+        lowering.text(), lowering.parts, lowering.memory.templates, lowering.chained, tuple(lowering.tables.made)
+    )
 
 
 class Lowering:
@@ -73,15 +84,26 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        self.reader = Reader(self, pipeline)
+        rules = list(reachable(pipeline))
+        runs = list(tables(rules, len(set(headers_asked(rule for _, rule in rules)))))
+        found = [run for run in runs if isinstance(run, Table)]
+        chained = [rule for run in runs if isinstance(run, list) for _, rule in run]
+        self.reader = Reader(self, pipeline, chained, (header for table in found for header in table.boxes.headers))
+        self.reader.blurred |= sum(table.info().depth for table in found) > DEEP
+        self.tables = Tables(self, found)
         self.memory = Memory(self, pipeline)
-        self.many = len(pipeline.rules) > MANY
+        self.chained = len(chained)
+        self.many = self.chained > MANY
         self.known: frozenset[str] = frozenset()
         builder = ir.IRBuilder(self.registers.body)
-        for headers, group in groupby(reachable(pipeline), key=lambda pair: required(pair[1].expr)):
-            self.lower_group(headers, list(group), builder)
+        for run in runs:
+            if isinstance(run, Table):
+                self.tables.lower(run, builder)
+                continue
+            for headers, group in groupby(run, key=lambda pair: required(pair[1].expr)):
+                self.lower_group(headers, list(group), builder)
         builder.unreachable()
-        self.constant("reads_headers", I32(int(bool(self.reader.read))))
+        self.constant("reads_headers", I32(int(not self.reader.read <= set(METADATA))))
         self.constant("wanted", I64(self.reader.wanted))
         self.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
         self.constant("marks", I32(int(Mark in pipeline.steps)))

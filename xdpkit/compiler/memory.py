@@ -6,6 +6,7 @@ which copies a pipeline needs, and ``link`` makes them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from ..expr import Member
 from ..fields import FieldSpec
 from ..limits import COST_SHIFT, Limit, Sample
 from ..pipeline import Pipeline, Rule
-from ..sets import MAX_KEY_BYTES
+from ..sets import MAX_KEY_BYTES, SetSpec
 from .names import limit_symbol, set_symbol
 
 if TYPE_CHECKING:
@@ -37,18 +38,32 @@ class Memory:
     def __init__(self, lowering: Lowering, pipeline: Pipeline):
         self.lowering = lowering
         self.numbers = {limit.bucket: number for number, limit in enumerate(pipeline.limits)}
-        #: (template, symbol) of each copy that is called.
+        #: Symbol to template of each copy that is called.
         self.templates: dict[str, str] = {}
+        #: How often each set is looked up or added to, at most.
+        self.asked = Counter(
+            [node.set.name for rule in pipeline.rules for node in rule.nodes() if isinstance(node, Member)]
+            + [step.set.name for rule in pipeline.rules for step in rule.steps if isinstance(step, Add)]
+        )
 
     def call(
-        self, builder: ir.IRBuilder, template: str, symbol: str, what: str, arguments: Sequence[ir.Value]
-    ) -> ir.Value:
-        """Call the function ``what`` of a template's copy: i32."""
+        self, builder: ir.IRBuilder, template: str, symbol: str, what: str, arguments: Sequence[ir.Value],
+        result: ir.Type = I32,
+    ) -> ir.Value:  # fmt: skip
+        """Call the function ``what`` of a template's copy."""
         self.templates[symbol] = template
         name, module = f"{symbol}_{what}", self.lowering.module
         if name not in module.globals:
-            ir.Function(module, ir.FunctionType(I32, [a.type for a in arguments]), name)
+            ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
         return builder.call(module.globals[name], list(arguments))
+
+    def members(self, builder: ir.IRBuilder, spec: SetSpec) -> ir.Value:
+        """The map of a set's members; for a set that is looked up more than once the same all through a packet."""
+
+        def ask(at: ir.IRBuilder) -> ir.Value:
+            return self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
+
+        return self.lowering.reader.once(f"set {spec.name}", ask) if self.asked[spec.name] > 1 else ask(builder)
 
     @cached_property
     def room(self) -> ir.Value:
@@ -96,8 +111,11 @@ class Memory:
         """i32: 1 + the action of the member that fits, 0 for none."""
         self.there(builder, expr.fields, no)
         spec = expr.set
-        key = self.key(builder, expr.fields, spec.key_bytes, no, spec.key_bits if spec.intervals else None)
-        return self.call(builder, "set", set_symbol(spec.name), "find", [key, I32(int(spec.timeouts))])
+        bits = spec.key_bits if spec.intervals else None
+        key = self.key(builder, expr.fields, spec.key_bytes, no, bits)
+        members = self.members(builder, spec)
+        arguments = [members, builder.bitcast(key, I32.as_pointer()), I32(int(spec.timeouts)), I32(bits or 0)]
+        return self.call(builder, "set", set_symbol(spec.name), "find", arguments)
 
     def take(self, builder: ir.IRBuilder, limit: Limit, no: ir.Block) -> ir.Value:
         """i1: the packet is within the limit, and has taken its part of it."""
@@ -134,9 +152,16 @@ class Memory:
             case Add():
                 self.there(builder, step.fields, after)
                 spec = step.set
-                key = self.key(builder, step.fields, spec.key_bytes, after, spec.key_bits if spec.intervals else None)
+                bits = spec.key_bits if spec.intervals else None
+                key = self.key(builder, step.fields, spec.key_bytes, after, bits)
                 timeout = I64(round(step.timeout * 1e9))
-                done = self.call(builder, "set", set_symbol(spec.name), "add", [key, timeout])
+                arguments = [
+                    self.members(builder, spec),
+                    builder.bitcast(key, I32.as_pointer()),
+                    timeout,
+                    I32(bits or 0),
+                ]
+                done = self.call(builder, "set", set_symbol(spec.name), "add", arguments)
                 full = self.lowering.block("full")
                 builder.cbranch(builder.icmp_unsigned("!=", done, I32(0)), after, full)
                 builder.position_at_end(full)

@@ -44,9 +44,9 @@ def reachable(pipeline: Pipeline) -> Iterator[tuple[int, Rule]]:
             return
 
 
-def headers_asked(pipeline: Pipeline) -> Iterator[str]:
+def headers_asked(rules: Iterable[Rule]) -> Iterator[str]:
     """The header of every test of a header or field in the rules, as often as it is tested."""
-    for _, rule in reachable(pipeline):
+    for rule in rules:
         for node in rule.nodes():
             if isinstance(node, Present):
                 yield node.header
@@ -71,9 +71,10 @@ def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
 class Reader:
     """What one pipeline reads of a packet."""
 
-    def __init__(self, lowering: Lowering, pipeline: Pipeline):
+    def __init__(self, lowering: Lowering, pipeline: Pipeline, chained: Iterable[Rule], once: Iterable[str]):
+        """``chained``: rules that are lowered to tests, one by one; ``once``: headers that a table asks for."""
         self.lowering, self.pipeline = lowering, pipeline
-        asked = list(headers_asked(pipeline))
+        asked = [*headers_asked(chained), *once]
         self.read = set(asked)
         inside = any(name.startswith(INNER) for name in self.read)
         self.tunnels = inside or not self.read.isdisjoint(TUNNEL)
@@ -128,14 +129,15 @@ class Reader:
     @cached_property
     def where(self) -> ir.Value:
         """Room for the pointer that header() and bytes() give back."""
-        return self._room(POINTER, "where")
+        return self.room_for(POINTER, "where")
 
     @cached_property
     def room(self) -> ir.Value:
         """Room for bytes of the payload."""
-        return self._room(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), "room")
+        return self.room_for(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), "room")
 
-    def _room(self, kind: ir.Type, name: str) -> ir.Value:
+    def room_for(self, kind: ir.Type, name: str) -> ir.Value:
+        """A place on the stack."""
         builder = ir.IRBuilder(self.lowering.registers.first)
         builder.position_at_start(self.lowering.registers.first)
         return builder.alloca(kind, name=name)

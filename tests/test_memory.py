@@ -1,0 +1,47 @@
+"""Rules that remember: every engine comes to what the reference comes to, with the same clock and randomness."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, note
+from stateful import Arrival, arrivals, pipelines
+from strategies import again, examples, listing
+from test_engines import one_by_one, runs
+
+from xdpkit.built import Built
+from xdpkit.pipeline import Pipeline
+from xdpkit.reference import State, run
+from xdpkit.ruleset import Ruleset
+
+pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
+
+
+def assert_remembered_alike(pipe: Pipeline, stream: list[Arrival], hook: str) -> None:
+    """Each frame is taken by the same rule, and rules have counted the same in the end."""
+    note(f"{pipe}\n{listing(pipe)}")
+    for spec in pipe.sets:
+        note(f"{spec.name}: {spec.kind}, {spec.capacity}: {[spec.text(e) for e in spec.members]}")
+    state, counts, failed = State(pipe), Counter[str](), Counter[str]()
+    with Ruleset(Built(pipe, {}), hook, explain=True) as ruleset:
+        for number, arrival in enumerate(a for a in stream if runs(hook, a.frame)):
+            state.now_ns, state.random = arrival.now_ns, arrival.random
+            outcome = run(pipe, arrival.frame, state)
+            taken, _ = ruleset.program.judge(arrival.frame, now_ns=arrival.now_ns, random=arrival.random)
+            assert taken.name == outcome.rule.name, f"frame {number}, {arrival.frame.hex()}"
+            counts.update(rule.name for rule in (outcome.rule, *outcome.passed))
+            failed.update(rule.name for rule in outcome.failed)
+        counted = ruleset.program.counts()
+    assert Counter({c.rule.name: c.packets for c in counted if c.packets}) == counts
+    assert Counter({c.rule.name: c.failed for c in counted if c.failed}) == failed
+
+
+@one_by_one
+@examples(50)
+@given(pipelines(), arrivals(80))
+def test_what_rules_remember_is_the_same_in_the_kernel_and_in_the_reference(
+    hook: str, pipe: Pipeline, stream: list[Arrival]
+):
+    note(again("test_memory.py"))
+    assert_remembered_alike(pipe, stream, hook)

@@ -1,0 +1,95 @@
+"""What the kernel may know of a packet beside its bytes: ``meta.timestamp``, ``meta.hash``, ``meta.vlan`` (pure).
+
+Each is present or absent by itself, packet by packet, and a test on one that is absent is false.  At XDP the driver
+tells (Documentation/networking/xdp-rx-metadata.rst), and only a program that is bound to its device may ask; at TC and
+in the socket filter it is in the skb.  A time of 0 and a hash of 0 are none, as in the kernel's own skb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .actions import Add
+from .errors import NotSupported, Where
+from .expr import Expr, Member, Present, Test
+from .fields import METADATA
+from .limits import Limit
+
+if TYPE_CHECKING:
+    from .pipeline import Rule
+
+__all__ = ["Metadata", "absent_at", "asked", "kernel_needs", "offered_names", "refuse_generic"]
+
+#: The kernel that brought each to XDP, and what the generic netlink family `netdev` calls it.
+_SINCE = {"meta.timestamp": "6.3", "meta.hash": "6.3", "meta.vlan": "6.8"}
+_FEATURES = {"meta.timestamp": "timestamp", "meta.hash": "hash", "meta.vlan": "vlan-tag"}
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What is known of one packet, for the reference evaluator; None is absent.  ``timestamp``: ns, 64 bits; ``hash``:
+    32 bits; ``vlan``: the identifier of the tag (12 bits).  A timestamp or hash of 0 is absent too."""
+
+    timestamp: int | None = None
+    hash: int | None = None
+    vlan: int | None = None
+
+    def present(self) -> dict[str, int]:
+        """The values that are there, by field."""
+        values = {"meta.timestamp": self.timestamp or None, "meta.hash": self.hash or None, "meta.vlan": self.vlan}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def asked(rules: Iterable[Rule]) -> dict[str, Where]:
+    """The metadata fields that ``rules`` read, each with the first line that does."""
+    found: dict[str, Where] = {}
+    for rule in rules:
+        for node in rule.nodes():
+            for name in _headers(node):
+                found.setdefault(name, node.where)
+        for step in rule.steps:
+            if isinstance(step, Add):
+                for spec in step.fields:
+                    found.setdefault(spec.header or "", rule.where)
+    return {name: where for name, where in found.items() if name in METADATA}
+
+
+def _headers(node: Expr) -> Iterator[str]:
+    match node:
+        case Present():
+            yield node.header
+        case Test():
+            yield node.spec.header or ""
+        case Member():
+            yield from (spec.header or "" for spec in node.fields)
+        case Limit():
+            yield from (spec.header or "" for spec in node.per)
+
+
+def absent_at(mode: str, offered: frozenset[str], fields: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``fields`` that no packet can have in attach mode ``mode`` on a device whose driver has the
+    ``offered`` functions (``Device.rx_metadata``)."""
+    if mode == "native":
+        return tuple(name for name in fields if _FEATURES[name] not in offered)
+    return tuple(name for name in fields if mode == "af_packet" and name == "meta.timestamp")
+
+
+def refuse_generic(fields: dict[str, Where], mode: str, device: str) -> None:
+    """NotSupported where ``fields`` are asked for in generic mode: no device-bound program can be attached there."""
+    if mode == "generic" and fields:
+        feature = f"{next(iter(fields.values()))}: {', '.join(fields)} in generic mode on {device}"
+        raise NotSupported(feature, "a device-bound program, native mode only; mode tc_ingress reads the skb instead")
+
+
+def offered_names(offered: frozenset[str]) -> list[str]:
+    """The fields for which a driver has a function."""
+    return [name for name in METADATA if _FEATURES[name] in offered]
+
+
+def kernel_needs(fields: Iterable[str]) -> str:
+    """What the fields need of the kernel at XDP."""
+    late = [name for name in fields if _SINCE[name] != "6.3"]
+    later = "".join(f", Linux {_SINCE[name]} for {name}" for name in late)
+    return f"a device-bound program in native mode (Linux 6.3{later})"
