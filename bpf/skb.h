@@ -6,7 +6,14 @@
 #pragma once
 
 #include "skb_source.h"
-#include "loop.h"
+
+/* 1 for a 16-bit number that is not 0, without a branch: the verifier would follow both ways through all that comes. */
+static __always_inline __u32 one_if(__u32 number)
+{
+	number += 0xffff;
+	asm("" : "+r"(number)); /* LLVM would find the comparison in it, and make a branch of it again */
+	return number >> 16 & 1;
+}
 
 static __always_inline struct source source_of(struct skb *skb)
 {
@@ -15,12 +22,23 @@ static __always_inline struct source source_of(struct skb *skb)
 #ifdef DIRECT_ACCESS
 	s.data = (void *)(long)skb->data;
 	s.end = (void *)(long)skb->data_end;
+	asm("" : "+r"(s.data), "+r"(s.end)); /* pointers, whatever LLVM takes them for: see xdp.bpf.c */
 #endif
+#ifdef DIRECT_ACCESS
+	s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci; /* both 0 without a tag, from Linux 6.1 on; tcx is 6.6 */
+#else
 	if (skb->vlan_present)
 		s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci;
+#endif
 	return s;
 }
 
+#define KEPT struct skb *
+#define keep(s) ((s)->skb)
+#define kept(skb) source_of(skb)
+#include "loop.h"
+
+#ifndef DIRECT_ACCESS
 /*
  * Room for what the walk finds.  Headers are copied here, and helpers write the copies, so LLVM cannot take it apart as it
  * does at XDP; on the stack of 512 bytes it would leave no room for anything else.  Programs run with bottom halves off, so none meets another here.
@@ -41,6 +59,7 @@ static __always_inline struct packet *packet_room(void)
 		__builtin_memset(p, 0, sizeof(*p));
 	return p;
 }
+#endif
 
 /*
  * The metadata that rules read, as the kernel keeps it in the skb: a hash of 0 and a time of 0 are none (skb_get_hash(),
@@ -64,19 +83,29 @@ static __always_inline void find_metadata(const struct source *s, struct packet 
 
 static __always_inline __u32 wire_length(const struct source *s)
 {
-	return s->skb->len + (s->tpid ? TAG_SIZE : 0);
+	return s->skb->len + one_if(s->tpid) * TAG_SIZE;
 }
 
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
+#ifdef DIRECT_ACCESS
+	(void)room;
+	return in_place(s, at, size, where);
+#else
 	(void)s, (void)at, (void)size;
 	*where = room;
 	return 1;
+#endif
 }
 
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
 {
-	return take(s, at, size, room, where);
+#ifdef DIRECT_ACCESS
+	if (!(wanted() & BLUR) && in_place(s, at, size, where)) /* the verifier follows both ways: too many for it, with many rules */
+		return 1;
+#endif
+	*where = room;
+	return !bpf_skb_load_bytes(s->skb, at, room, size);
 }
 
 /* `size` bytes, at most 4, at an offset that lies in the tag or so near that they may: byte by byte. */

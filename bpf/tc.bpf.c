@@ -13,14 +13,24 @@
 #include "skb.h"
 #include "skb_copy.h"
 
+/* At egress: of a packet that is being forwarded, the queue on which it came. */
+static __always_inline __u32 queue_of(struct skb *skb)
+{
+	__u32 queue = skb->queue_mapping;
+
+	return queue - one_if(queue);
+}
+
 #define TCX_NEXT -1
 #define TCX_DROP 2
 
 RING(copies)
 
-static __always_inline int redirect(struct source *s, const struct packet *p, struct counter *c, __u32 outcome,
-				    __u32 mark)
+/* A function of its own: in the frame of judge() what it keeps would stand beside all that classify() keeps. */
+static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c, __u32 outcome, __u32 mark)
 {
+	struct source s = source_of(skb);
+	__u32 len = wire_length(&s);
 	struct reader *r = find_reader(&copies_reader);
 	struct copy head;
 
@@ -29,9 +39,9 @@ static __always_inline int redirect(struct source *s, const struct packet *p, st
 			c->no_socket++;
 		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 	}
-	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = p->len, .wire_len = p->len,
-			      .queue = p->rx_queue, .verdict = XDP_REDIRECT, .mark = mark };
-	return copy_packet(s, &copies, &copies_count, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
+	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = len, .wire_len = len,
+			      .queue = queue_of(skb), .verdict = XDP_REDIRECT, .mark = mark };
+	return copy_packet(&s, &copies, &copies_count, r, &head) ? bpf_redirect(0, 0) : TCX_DROP;
 }
 
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
@@ -70,38 +80,91 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 
-SEC("tc")
-int xdpkit(struct skb *skb)
+static __always_inline int act(struct skb *skb, const struct packet *p, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
-	/* at egress: of a packet that is being forwarded, the queue on which it came */
-	struct packet bare = { 0 }, *p = &bare;
-	struct steps a = { 0 };
-	struct counter *c;
-	__u32 outcome;
+	struct counter *c = take_down(p, a, outcome);
 
-	if (reads_headers() && !(p = packet_room()))
-		return TCX_NEXT;
-	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
-	p->len = wire_length(&s);
-	find_metadata(&s, p);
-	if (reads_headers())
-		walk(&s, p, s.tpid, s.tci);
-	outcome = classify(p, &s, &a);
-	c = count(rule_of(outcome), p->len);
 	if (explain)
 		return outcome;
-	if (marks() && a.marked)
-		skb->mark = a.mark;
-	if (mirrors() && a.mirror)
-		mirror(&s, p, &a, outcome);
+	if (marks() && a->marked)
+		skb->mark = a->mark;
+	if (mirrors() && a->mirror)
+		mirror(&s, p, a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
-		return redirect(&s, p, c, outcome, a.mark);
+		return redirect(skb, c, outcome, a->mark);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
 		return forward(c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(skb);
 	return verdict_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+}
+
+/*
+ * The linear part is doubled until the walk misses nothing in it, from PULL bytes on: 64 KiB after so many turns, more
+ * than the walk goes (MAX_AT).
+ */
+#define PULL 256
+#define TURNS 10
+
+struct judging {
+	struct skb *skb;
+	__u64 verdict;
+};
+
+/* Bytes that should be linear when the walk has missed something; 0 where all are that there are. */
+static __always_inline __u32 more(struct skb *skb)
+{
+	struct source s = source_of(skb);
+	__u32 linear = s.end - s.data, want = linear < PULL / 2 ? PULL : 2 * linear;
+
+	return linear >= skb->len ? 0 : want < skb->len ? want : skb->len;
+}
+
+/*
+ * Judge the packet, for bpf_loop(): 1, or 0 to look at it again when more of it is linear.  Rules do things, so they come
+ * only when the walk has seen all that there is.  The verifier follows what one turn wrote into the next; it looks at one
+ * turn alone because `verdict` may be anything before that, too.
+ */
+static long judge(__u32 n, struct judging *j)
+{
+	struct skb *skb = j->skb;
+	struct source s = source_of(skb);
+	struct packet p = { .rx_queue = queue_of(skb), .len = wire_length(&s) };
+	struct steps a = { 0 };
+	__u32 outcome, want, tpid = s.tpid;
+
+	(void)n;
+	s.missed = ZERO(p.rx_queue);
+	if (wanted() & BLUR)
+		tpid = (s.tpid ^ ZERO(p.rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
+	find_metadata(&s, &p);
+	if (reads_headers())
+		walk(&s, &p, tpid, s.tci);
+	if (reads_headers() && s.missed && (want = more(skb))) {
+		if (!bpf_skb_pull_data((void *)skb, want))
+			return 0;
+		j->verdict = TCX_DROP; /* no memory: the stack, too, drops packets whose headers it cannot pull */
+		return 1;
+	}
+	outcome = classify(&p, &s, &a);
+	j->verdict = act(j->skb, &p, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
+	return 1;
+}
+
+SEC("tc")
+int xdpkit(struct skb *skb)
+{
+	__u64 low = skb->len, high = low << 32;
+	struct judging j;
+
+	asm("" : "+r"(high));
+	j = (struct judging){ skb, low - high }; /* what the verifier takes for any number */
+	if (reads_headers())
+		bpf_loop(TURNS, judge, &j, 0);
+	else
+		judge(0, &j);
+	return j.verdict;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The packet behind an XDP context: read in place. */
+/*
+ * The packet behind an XDP context: read in place.  Of a packet of several buffers that is the first one, which holds the
+ * headers; what is behind it is fetched() in programs for
+ * such packets: those that define FRAGS.
+ */
 #pragma once
 #include "packet.h"
 
@@ -7,6 +11,10 @@ struct source {
 	void *data, *end;
 	struct xdp_md *ctx;
 };
+
+#define KEPT struct source
+#define keep(s) (*(s))
+#define kept(source) (source)
 
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {

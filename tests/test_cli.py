@@ -188,10 +188,28 @@ def test_required_zero_copy_is_one_line_that_names_device_queue_and_call(veth):
     assert held(right) == ()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("ring_size=3", "ring_size 3: a power of two"),
+        ("busy_poll=maybe", "busy_poll 'maybe': auto, on, off"),
+        ("ring_size=many", "a whole number"),
+        ("unaligned=perhaps", "on or off"),
+        ("colour=red", "no socket option 'colour': there are ring_size, frames"),
+        ("tx", "NAME=VALUE"),
+    ],
+)
+def test_socket_options_that_mean_nothing_are_wrong_usage(veth, option, said):
+    done = xdpkit(veth[1], "run", DNS, "-i", veth[1].name, "-o", option)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_an_mtu_too_large_is_one_line_with_the_limit(make_veth):
     _, right = make_veth(mtu=9000)
-    fails(xdpkit(right, "run", DNS, "-i", right.name), "MTU 9000 is too large", "mtu 3818")
-    fails(xdpkit(right, "run", FIREWALL, "-i", right.name, "--mode", "native"), "MTU", "lower both")
+    single = ("-o", "multi_buffer=off")
+    fails(xdpkit(right, "run", DNS, "-i", right.name, *single), "MTU 9000 is too large", "mtu 3818")
+    fails(xdpkit(right, "run", FIREWALL, "-i", right.name, "--mode", "native", *single), "MTU", "lower both")
     assert held(right) == ()
 
 
@@ -414,7 +432,7 @@ def test_standard_output_that_is_full_is_one_line(veth):
 # ---- show ----
 
 
-@pytest.mark.parametrize("hook", ["xdp", "socket"])
+@pytest.mark.parametrize("hook", ["xdp", "tc", "socket"])
 def test_show_prints_the_python_lines_beside_their_instructions(veth, hook):
     _, right = veth
     done = process(right, "show", DNS, "--hook", hook, "--rules", before=NO_CAPABILITIES)
@@ -435,14 +453,24 @@ def test_show_as_json_parses_and_names_file_and_line(veth):
     assert all(b["instructions"] for b in mine)
 
 
+def test_show_says_which_rules_are_a_table_and_where_they_stand(veth, tmp_path):
+    _, right = veth
+    path, lines = tmp_path / "many.py", ["from xdpkit import DROP, Pipeline, tcp", "pipe = Pipeline('many')"]
+    path.write_text("\n".join(lines + [f"pipe.rule(tcp.dport == {port}, DROP)" for port in range(40)]))
+    done = process(right, "show", str(path), before=NO_CAPABILITIES)
+    assert f"rules 0 to 39: a decision tree, 42 entries, at most 2 for a packet ({path}:3 to {path}:42)" in done.stdout
+    (table,) = json.loads(xdpkit(right, "show", str(path), "--json").stdout)["tables"]
+    assert (table["first"], table["last"], table["depth"]) == (0, 39, 2)
+
+
 # ---- the pipelines that people start from ----
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
-def test_every_pipeline_passes_the_verifier_for_both_hooks_and_runs(veth, path):
+def test_every_pipeline_passes_the_verifier_for_every_hook_and_runs(veth, path):
     left, right = veth
     pipe = load_file(path)
-    for hook in ("xdp", "socket"):
+    for hook in ("xdp", "tc", "socket"):
         with Program(compile_pipeline(pipe, hook)) as program:
             assert program.info()["verified_instructions"] > 0
     child = start(right, path, "--json")

@@ -6,12 +6,16 @@ on an AF_PACKET socket there (BPF_PROG_TEST_RUN hides the Ethernet header from s
 
 from __future__ import annotations
 
+import mmap
 import os
+import socket
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import or_
+from random import Random
 
 import pytest
 from hypothesis import assume, given, note
@@ -23,7 +27,7 @@ from xdpkit.compiler import compile_pipeline, lower, table
 from xdpkit.core import check, ffi, lib
 from xdpkit.expr import Present, here
 from xdpkit.fields import FIELDS, HEADERS
-from xdpkit.headers import HEADER_OBJECTS, pkt
+from xdpkit.headers import HEADER_OBJECTS, pkt, udp
 from xdpkit.lab import Lab, Port
 from xdpkit.metadata import Metadata
 from xdpkit.pipeline import Pipeline
@@ -34,6 +38,9 @@ from xdpkit.reference import evaluate, walk
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 
 XDP_FLAGS_DRV_MODE = 1 << 2
+#: From how many rules on a run of them is a table: from the first, or never.
+TABLES = st.sampled_from([1, 10**6])
+SOL_PACKET, PACKET_VNET_HDR = 263, 15  # linux/socket.h, linux/if_packet.h
 #: The kernel drops a tagged frame that ends before the EtherType behind the tag and one byte pair more.
 SHORTEST_TAGGED = 20
 TAGS = (b"\x81\x00", b"\x88\xa8")
@@ -221,9 +228,9 @@ def drain(sock: object, count: int) -> list[bytes]:
 
 
 @examples(40)
-@given(pipelines(), batches(200), st.sampled_from([lib.XK_RECVMMSG, lib.XK_TPACKET_V3]))
+@given(pipelines(), batches(200), st.sampled_from([lib.XK_RECVMMSG, lib.XK_TPACKET_V3]), TABLES)
 def test_the_socket_filter_judges_as_the_reference_and_hands_out_what_it_redirects_whole(
-    wire: Port, pipe: Pipeline, batch: list[bytes], kind: int
+    wire: Port, pipe: Pipeline, batch: list[bytes], kind: int, least: int
 ):
     note(again("test_engines.py"))
     note(f"{pipe}\n{listing(pipe)}")
@@ -231,7 +238,10 @@ def test_the_socket_filter_judges_as_the_reference_and_hands_out_what_it_redirec
     wanted = [
         frame for frame in batch if evaluate(pipe, frame, metadata=beside(frame)).action.verdict == Verdict.REDIRECT
     ]
-    with Program(compile_pipeline(pipe, "socket")) as program, wire.capture() as seen:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "LEAST", least)
+        compiled = compile_pipeline(pipe, "socket")
+    with Program(compiled) as program, wire.capture() as seen:
         with packet_socket(wire, program, kind) as sock:
             wire.peer.send(batch)
             assert seen.wait(len(batch)) == batch, "the wire itself"
@@ -296,11 +306,79 @@ def test_tc_on_a_device_judges_as_the_reference(wire: Port, pipe: Pipeline, batc
         assert lost == sum(rule.action.verdict == Verdict.REDIRECT for rule, _ in taken)
 
 
+# ---- TC, where part of a packet is in fragments ----
+
+
+@pytest.fixture(scope="module")
+def jumbo() -> Iterator[Port]:
+    """A port whose peer sends frames of up to 16,014 bytes."""
+    with Lab.pair(mtu=16_000) as (_, right):
+        yield right
+
+
+def send_in_fragments(port: Port, batch: list[tuple[bytes, int]]) -> None:
+    """Send (frame, size) with ``size`` bytes of the frame in the linear part of its socket buffer.
+
+    The header length of struct virtio_net_hdr (linux/virtio_net.h) says how many; the kernel heeds it for frames of
+    more than a page."""
+    with port.namespace, socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.bind((port.name, 0))
+        for frame, size in batch:
+            assert len(frame) > mmap.PAGESIZE
+            sock.send(struct.pack("=BBHHHH", 0, 0, size, 0, 0, 0) + frame)
+
+
+def passing(pipe: Pipeline) -> Pipeline:
+    """The rules of ``pipe``, all of which pass."""
+    made = Pipeline(pipe.name)
+    for rule in pipe.rules:
+        made.rule(rule.expr, PASS, name=rule.name)
+    return made
+
+
+def in_fragments(pipe: Pipeline, jumbo: Port, batch: list[tuple[bytes, int]]) -> list[Counter[str]]:
+    """What a TC program for ``pipe`` counts where the packets leave, and where they arrive."""
+    compiled = compile_pipeline(pipe, "tc")
+    with Program(compiled) as out, Program(compiled) as into, jumbo.capture() as seen:
+        with attached(out, jumbo.peer, egress=True), attached(into, jumbo):
+            send_in_fragments(jumbo.peer, batch)
+            assert seen.wait(len(batch)) == [frame for frame, _ in batch]
+            check(lib.xk_quiesce())
+        return [counted(out), counted(into)]
+
+
+@examples(25)
+@given(pipelines(), batches(100), st.integers(0, 1 << 32))
+def test_tc_judges_a_packet_in_fragments_as_the_reference(jumbo: Port, pipe: Pipeline, batch: list[bytes], seed: int):
+    note(again("test_engines.py"))
+    note(f"{pipe}\n{listing(pipe)}")
+    pipe, rng = passing(pipe), Random(seed)
+    longer = [frame + rng.randbytes(mmap.PAGESIZE + rng.randrange(4000)) for frame in batch]
+    sizes = [rng.randrange(14, rng.choice((20, 60, 130, 300))) for _ in batch]
+    wanted = expected(pipe, longer)
+    assert in_fragments(pipe, jumbo, list(zip(longer, sizes, strict=True))) == [wanted, wanted]
+
+
+def test_tc_finds_a_header_however_deep_in_the_fragments_it_is(jumbo: Port):
+    """Behind six extension headers of 2 KiB: the linear part is doubled many times until it is in there."""
+    pipe = Pipeline("deep")
+    pipe.rule(udp.dport == 53, PASS, name="deep")
+    link, chain = bytes.fromhex("02" * 12 + "86dd"), (60, 60, 60, 60, 60, 60, 17)
+    options = b"".join(bytes((following, 255)) + bytes(2046) for following in chain[1:])
+    body = options + struct.pack("!HHHH", 1000, 53, 8, 0)
+    frame = link + struct.pack("!IHBB", 6 << 28, len(body), chain[0], 64) + bytes(32) + body
+    other = frame[:-5] + b"\x36" + frame[-4:]  # to port 54
+    batch = [(data, size) for data in (frame, other) for size in (14, 54, 55, 4000, len(frame) - 1, len(frame))]
+    assert expected(pipe, [frame, other]) == {"deep": 1, "default": 1}
+    assert in_fragments(pipe, jumbo, batch) == [{"deep": 6, "default": 6}] * 2
+
+
 @contextmanager
-def attached(program: Program, port: Port) -> Iterator[None]:
+def attached(program: Program, port: Port, *, egress: bool = False) -> Iterator[None]:
     with port.namespace:
         if program.hook == "tc":
-            link = check(lib.xk_link_tcx(program.fd, port.index, False))
+            link = check(lib.xk_link_tcx(program.fd, port.index, egress))
         else:
             link = check(lib.xk_link_xdp(program.fd, port.index, XDP_FLAGS_DRV_MODE))
     try:

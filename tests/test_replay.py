@@ -170,13 +170,43 @@ def test_a_capture_that_was_cut_off_is_counted_as_far_as_it_goes_and_is_an_error
         (["rules.py", "day.pcap", "--verdict", "DROP"], 2, "goes with -w"),
         (["rules.py", "day.pcap", "-w", "/no/such/dir/x"], 1, "/no/such/dir/x: No such file"),
         (["rules.py", "day.pcap", "-w", "-", "--json"], 2, "standard output"),
+        (["rules.py", "day.pcap", "-w", "./day.pcap"], 2, "that is a capture to read; write to another file"),
+        (["rules.py", "/dev/null"], 1, "/dev/null: not readable as a capture: it is empty"),
+        (["rules.py", "/proc/self/mem"], 1, "/proc/self/mem: Input/output error"),
+        (["rules.py", "."], 2, "is a directory"),
+        (["rules.py"], 2, "CAPTURE"),
+        (["rules.py", "day.pcap", "--nope"], 2, "--nope"),
+        (["/dev/null", "day.pcap"], 1, "declares 0 pipelines"),
+        (["syntax.py", "day.pcap"], 1, "syntax.py:2: '(' was never closed"),
+        (["filter.py", "day.pcap"], 1, "filter.py:3: pcap('tcp port ('): can't parse filter expression"),
     ],
 )
 def test_bad_input_is_one_clear_error(files, args, status, words):
+    before = (files / "day.pcap").read_bytes()
+    (files / "syntax.py").write_text("from xdpkit import *\npipe = Pipeline(")
+    (files / "filter.py").write_text(
+        "from xdpkit import *\npipe = Pipeline('p')\npipe.rule(pcap('tcp port ('), DROP)\n"
+    )
     done = xdpkit("replay", *args, cwd=files)
     assert done.returncode == status, done.stderr
-    assert words in " ".join(done.stderr.split())
+    assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+    assert status == 2 or done.stderr.count("\n") == 1
+    assert (files / "day.pcap").read_bytes() == before
+
+
+def test_names_of_files_may_be_any_bytes(files):
+    """Not UTF-8, and where a name must be, as in pcapng and in debug information, a replacement stands for it."""
+    odd, rules, out = "day\udcff.pcap", "rules\udcff.py", "out\udcff.pcapng"
+    (files / odd).write_bytes((files / "day.pcap").read_bytes()[:-7])
+    (files / rules).write_text(RULES)
+    done = xdpkit("replay", rules, odd, "-w", out, "--against", "other.py", cwd=files, errors="surrogateescape")
+    assert done.returncode == 1
+    assert done.stderr == "xdpkit: day\\udcff.pcap: not readable as a capture: it is cut short in packet 200\n"
+    assert "149 packets written to out\\udcff.pcapng" in done.stdout
+    assert len(list(read_captures([files / out]))) == 149
+    for command in (["show", rules], ["build", rules, "-o", "rules.xdp"], ["replay", "rules.xdp", "day.pcap"]):
+        assert xdpkit(*command, cwd=files).returncode == 0
 
 
 def test_another_link_type_is_refused_by_name(files):

@@ -18,10 +18,11 @@ from scapy.utils import PcapNgReader, rdpcap
 from traffic import drain, frames, last, number, take, until
 
 from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, attach, tcp, udp
+from xdpkit.batch import NO_RULE
 from xdpkit.built import build
 from xdpkit.netlink import iproute
 from xdpkit.workers import open_capture
-from xdpkit.xsk import NO_RULE, wait
+from xdpkit.xsk import wait
 
 MODES = ("native", "generic", "af_packet")
 TINY = SocketOptions(ring_size=4, frames=8, debug=True)

@@ -254,7 +254,7 @@ def test_what_finds_no_room_in_the_ring_buffer_is_counted_as_lost(veth_pair, gen
         with link.sockets() as sockets:
             sender.send(1000)
             until(lambda: link.ledger().seen == 1000, "all packets are judged")
-            room = (8 * 2048 - 1) // (8 + 24 + 96)  # one byte stays free
+            room = (8 * 2048 - 1) // (8 + 32 + 96)  # one byte stays free
             assert (link.ledger().waiting, link.ledger().rx_ring_full) == (room, 1000 - room)
             assert len(receive(sockets, room)) == room
             sender.send(3)

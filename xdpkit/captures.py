@@ -1,13 +1,13 @@
 """Captures on disk: packets out of pcap and pcapng files, plain or compressed with gzip or zstd.
 
-Reading is scapy's; this module adds the compression, nanosecond times, and errors that say what is wrong with a file.
+The formats are in capturefile.py; this module adds the compression, and errors that say what is wrong with which file.
 """
 
 from __future__ import annotations
 
 import gzip
-import logging
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import zstandard
-from scapy.error import Scapy_Exception
-from scapy.utils import RawPcapReader
 
+from .capturefile import Damaged, records
 from .pcapng import LINKTYPE_ETHERNET
 
 __all__ = ["CapturedPacket", "read_captures"]
-
-logging.getLogger("scapy.runtime").setLevel(logging.ERROR)  # what is wrong with a file is said here, once
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -48,17 +45,24 @@ def read_captures(paths: list[Path], progress: Callable[[int], None] = lambda _:
     """The packets of ``paths`` one file after the other.  ``progress`` gets the number of file bytes read since its
     last call.  OSError names the file that is no capture, not of Ethernet, or ends in mid-packet."""
     for path in paths:
-        with ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb"))
-            stream = stack.enter_context(_plain(raw))
-            before = 0
-            for packet in _packets(path, stream):
-                now = raw.tell()
-                if now != before:
-                    progress(now - before)
-                    before = now
-                yield packet
-            progress(os.fstat(raw.fileno()).st_size - before)
+        try:
+            yield from _read(path, progress)
+        except OSError as error:  # a failed read() does not say of which file
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+
+
+def _read(path: Path, progress: Callable[[int], None]) -> Iterator[CapturedPacket]:
+    with ExitStack() as stack:
+        raw = stack.enter_context(open(path, "rb"))
+        stream = stack.enter_context(_plain(raw))
+        before = 0
+        for packet in _packets(path, stream):
+            now = raw.tell()
+            if now != before:
+                progress(now - before)
+                before = now
+            yield packet
+        progress(os.fstat(raw.fileno()).st_size - before)
 
 
 def _plain(raw: IO[bytes]) -> Any:
@@ -71,48 +75,13 @@ def _plain(raw: IO[bytes]) -> Any:
     return raw
 
 
-class _Whole:
-    """A stream whose read(n) returns n bytes or those up to the end, never fewer: scapy counts on it."""
-
-    def __init__(self, stream: Any, name: str):
-        self._stream, self.name = stream, name
-        self.cut = False  # the last read ended early, but not at once
-
-    def read(self, size: int) -> bytes:
-        parts, left = [], size
-        while left > 0 and (part := self._stream.read(left)):
-            parts.append(part)
-            left -= len(part)
-        self.cut = 0 < left < size
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 def _packets(path: Path, stream: Any) -> Iterator[CapturedPacket]:
-    whole = _Whole(stream, str(path))
     try:
-        reader: Any = RawPcapReader(whole)  # type: ignore[arg-type]  # it finds out which of the formats this is
-        for number, (data, meta) in enumerate(reader, 1):
-            linktype = getattr(meta, "linktype", None)
-            linktype = reader.linktype if linktype is None else linktype
+        for number, (linktype, time_ns, data, wire_bytes) in enumerate(records(stream), 1):
             if linktype != LINKTYPE_ETHERNET:
                 raise OSError(
                     0, f"packet {number} has link type {linktype}: only Ethernet (1) can be replayed", str(path)
                 )
-            if getattr(meta, "caplen", len(data)) != len(data):
-                raise EOFError(f"packet {number} is cut short")
-            yield CapturedPacket(str(path), number, _time_ns(meta, reader), data, meta.wirelen or len(data))
-        if whole.cut:
-            raise EOFError("it ends in the middle of a packet")
-    except (Scapy_Exception, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise OSError(0, f"not readable as a capture: {error or 'it is cut short'}", str(path)) from None
-
-
-def _time_ns(meta: Any, reader: Any) -> int:
-    if hasattr(meta, "tshigh"):
-        if meta.tshigh is None:
-            return 0
-        return int(((meta.tshigh << 32) | meta.tslow) * 1_000_000_000 // meta.tsresol)
-    return int(meta.sec * 1_000_000_000 + meta.usec * (1 if reader.nano else 1000))
+            yield CapturedPacket(str(path), number, time_ns, data, wire_bytes)
+    except (Damaged, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise OSError(0, f"not readable as a capture: {error}", str(path)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -28,8 +29,9 @@ from .findings import render
 from .holders import clean
 from .live import headline, table
 from .offline import PipelineFile, build_command, replay_command, show_command
+from .options import SocketOptions
 from .pipeline import load_file
-from .workers import Workers, open_capture
+from .workers import WAITS, Workers, open_capture
 
 app = typer.Typer(
     name="xdpkit",
@@ -44,6 +46,9 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Entry point: errors that a user can cause end as one line, never as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         app()
     except (PipelineError, VerifierError, NotSupported, FrameError, OSError) as error:
@@ -86,6 +91,14 @@ def parse_queues(text: str) -> tuple[int, ...]:
     return tuple(sorted(queues))
 
 
+def _socket_options(given: list[str]) -> SocketOptions:
+    """SocketOptions from NAME=VALUE; wrong usage says what there is."""
+    try:
+        return SocketOptions.parse(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"-o: {error}") from None
+
+
 @app.command()
 def run(
     pipeline: PipelineFile,
@@ -110,6 +123,15 @@ def run(
         str, typer.Option(callback=_choice("bind", BINDS), help="auto, zerocopy, copy, or want:NAME to prefer one.")
     ] = "auto",
     queues: Annotated[str, typer.Option("--queues", metavar="Q", help="RX queues, as in 0-3,5.  Default: all.")] = "",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o", "--option", metavar="NAME=VALUE", help="Socket option: ring_size=4096, busy_poll=want:on ..."
+        ),
+    ] = None,
+    wait: Annotated[str, typer.Option(help="What workers do when idle: adaptive, busy (never sleep), sleep.")] = WAITS[
+        0
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the final ledger as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No live table.")] = False,
 ) -> None:
@@ -124,6 +146,9 @@ def run(
     built = load(pipeline)
     pipe = built.pipeline
     wanted = parse_queues(queues) if queues else None
+    options = _socket_options(option or [])
+    if wait not in WAITS:
+        raise typer.BadParameter(f"--wait {wait}: {', '.join(WAITS)}")
     redirects = "REDIRECT" in pipe.verdicts
     if write and not redirects:
         raise typer.BadParameter(f"-w: {pipeline} has no REDIRECT rule, so there is nothing to write")
@@ -132,7 +157,7 @@ def run(
         file = stack.enter_context(_capture_file(write)) if write else None
         stop = stack.enter_context(_stop_signals())
         try:
-            link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write))
+            link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write), options=options)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         failure: OSError | None = None
@@ -141,7 +166,9 @@ def run(
                 if redirects:
                     with link.sockets() as sockets:
                         workers = (
-                            sockets.write(file, limit=count, snaplen=snaplen) if file else sockets.count(limit=count)
+                            sockets.write(file, limit=count, snaplen=snaplen, wait=wait)
+                            if file
+                            else sockets.count(limit=count, wait=wait)
                         )
                         with workers:
                             _watch(link, workers, stop, duration, count, console, quiet)

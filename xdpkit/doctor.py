@@ -39,7 +39,7 @@ _HOW = "run as root, or give the capability (capsh, systemd AmbientCapabilities=
 
 def examine(device: str | None = None) -> list[Finding]:
     """Findings about the machine, and about ``device`` of this thread's network namespace if one is named."""
-    findings = [*_kernel(), *_packages(), *_capabilities(), *_memlock()]
+    findings = [*_kernel(), *_packages(), *_capabilities(), *_memlock(), _huge_pages()]
     return findings + list(examine_device(device)) if device is not None else findings
 
 
@@ -146,6 +146,16 @@ def _capabilities() -> Iterator[Finding]:
         else:
             text = f"not held, needed to {need}"
             yield Finding(name, "note" if bit == _SYS_ADMIN else "problem", text, _HOW)
+
+
+def _huge_pages() -> Finding:
+    with open("/proc/meminfo") as file:
+        told = dict(line.split(":") for line in file)
+    free, size = told.get("HugePages_Free", "0").strip(), told.get("Hugepagesize", "0 kB").strip()
+    if free != "0":
+        return Finding("huge pages", "ok", f"{free} of {size} are free")
+    advice = "for huge_pages=on: echo 32 > /proc/sys/vm/nr_hugepages"
+    return Finding("huge pages", "ok", f"none of {size} is reserved, and UMEM in small ones works", advice)
 
 
 def _memlock() -> Iterator[Finding]:

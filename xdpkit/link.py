@@ -19,16 +19,18 @@ from .copies import CopiesSocket, ring_bytes
 from .core import check, lib
 from .forwarded import Forwarded
 from .got import Got
-from .ledger import Ledger, LedgerRule
+from .ledger import Ledger, LedgerRule, ShadowLedger
 from .liveset import LiveSet
 from .metadata import absent_at, refuse_generic
 from .netdev import Device
+from .options import L2_BYTES, SocketOptions
 from .pipeline import Pipeline, Rule
 from .program import Program
+from .queues import Queues
 from .ruleset import Ruleset
 from .sockets import Copies, Sockets
 from .tally import RuleTotal, Tally, totals
-from .xsk import L2_BYTES, SocketOptions, SocketStats
+from .xsk import SocketStats
 
 __all__ = ["Event", "Link", "Update", "ring_bytes_for"]
 
@@ -87,7 +89,7 @@ class Link:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that runs now."""
+        """The pipeline that runs now; its ``shadowed`` is what is tried beside it."""
         return self._ruleset.pipeline
 
     @property
@@ -95,8 +97,9 @@ class Link:
         """The sets and verdict maps of the pipeline, by name: change them while packets are looked up in them."""
         return MappingProxyType(self._ruleset.sets)
 
-    def update(self, pipeline: Pipeline | Compiled | Built) -> Update:
+    def update(self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None) -> Update:
         """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
+        ``shadow``: rules to try beside it, as in :func:`xdpkit.attach`.
 
         Rules count on under their names.  Sets keep their members, but for what is declared differently now; limits
         that are the same in a rule of the same name keep their buckets.  Sockets stay open.  If it is refused
@@ -105,7 +108,8 @@ class Link:
         with self._lock:
             if self._final is not None:
                 raise ValueError("the link is closed")
-            built, old, start = as_built(pipeline), self._ruleset, time.perf_counter_ns()
+            start, old = time.perf_counter_ns(), self._ruleset
+            built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
             built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
             compiled = time.perf_counter_ns()
@@ -113,6 +117,7 @@ class Link:
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
                 ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
                 device=self.device if self.got.mode == "native" else None,
+                spread=old.program.spread,
             )  # fmt: skip
             try:
                 if self._sockets is not None:
@@ -153,9 +158,10 @@ class Link:
         but a set that packets add to fills up with what is over."""
         return sum(live.sweep() for live in self.sets.values() if live.spec.timeouts)
 
-    def sockets(self) -> Sockets:
+    def sockets(self, queues: Queues | None = None) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
-        a time.  OSError names call, device and queue, and leaves nothing open."""
+        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.
+        ``queues``: sockets that are open already (:mod:`xdpkit.forward`)."""
         if self._final is not None:
             raise ValueError("the link is closed")
         if namespace_id() != self._namespace:
@@ -163,7 +169,7 @@ class Link:
         with self._lock:
             if self._sockets is not None:
                 raise ValueError(f"{self.device.name}: the sockets of this link are already open")
-            self._sockets = Sockets(self)
+            self._sockets = Sockets(self, queues)
             return self._sockets
 
     def copies(self) -> Copies:
@@ -254,7 +260,17 @@ class Link:
             sink=sink,
             device_dropped=max(0, dropped),
             final=final,
+            shadow=self._shadow_ledger(),
         )
+
+    def _shadow_ledger(self) -> ShadowLedger | None:
+        shadow = self.pipeline.shadowed
+        if shadow is None:
+            return None
+        counts, pairs = self.program.shadow_counts()
+        rules = tuple(_ledger_rule(c.rule, RuleTotal(c.packets, c.bytes)) for c in counts)
+        other = [(mine.name, theirs.name, n) for (mine, theirs), n in pairs.items() if mine != theirs]
+        return ShadowLedger(shadow.name, rules, tuple(sorted(other, key=lambda row: -row[2])))
 
     def _device_dropped(self) -> int:
         """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -111,7 +112,7 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
             info = program.info()
             cost |= {"instructions": info["xlated_bytes"] // 8, "machine code bytes": info["jited_bytes"]}
             cost |= {"verified instructions": info["verified_instructions"]}
-            if compiled.hook == "xdp" and compiled.pipeline.metadata:
+            if compiled.hook.startswith("xdp") and compiled.pipeline.metadata:
                 cost["metadata"] = "absent in a test run: asking the driver is not in these figures"
             cost["ns per packet"] = min(program.test_run(_PROBE, repeat=100_000)[1] for _ in range(5))
     except PermissionError as error:
@@ -166,6 +167,8 @@ def replay_command(
         raise typer.BadParameter(f"--verdict {verdict!r}: goes with -w and is one of {names}")
     if write_to == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
+    if write_to not in ("", "-") and any(_same(write_to, p) for p in captures):
+        raise typer.BadParameter(f"-w {write_to}: that is a capture to read; write to another file")
     built, other = load(pipeline), load(against) if against else None
     if engine == "auto":  # rules that remember must see every packet, and the kernel's test run does not take all
         remembers = any(b.pipeline.remembers for b in (built, other) if b is not None)
@@ -193,12 +196,16 @@ def replay_command(
         raise result.error
 
 
+def _same(path: str, other: Path) -> bool:
+    return os.path.exists(path) and os.path.samefile(path, other)
+
+
 class _Writer:
     """Writes packets as pcapng, one interface for each file they come from."""
 
     def __init__(self, file: IO[bytes], verdict: str):
         self.file, self.verdict, self.interfaces = file, verdict, dict[str, int]()
-        if file.seekable():
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.truncate(0)
         file.write(pcapng.section("xdpkit replay"))
 

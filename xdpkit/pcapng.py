@@ -43,7 +43,7 @@ def section(application: str) -> bytes:
 
 def interface(name: str, *, description: str = "", filter_text: str = "", snaplen: int = 0) -> bytes:
     """Interface Description Block (4.2) for Ethernet with timestamps in nanoseconds."""
-    options = _option(2, name.encode())
+    options = _option(2, name.encode(errors="replace"))  # UTF-8, which the name of a file need not be
     if description:
         options += _option(3, description.encode())
     options += _option(9, b"\x09")

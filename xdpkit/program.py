@@ -19,7 +19,7 @@ from .compiler.names import limit_symbol
 from .core import check, ffi, lib, text
 from .errors import NotSupported, VerifierError, Where
 from .metadata import kernel_needs
-from .pipeline import Pipeline, Rule
+from .pipeline import MATRIX, Pipeline, Rule
 
 if TYPE_CHECKING:
     from .netdev import Device
@@ -60,19 +60,22 @@ class Program:
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
+        spread: int = 1,
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
         ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*`` is bound to
         it, for good; without a device all metadata is absent.
+        ``spread``: sockets of each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
-        self.explains = explain
+        self.explains, self.spread = explain, spread
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
-        asks = self.hook == "xdp" and bool(self.pipeline.metadata)
+        self._rules = self.pipeline.every_rule
+        asks = self.is_xdp and bool(self.pipeline.metadata)
         self._bound_to = device if asks else None
         code = unbound(compiled.object) if asks and device is None else compiled.object
         self._timed = self.pipeline.is_timed
@@ -83,22 +86,23 @@ class Program:
             for name, fd in maps.items():
                 if self._has_map(name):  # there is none for a set that no rule asks
                     check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
-            check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
+            check(lib.xk_program_set_entries(self._program, b"counters", len(self._rules) + MATRIX))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             for number, limit in enumerate(self.pipeline.limits):
                 kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
                 if symbol not in maps and self._has_map(symbol):
                     size, room = limit.key_bytes, limit.capacity
                     check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
-            if self.hook == "xdp":
+            if self.is_xdp:
                 groups = len(self.pipeline.targets(Redirect))
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
+                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups * spread))
                 check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
+                check(lib.xk_program_set_u32(self._program, b"spread", spread))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
             if self._bound_to is not None:
                 check(lib.xk_program_bind(self._program, self._bound_to.index))
                 check(lib.xk_program_set_u32(self._program, b"bound", 1))
-            if self.hook in ("xdp", "tc"):
+            if self.is_xdp or self.hook == "tc":
                 devices = len(self.pipeline.targets(Forward))
                 check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
             for ring in ("copies", "mirrored"):
@@ -134,6 +138,16 @@ class Program:
         return "" if "processed " in log else f"Linux {release} binds no program to this device"
 
     @property
+    def is_xdp(self) -> bool:
+        """It is for XDP, whatever packets it takes."""
+        return self.hook in ("xdp", "xdp_frags")
+
+    @property
+    def frags(self) -> bool:
+        """It takes packets of several buffers."""
+        return self.hook == "xdp_frags"
+
+    @property
     def fd(self) -> int:
         """File descriptor of the program, owned by this object."""
         return check(lib.xk_program_fd(self._program))
@@ -157,10 +171,27 @@ class Program:
 
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
-        rules = self.pipeline.outcomes
-        out = ffi.new("uint64_t[]", 4 * len(rules))
-        check(lib.xk_counters(self.map_fd("counters"), len(rules), 4, out), "counters")
-        return tuple(RuleCount(r, *out[4 * i : 4 * i + 4]) for i, r in enumerate(rules))
+        return self._counted(len(self.pipeline.outcomes))
+
+    def shadow_counts(self) -> tuple[tuple[RuleCount, ...], dict[tuple[Verdict, Verdict], int]]:
+        """Counters of the rules that are tried beside these, and how many packets met which pair of verdicts: the one
+        they got, and the one they would have got."""
+        first, words = len(self.pipeline.outcomes), self._words(len(self._rules) + MATRIX)
+        pairs = {
+            (mine, theirs): int(words[4 * (len(self._rules) + 8 * mine + theirs)])
+            for mine in Verdict
+            for theirs in Verdict
+        }
+        return self._counted(len(self._rules))[first:], {pair: n for pair, n in pairs.items() if n}
+
+    def _counted(self, n: int) -> tuple[RuleCount, ...]:
+        words = self._words(n)
+        return tuple(RuleCount(r, *words[4 * i : 4 * i + 4]) for i, r in enumerate(self._rules[:n]))
+
+    def _words(self, n: int) -> Any:
+        out = ffi.new("uint64_t[]", 4 * n)
+        check(lib.xk_counters(self.map_fd("counters"), n, 4, out), "counters")
+        return out
 
     def lines(self) -> tuple[SourceLine, ...]:
         """The line info that the kernel keeps: which source line each instruction came from."""
@@ -193,7 +224,7 @@ class Program:
             if self._timed:
                 given = ffi.new("uint64_t[2]", [now_ns, random])
                 check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
-            rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
+            rule = self._rules[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
@@ -239,7 +270,7 @@ def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
     """
     places = re.findall(r"^; (.*) @ (\S+):(\d+)$", log, flags=re.MULTILINE)
     reason = _reason(log)
-    files = {rule.where.file.rpartition("/")[2]: rule.where.file for rule in pipeline.outcomes}
+    files = {rule.where.file.rpartition("/")[2]: rule.where.file for rule in pipeline.every_rule}
     for _, name, line in reversed(places):
         if name.rpartition("/")[2] in files:
             where = Where(files[name.rpartition("/")[2]], int(line))
@@ -258,10 +289,10 @@ def unbound(code: bytes) -> bytes:
 
 def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:
     """The rule that a line belongs to: one that was declared or has a condition there, else the last one before it."""
-    for rule in pipeline.outcomes:
+    for rule in pipeline.every_rule:
         if where == rule.where or any(where == node.where for node in rule.expr.nodes()):
             return rule
-    before = [r for r in pipeline.outcomes if r.where.file == where.file and r.where.line <= where.line]
+    before = [r for r in pipeline.every_rule if r.where.file == where.file and r.where.line <= where.line]
     return max(before, key=lambda r: r.where.line, default=None)
 
 

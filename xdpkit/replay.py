@@ -52,7 +52,7 @@ class Judge:
             packet.number * 2_654_435_761 & 0xFFFFFFFF,
         )  # as good as any, and the same again
         if self._program is not None:
-            if len(packet.data) in TEST_RUN_BYTES and not packet.cut:
+            if len(packet.data) in TEST_RUN_BYTES and packet.wire_bytes == len(packet.data):
                 return self._program.judge(packet.data, now_ns=now_ns, random=random)[0]
             if self.pipeline.remembers:
                 said = f"packet {packet.number} is not for the kernel's test run (cut, or of no length it takes)"

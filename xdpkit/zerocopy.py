@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from .errors import NotSupported
 from .netdev import Device
+from .options import L2_BYTES, SocketOptions
 from .pipeline import Pipeline
-from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions
 
 __all__ = ["chunk_for_zerocopy"]
 
@@ -32,10 +32,10 @@ def chunk_for_zerocopy(device: Device, pipeline: Pipeline, options: SocketOption
     frame_bytes = device.mtu + L2_BYTES
     smallest = options.chunk_for(frame_bytes)
     for size in (smallest,) if options.chunk_size else (smallest, 4096):
-        if (size - KERNEL_HEADROOM - options.headroom) // _KIB * _KIB >= frame_bytes:
+        if options.room(size) // _KIB * _KIB >= frame_bytes:
             return size
     if device.driver in _COUNT_IN_KIB:
-        room = (smallest - KERNEL_HEADROOM - options.headroom) // _KIB * _KIB
+        room = options.room(smallest) // _KIB * _KIB
         advice = "chunk_size 4096" if smallest < 4096 else f"an MTU of {room - L2_BYTES} or less"
         text = f"{advice}, because {device.driver} cuts packets after {room} bytes and the MTU here is {device.mtu}"
         raise NotSupported(f"zero-copy on {device.name}", text)

@@ -14,12 +14,14 @@ __all__ = ["Block", "listing"]
 
 _FILE = re.compile(r'\t\.file\t(\d+) "([^"]*)"(?: "([^"]*)")?')
 _LOC = re.compile(r"\t\.loc\t(\d+) (\d+)")
-_LABEL = re.compile(r"(LBB\d+_\d+):")
+#: Of a place in a function, or of a function.
+_LABEL = re.compile(r"(\w+):")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Instructions (``number``, text; labels have number None) that came from one source line, ``text``."""
+    """Instructions (``number`` in their function, text; labels have number None) that came from one source line,
+    ``text``."""
 
     where: Where
     text: str
@@ -45,7 +47,9 @@ def listing(assembly: str) -> Iterator[Block]:
         elif label := _LABEL.match(line):
             labels.append((None, f"{label[1]}:"))
         elif line.startswith(".Lfunc_end"):
-            break
+            if lines:
+                yield _block(where, lines)
+            where, number, lines = Where("", 0), 0, []
         elif line.startswith("\t") and not line.startswith("\t."):
             lines += [*labels, (number, line.strip())]
             labels.clear()
