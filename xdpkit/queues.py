@@ -17,6 +17,7 @@ from .options import L2_BYTES, SocketOptions
 from .placement import device_node
 from .umem import Pool, Umem
 from .xsk import Socket
+from .zerocopy import chunk_for_zerocopy
 
 if TYPE_CHECKING:
     from .link import Link
@@ -184,8 +185,12 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
     longest = max(link.device.mtu for link in links) + L2_BYTES
     try:
         chunk = options.chunk_for(longest)
+        if way.zerocopy and not way.multi_buffer:
+            chunk = max(chunk_for_zerocopy(link.device, link.program.pipeline, options) for link in links)
     except ValueError:  # packets that take several
         chunk = options.chunk_size or 4096
+    except NotSupported as error:
+        raise Refused("zerocopy", error) from None
     try:
         return Umem(
             frames,
