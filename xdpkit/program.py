@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import Forward, Redirect, Verdict
 from .compiler import Compiled
-from .compiler.names import limit_symbol
+from .compiler.names import limit_symbol, set_symbol
 from .core import check, ffi, lib, text
 from .errors import NotSupported, VerifierError, Where
 from .metadata import kernel_needs
@@ -83,6 +83,9 @@ class Program:
         check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
+            missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
+            if missing:
+                raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
             for name, fd in maps.items():
                 if self._has_map(name):  # there is none for a set that no rule asks
                     check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
@@ -165,6 +168,9 @@ class Program:
         """The maps through which copies of packets go to user space."""
         names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
         return {name: self.map_fd(name) for name in names if self._has_map(name)}
+
+    def _lacks(self, name: str, maps: Mapping[str, int]) -> bool:
+        return name not in maps and self._has_map(name)
 
     def _has_map(self, name: str) -> bool:
         return bool(lib.xk_program_has_map(self._program, name.encode()))
