@@ -80,6 +80,14 @@ static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 	return c;
 }
 
+/* Count the packet, by the rule that takes it and by what the rules beside would have made of it. */
+static __always_inline struct counter *take_down(const struct packet *p, const struct steps *a, __u32 outcome)
+{
+	if (pairs())
+		count(pairs() + 8 * verdict_of(outcome) + a->shadow, p->len);
+	return count(rule_of(outcome), p->len);
+}
+
 /* Called by classify(): a rule that goes on was met; a step of a rule could not be done. */
 GENERATED_CALLS void passed(const struct packet *p, __u32 rule)
 {

@@ -83,7 +83,7 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 static __always_inline int act(struct skb *skb, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
-	struct counter *c = count(rule_of(outcome), wire_length(&s));
+	struct counter *c = take_down(p, a, outcome);
 
 	if (explain)
 		return outcome;

@@ -162,7 +162,7 @@ int xdpkit(struct xdp_md *ctx)
 	if (reads_headers())
 		walk(&s, &p, 0, 0);
 	outcome = classify(&p, &s, &a);
-	c = count(rule_of(outcome), p.len);
+	c = take_down(&p, &a, outcome);
 	if (explain)
 		return outcome;
 	if (mirrors() && a.mirror)

@@ -115,10 +115,10 @@ def _remembering(draw: st.DrawFn, known: list[Set]) -> Expr:
 
 
 @st.composite
-def pipelines(draw: st.DrawFn) -> Pipeline:
+def pipelines(draw: st.DrawFn, prefix: str = "s") -> Pipeline:
     """Up to 6 rules over up to 3 sets, with steps."""
     pipe = Pipeline("remembers", default=draw(_ACTION))
-    known = [draw(sets(pipe, f"s{n}")) for n in range(draw(of((1, 2, 3))))]
+    known = [draw(sets(pipe, f"{prefix}{n}")) for n in range(draw(of((1, 2, 3))))]
     plain = [s for s in known if not s.spec.actions]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PipelineWarning)

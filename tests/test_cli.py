@@ -435,6 +435,16 @@ def test_show_as_json_parses_and_names_file_and_line(veth):
     assert all(b["instructions"] for b in mine)
 
 
+def test_show_says_which_rules_are_a_table_and_where_they_stand(veth, tmp_path):
+    _, right = veth
+    path, lines = tmp_path / "many.py", ["from xdpkit import DROP, Pipeline, tcp", "pipe = Pipeline('many')"]
+    path.write_text("\n".join(lines + [f"pipe.rule(tcp.dport == {port}, DROP)" for port in range(40)]))
+    done = process(right, "show", str(path), before=NO_CAPABILITIES)
+    assert f"rules 0 to 39: a decision tree, 42 entries, at most 2 for a packet ({path}:3 to {path}:42)" in done.stdout
+    (table,) = json.loads(xdpkit(right, "show", str(path), "--json").stdout)["tables"]
+    assert (table["first"], table["last"], table["depth"]) == (0, 39, 2)
+
+
 # ---- the pipelines that people start from ----
 
 

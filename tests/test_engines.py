@@ -38,6 +38,8 @@ from xdpkit.reference import evaluate, walk
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 
 XDP_FLAGS_DRV_MODE = 1 << 2
+#: From how many rules on a run of them is a table: from the first, or never.
+TABLES = st.sampled_from([1, 10**6])
 SOL_PACKET, PACKET_VNET_HDR = 263, 15  # linux/socket.h, linux/if_packet.h
 #: The kernel drops a tagged frame that ends before the EtherType behind the tag and one byte pair more.
 SHORTEST_TAGGED = 20
@@ -226,9 +228,9 @@ def drain(sock: object, count: int) -> list[bytes]:
 
 
 @examples(40)
-@given(pipelines(), batches(200), st.sampled_from([lib.XK_RECVMMSG, lib.XK_TPACKET_V3]))
+@given(pipelines(), batches(200), st.sampled_from([lib.XK_RECVMMSG, lib.XK_TPACKET_V3]), TABLES)
 def test_the_socket_filter_judges_as_the_reference_and_hands_out_what_it_redirects_whole(
-    wire: Port, pipe: Pipeline, batch: list[bytes], kind: int
+    wire: Port, pipe: Pipeline, batch: list[bytes], kind: int, least: int
 ):
     note(again("test_engines.py"))
     note(f"{pipe}\n{listing(pipe)}")
@@ -236,7 +238,10 @@ def test_the_socket_filter_judges_as_the_reference_and_hands_out_what_it_redirec
     wanted = [
         frame for frame in batch if evaluate(pipe, frame, metadata=beside(frame)).action.verdict == Verdict.REDIRECT
     ]
-    with Program(compile_pipeline(pipe, "socket")) as program, wire.capture() as seen:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "LEAST", least)
+        compiled = compile_pipeline(pipe, "socket")
+    with Program(compiled) as program, wire.capture() as seen:
         with packet_socket(wire, program, kind) as sock:
             wire.peer.send(batch)
             assert seen.wait(len(batch)) == batch, "the wire itself"

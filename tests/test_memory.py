@@ -10,6 +10,7 @@ from stateful import Arrival, arrivals, pipelines
 from strategies import again, examples, listing
 from test_engines import one_by_one, runs
 
+from xdpkit.actions import Verdict
 from xdpkit.built import Built
 from xdpkit.pipeline import Pipeline
 from xdpkit.reference import State, run
@@ -45,3 +46,30 @@ def test_what_rules_remember_is_the_same_in_the_kernel_and_in_the_reference(
 ):
     note(again("test_memory.py"))
     assert_remembered_alike(pipe, stream, hook)
+
+
+@one_by_one
+@examples(25)
+@given(pipelines(), pipelines("t"), arrivals(60))
+def test_a_shadow_counts_what_it_would_do_alone_and_changes_nothing(
+    hook: str, pipe: Pipeline, other: Pipeline, stream: list[Arrival]
+):
+    """Both judge every packet; their sets have other names, or they would be the same."""
+    note(again("test_memory.py"))
+    stream = [a for a in stream if runs(hook, a.frame)]
+    mine, theirs = State(pipe), State(shadow := other.shadow())
+    counts, pairs = Counter[str](), Counter[tuple[Verdict, Verdict]]()
+    with Ruleset(Built(pipe.beside(other), {}), hook, explain=True) as ruleset:
+        for arrival in stream:
+            theirs.now_ns = mine.now_ns = arrival.now_ns
+            theirs.random = arrival.random
+            would = run(shadow, arrival.frame, theirs)
+            mine.random = theirs.random  # the shadow draws first
+            outcome = run(pipe, arrival.frame, mine)
+            taken, _ = ruleset.program.judge(arrival.frame, now_ns=arrival.now_ns, random=arrival.random)
+            assert taken.name == outcome.rule.name
+            counts.update(rule.name for rule in (would.rule, *would.passed))
+            pairs[outcome.rule.action.verdict, would.rule.action.would.verdict] += 1
+        counted, met = ruleset.program.shadow_counts()
+    assert Counter({c.rule.name: c.packets for c in counted if c.packets}) == counts
+    assert met == pairs

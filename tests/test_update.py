@@ -290,3 +290,45 @@ def test_a_closed_link_takes_no_update(veth_pair):
         link.close()
         with pytest.raises(ValueError, match="closed"):
             link.update(Pipeline("new"))
+
+
+def test_a_shadow_is_tried_beside_the_live_rules_and_then_takes_over(make_veth):
+    left, right = make_veth()
+    live, new = sets_of(), sets_of(rule="bad")
+    new.rule(udp.dport == 80, DROP, name="web")
+    with right.namespace, right.capture() as passed, attach(live, right.name, shadow=new) as link:
+        left.send(frames(left, right, range(7)) + frames(left, right, range(5), dport=80))
+        passed.wait(12)
+        until(lambda: link.ledger().seen == 12, "12 packets")
+        shadow = link.ledger().shadow
+        assert {r.name: r.packets for r in shadow.rules} == {"bad": 0, "web": 5, "default": 7}
+        assert (shadow.differences, shadow.differing) == ((("PASS", "DROP", 5),), 5)
+        link.sets["blocked"].update(add=["198.51.100.1"])  # one set for both
+        left.send(frames(left, right, range(3)))
+        until(lambda: link.ledger().seen == 15, "15 packets")
+        assert link.ledger().shadow.differing == 5
+        link.update(new)
+        assert link.ledger().shadow is None
+        left.send(frames(left, right, range(4), dport=80))
+        until(lambda: link.ledger().seen == 19, "19 packets")
+    assert counts(link) == {"bad": 4, "web": 0, "default": 12}
+    assert link.ledger().gone_rules == 3
+
+
+def test_a_shadow_of_its_own_acts_on_nothing(make_veth):
+    left, right = make_veth()
+    pipe = sets_of("198.51.100.0/24")
+    with right.namespace, right.capture() as passed, attach(pipe.shadow(), right.name) as link:
+        left.send(frames(left, right, range(7)))
+        passed.wait(7)
+    assert counts(link) == {"blocked": 7, "default": 0}
+    assert link.ledger().rules[0].action == "would DROP"
+
+
+def test_sets_of_one_name_and_two_kinds_are_refused(veth_pair):
+    _, right = veth_pair
+    with (
+        right.namespace,
+        pytest.raises(PipelineError, match=r"set .blocked. is ip\.src intervals in .sets., and ip\.dst"),
+    ):
+        attach(sets_of(), right.name, shadow=sets_of(field=ip.dst))

@@ -51,21 +51,24 @@ def attach(
     queues: Iterable[int] | None = None,
     timestamps: bool = False,
     options: SocketOptions | None = None,
+    shadow: Pipeline | None = None,
 ) -> Link:
     """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, which is one of the
     calling thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
-    each redirected packet and notes its rule (TC always does).  Raises OSError (names the call, and the program that
-    holds a busy device), VerifierError, NotSupported where TC is asked for and the kernel has no tcx (before 6.6)
-    or rules test ``meta.*`` where that cannot be, ValueError for a mode, bind or queue that there is not, and for TX at
-    egress.
+    each redirected packet and notes its rule (TC always does).  ``shadow``: another pipeline that is tried beside this
+    one: it judges and counts every packet, and acts on none; ``link.ledger().shadow`` says where it differs.
+
+    Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported where TC is
+    asked for and the kernel has no tcx (before 6.6) or rules test ``meta.*`` where that cannot be, ValueError for a
+    mode, bind or queue that there is not, and for TX at egress.
     """
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
-    built = as_built(pipeline)
+    built = as_built(pipeline, shadow)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     acts = pipe.verdicts - {"PASS", "REDIRECT"}

@@ -61,8 +61,12 @@ def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
     return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
 
 
-def as_built(pipeline: Pipeline | Compiled | Built) -> Built:
-    """What was built of it, and the rest to be compiled when asked for."""
+def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = None) -> Built:
+    """What was built of it, and the rest to be compiled when asked for; with the shadow of another pipeline beside it
+    all is compiled anew."""
+    if shadow is not None:
+        base = pipeline if isinstance(pipeline, Pipeline) else pipeline.pipeline
+        return Built(base.beside(shadow), {}, pipeline.folder if isinstance(pipeline, Built) else None)
     match pipeline:
         case Built():
             return pipeline

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from .got import Got
 from .tally import Totals
 
-__all__ = ["Ledger", "LedgerRule"]
+__all__ = ["Ledger", "LedgerRule", "ShadowLedger"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,29 @@ class LedgerRule:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowLedger:
+    """The rules that are tried beside those that act: ``pipeline`` is their name, ``rules`` what they took since they
+    are there, ``differences`` the packets that would have got another verdict: (the one they got, the one they would
+    have got, packets), most first."""
+
+    pipeline: str
+    rules: tuple[LedgerRule, ...]
+    differences: tuple[tuple[str, str, int], ...]
+
+    @property
+    def differing(self) -> int:
+        """Packets that would have got another verdict."""
+        return sum(n for _, _, n in self.differences)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """As :meth:`Ledger.rows`."""
+        rows = [("shadow", sum(r.packets for r in self.rules if not r.goes_on), f"{self.pipeline}: tried, not acting")]
+        rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action) for r in self.rules]
+        rows += [("  other verdict", self.differing, "" if self.differing else "none differs")]
+        return rows + [(f"    {got} -> {would}", n, "") for got, would, n in self.differences]
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """Counts in packets since the pipeline was attached, ``seconds`` ago; rulesets that were replaced meanwhile are in
     the sums, and rules count on under their names.
@@ -42,7 +65,7 @@ class Ledger:
     that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
     ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
     ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
-    ``final`` means that nothing was under way when it was taken."""
+    ``shadow``: the rules that are tried beside these.  ``final`` means that nothing was under way when it was taken."""
 
     pipeline: str
     device: str
@@ -65,6 +88,7 @@ class Ledger:
     sink: str
     device_dropped: int
     final: bool
+    shadow: ShadowLedger | None = None
 
     @property
     def seen(self) -> int:
@@ -161,7 +185,7 @@ class Ledger:
                 )
         if self.device_dropped:
             rows += [("device dropped", self.device_dropped, "before the program; not in the sums")]
-        return rows
+        return rows + (self.shadow.rows() if self.shadow is not None else [])
 
     def as_dict(self) -> dict[str, object]:
         """Everything, with the derived counts, ready for JSON."""

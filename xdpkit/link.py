@@ -19,7 +19,7 @@ from .copies import CopiesSocket, ring_bytes
 from .core import check, lib
 from .forwarded import Forwarded
 from .got import Got
-from .ledger import Ledger, LedgerRule
+from .ledger import Ledger, LedgerRule, ShadowLedger
 from .liveset import LiveSet
 from .metadata import absent_at, refuse_generic
 from .netdev import Device
@@ -87,7 +87,7 @@ class Link:
 
     @property
     def pipeline(self) -> Pipeline:
-        """The pipeline that runs now."""
+        """The pipeline that runs now; its ``shadowed`` is what is tried beside it."""
         return self._ruleset.pipeline
 
     @property
@@ -95,8 +95,9 @@ class Link:
         """The sets and verdict maps of the pipeline, by name: change them while packets are looked up in them."""
         return MappingProxyType(self._ruleset.sets)
 
-    def update(self, pipeline: Pipeline | Compiled | Built) -> Update:
+    def update(self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None) -> Update:
         """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
+        ``shadow``: rules to try beside it, as in :func:`xdpkit.attach`.
 
         Rules count on under their names.  Sets keep their members, but for what is declared differently now; limits
         that are the same in a rule of the same name keep their buckets.  Sockets stay open.  If it is refused
@@ -105,7 +106,8 @@ class Link:
         with self._lock:
             if self._final is not None:
                 raise ValueError("the link is closed")
-            built, old, start = as_built(pipeline), self._ruleset, time.perf_counter_ns()
+            start, old = time.perf_counter_ns(), self._ruleset
+            built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
             built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
             compiled = time.perf_counter_ns()
@@ -254,7 +256,17 @@ class Link:
             sink=sink,
             device_dropped=max(0, dropped),
             final=final,
+            shadow=self._shadow_ledger(),
         )
+
+    def _shadow_ledger(self) -> ShadowLedger | None:
+        shadow = self.pipeline.shadowed
+        if shadow is None:
+            return None
+        counts, pairs = self.program.shadow_counts()
+        rules = tuple(_ledger_rule(c.rule, RuleTotal(c.packets, c.bytes)) for c in counts)
+        other = [(mine.name, theirs.name, n) for (mine, theirs), n in pairs.items() if mine != theirs]
+        return ShadowLedger(shadow.name, rules, tuple(sorted(other, key=lambda row: -row[2])))
 
     def _device_dropped(self) -> int:
         """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""

@@ -2,8 +2,8 @@
 
 A set is a map of one entry, whose value is the map of the members: a hash, or with ``intervals`` a prefix trie.  A
 program re-uses the outer map, so :meth:`LiveSet.replace` fills a new inner one at leisure and switches: no look-up
-sees half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the inner
-map is in :mod:`xdpkit.table`.
+sees half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the
+inner map is in :mod:`xdpkit.table`.
 
 Every change is all or nothing: members are read and checked before the kernel is asked for anything, and what was done
 is undone when it refuses in the middle.  Threads take turns, and so do processes that share a pinned set.
@@ -315,10 +315,13 @@ def declared(spec: SetSpec, folder: str | Path = "") -> Columns:
 
 
 class Fork:
-    """A set that another ruleset uses already, and that the LiveSet it came from becomes, or does not."""
+    """A set that another ruleset uses already, and that the LiveSet it came from becomes, or does not; until then
+    nobody else changes that one."""
 
     def __init__(self, origin: LiveSet, twin: LiveSet, spec: SetSpec):
         self._origin, self._twin, self._spec = origin, twin, spec
+        self._held = ExitStack()
+        self._held.enter_context(origin.locked())
 
     @property
     def fd(self) -> int:
@@ -328,8 +331,10 @@ class Fork:
     def commit(self) -> None:
         """Make the LiveSet this one.  Nothing looks packets up in the old maps any more: what packets have added to
         them since the fork is added here."""
-        self._origin._become(self._twin, self._spec)
+        with self._held:
+            self._origin._become(self._twin, self._spec)
 
     def close(self) -> None:
         """Forget it."""
-        self._twin.close()
+        with self._held:
+            self._twin.close()

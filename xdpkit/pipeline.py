@@ -24,6 +24,8 @@ from .sets import DEFAULT_CAPACITY, Set, SetSpec, declare
 
 __all__ = ["Pipeline", "Rule", "load_file"]
 
+#: Counters of pairs of verdicts, of a pipeline and its shadow: 8 times 8.
+MATRIX = 64
 #: classify() packs the rule into 16 bits, and the device or socket group into 10.
 MAX_RULES = 65_535
 MAX_TARGETS = 1023
@@ -78,6 +80,9 @@ class Pipeline:
         self._rules: list[Rule] = []
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
+        self._targets = set[str]()
+        #: The rules that are tried beside these: see :meth:`beside`.
+        self.shadowed: Pipeline | None = None
         self._seen, self._findings = Seen(), list[Finding]()
 
     def set(
@@ -176,8 +181,10 @@ class Pipeline:
             raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
         self._names.add(name)
         self._rules.append(rule)
-        if len(self.targets(Forward)) > MAX_TARGETS or len(self.targets(Redirect)) > MAX_TARGETS:
-            raise PipelineError(f"more than {MAX_TARGETS} devices or socket groups", rule.where)
+        if isinstance(rule.action, (Forward, Redirect)):
+            self._targets.add(str(rule.action))
+            if len(self._targets) > MAX_TARGETS:
+                raise PipelineError(f"more than {MAX_TARGETS} devices and socket groups", rule.where)
         if rule.goes_on:
             return rule  # takes nothing from those behind it
         finding = self._seen.add(name, rule.expr, rule.where)
@@ -215,13 +222,14 @@ class Pipeline:
 
     @property
     def sets(self) -> tuple[SetSpec, ...]:
-        """The declared sets and verdict maps."""
-        return tuple(self._sets.values())
+        """The declared sets and verdict maps, those of a shadow among them."""
+        theirs = {spec.name: spec for spec in self.shadowed.sets} if self.shadowed is not None else {}
+        return tuple((theirs | self._sets).values())
 
     @property
     def limits(self) -> tuple[Limit, ...]:
         """Every limit in the rules, each with a bucket of its own."""
-        return tuple(node for rule in self.outcomes for node in rule.nodes() if isinstance(node, Limit))
+        return tuple(node for rule in self.every_rule for node in rule.nodes() if isinstance(node, Limit))
 
     @property
     def remembers(self) -> bool:
@@ -231,7 +239,7 @@ class Pipeline:
     @property
     def is_timed(self) -> bool:
         """A verdict may depend on time or chance."""
-        nodes = (node for rule in self.outcomes for node in rule.nodes())
+        nodes = (node for rule in self.every_rule for node in rule.nodes())
         return any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets)
 
     @property
@@ -246,28 +254,39 @@ class Pipeline:
         names = [a.device if isinstance(a, Forward) else a.group for a in actions if isinstance(a, (Forward, Redirect))]
         return tuple(dict.fromkeys(["", *names] if kind is Redirect else names))
 
+    @property
+    def every_rule(self) -> tuple[Rule, ...]:
+        """The outcomes, and those of a shadow behind them: as they are numbered."""
+        return self.outcomes + (self.shadowed.outcomes if self.shadowed is not None else ())
+
+    def beside(self, other: Pipeline) -> Pipeline:
+        """These rules, and the shadow of ``other`` beside them: each packet is judged by both, these act.  Sets of the
+        same name are one; PipelineError if they are not of one kind."""
+        mine = {spec.name: spec for spec in self._sets.values()}
+        for spec in other.sets:
+            if spec.name in mine and mine[spec.name].kind != spec.kind:
+                kinds = f"{mine[spec.name].kind} in {self.name!r}, and {spec.kind} in its shadow"
+                raise PipelineError(f"set {spec.name!r} is {kinds}: give it another name", spec.where)
+        both = Pipeline(self.name, default=self.default)
+        both.where, both._otherwise = self.where, self._otherwise
+        both.restore(self._rules, self._sets.values())
+        both.shadowed = other.shadow()
+        if len(both.every_rule) > MAX_RULES - MATRIX:
+            raise PipelineError(f"more than {MAX_RULES - MATRIX} rules, with those of the shadow", other.where)
+        return both
+
     def shadow(self) -> Pipeline:
         """The same rules, evaluated and counted, that act on nothing: every packet passes, steps only count."""
         shadow = Pipeline(self.name, default=Shadow(would=self.default))
         shadow.where = self.where
         shadow._otherwise = replace(self._otherwise, action=shadow.default)
-        shadow.restore(
-            (
-                replace(
-                    rule,
-                    action=rule.action if rule.goes_on else Shadow(would=rule.action),
-                    steps=(COUNT,) * rule.goes_on,
-                )
-                for rule in self._rules
-            ),
-            self.sets,
-        )
+        shadow.restore(map(_shadow, self._rules), self.sets)
         return shadow
 
     @property
     def metadata(self) -> dict[str, Where]:
         """The metadata fields that rules test (``meta.hash``), each with the first line that does."""
-        return asked(self._rules)
+        return asked(self.every_rule)
 
     def digest(self) -> str:
         """SHA-256 of what the pipeline means: names, sets, conditions, actions; not where it stands."""
@@ -277,6 +296,13 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.name}: {len(self._rules)} rules, default {self.default}>"
+
+
+def _shadow(rule: Rule) -> Rule:
+    """A rule that only counts, with buckets of its own."""
+    expr, _ = _named_buckets(rule.expr, (), f"shadow of {rule.name}")
+    action = rule.action if rule.goes_on else Shadow(would=rule.action)
+    return replace(rule, expr=expr, action=action, steps=(COUNT,) * rule.goes_on)
 
 
 def _action(action: object) -> Action:

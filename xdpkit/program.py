@@ -19,7 +19,7 @@ from .compiler.names import limit_symbol
 from .core import check, ffi, lib, text
 from .errors import NotSupported, VerifierError, Where
 from .metadata import kernel_needs
-from .pipeline import Pipeline, Rule
+from .pipeline import MATRIX, Pipeline, Rule
 
 if TYPE_CHECKING:
     from .netdev import Device
@@ -72,6 +72,7 @@ class Program:
         self.explains = explain
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
+        self._rules = self.pipeline.every_rule
         asks = self.hook == "xdp" and bool(self.pipeline.metadata)
         self._bound_to = device if asks else None
         code = unbound(compiled.object) if asks and device is None else compiled.object
@@ -83,7 +84,7 @@ class Program:
             for name, fd in maps.items():
                 if self._has_map(name):  # there is none for a set that no rule asks
                     check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
-            check(lib.xk_program_set_entries(self._program, b"counters", len(self.pipeline.outcomes)))
+            check(lib.xk_program_set_entries(self._program, b"counters", len(self._rules) + MATRIX))
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             for number, limit in enumerate(self.pipeline.limits):
                 kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
@@ -157,10 +158,27 @@ class Program:
 
     def counts(self) -> tuple[RuleCount, ...]:
         """Counters of every rule and, last, of the default, summed over CPUs."""
-        rules = self.pipeline.outcomes
-        out = ffi.new("uint64_t[]", 4 * len(rules))
-        check(lib.xk_counters(self.map_fd("counters"), len(rules), 4, out), "counters")
-        return tuple(RuleCount(r, *out[4 * i : 4 * i + 4]) for i, r in enumerate(rules))
+        return self._counted(len(self.pipeline.outcomes))
+
+    def shadow_counts(self) -> tuple[tuple[RuleCount, ...], dict[tuple[Verdict, Verdict], int]]:
+        """Counters of the rules that are tried beside these, and how many packets met which pair of verdicts: the one
+        they got, and the one they would have got."""
+        first, words = len(self.pipeline.outcomes), self._words(len(self._rules) + MATRIX)
+        pairs = {
+            (mine, theirs): int(words[4 * (len(self._rules) + 8 * mine + theirs)])
+            for mine in Verdict
+            for theirs in Verdict
+        }
+        return self._counted(len(self._rules))[first:], {pair: n for pair, n in pairs.items() if n}
+
+    def _counted(self, n: int) -> tuple[RuleCount, ...]:
+        words = self._words(n)
+        return tuple(RuleCount(r, *words[4 * i : 4 * i + 4]) for i, r in enumerate(self._rules[:n]))
+
+    def _words(self, n: int) -> Any:
+        out = ffi.new("uint64_t[]", 4 * n)
+        check(lib.xk_counters(self.map_fd("counters"), n, 4, out), "counters")
+        return out
 
     def lines(self) -> tuple[SourceLine, ...]:
         """The line info that the kernel keeps: which source line each instruction came from."""
@@ -193,7 +211,7 @@ class Program:
             if self._timed:
                 given = ffi.new("uint64_t[2]", [now_ns, random])
                 check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
-            rule = self.pipeline.outcomes[self.test_run(packet)[0] >> 16]
+            rule = self._rules[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()
         self.test_run(packet)
@@ -239,7 +257,7 @@ def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
     """
     places = re.findall(r"^; (.*) @ (\S+):(\d+)$", log, flags=re.MULTILINE)
     reason = _reason(log)
-    files = {rule.where.file.rpartition("/")[2]: rule.where.file for rule in pipeline.outcomes}
+    files = {rule.where.file.rpartition("/")[2]: rule.where.file for rule in pipeline.every_rule}
     for _, name, line in reversed(places):
         if name.rpartition("/")[2] in files:
             where = Where(files[name.rpartition("/")[2]], int(line))
@@ -258,10 +276,10 @@ def unbound(code: bytes) -> bytes:
 
 def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:
     """The rule that a line belongs to: one that was declared or has a condition there, else the last one before it."""
-    for rule in pipeline.outcomes:
+    for rule in pipeline.every_rule:
         if where == rule.where or any(where == node.where for node in rule.expr.nodes()):
             return rule
-    before = [r for r in pipeline.outcomes if r.where.file == where.file and r.where.line <= where.line]
+    before = [r for r in pipeline.every_rule if r.where.file == where.file and r.where.line <= where.line]
     return max(before, key=lambda r: r.where.line, default=None)
 
 

@@ -93,8 +93,7 @@ class Ruleset:
             )
         self.sets[spec.name] = live
         had = before._declared[spec.name]
-        same = len(had) == len(wanted) and bool((wanted.among(had) >= 0).all()) and live.capacity >= spec.capacity
-        if same or spec.pinned:
+        if (_alike(had, wanted) and live.capacity >= spec.capacity) or spec.pinned:
             return live.fd
         fork = live.fork(spec, had, wanted)
         self._forks.append(fork)
@@ -144,6 +143,14 @@ class Ruleset:
         self._closing.close()
         for live in self.sets.values():
             live.close()
+
+
+def _alike(a: Columns, b: Columns) -> bool:
+    """The same members, with the same actions and time-outs."""
+    if len(a) != len(b):
+        return False
+    where = b.among(a)
+    return bool((where >= 0).all() and (a.action[where] == b.action).all() and (a.timeout[where] == b.timeout).all())
 
 
 def lasting(members: Columns) -> Columns:

@@ -150,6 +150,8 @@ def seconds(value: object) -> float:
         total = float(value)
     else:
         text = str(value).strip()
+        if text.isascii() and text.isdigit():
+            return _checked(float(text), value)
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", text)
         if re.fullmatch(r"\d+(\.\d+)?", text):
             total = float(text)
@@ -157,6 +159,10 @@ def seconds(value: object) -> float:
             total = sum(float(number) * _UNITS[unit] for number, unit in parts)
         else:
             raise ValueError(f"a time-out is seconds or as 1h30m, not {value!r}")
+    return _checked(total, value)
+
+
+def _checked(total: float, value: object) -> float:
     if not 0 <= total <= MAX_TIMEOUT:
         raise ValueError(f"a time-out is 0 to {MAX_TIMEOUT:.0f} seconds, not {value}")
     return total

@@ -17,6 +17,7 @@ Row = tuple[int, object, str | None, str | None]
 _MEMBER = ("member", "element", "elem", "address", "ip", "cidr", "network", "prefix", "subnet")
 _TIMEOUT = ("timeout", "ttl", "expires")
 _ACTION = ("action", "verdict")
+_TIMEOUT_OPTION = re.compile(r"\btimeout\s+(\S+)")
 
 
 def ipset_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
@@ -31,10 +32,12 @@ def ipset_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
     for at, words in adds:
         if len(names) > 1 and words[1] != spec.name:
             continue
-        rest = re.sub(r'comment\s+"(?:[^"\\]|\\.)*"', "", words[3]) if len(words) > 3 else ""
-        if re.search(r"\bnomatch\b", rest):
+        rest = words[3] if len(words) > 3 else ""
+        if "comment" in rest:
+            rest = re.sub(r'comment\s+"(?:[^"\\]|\\.)*"', "", rest)
+        if "nomatch" in rest.split():
             raise PipelineError(f"{name}:{at}: nomatch: a set here has no exceptions; put a rule in front of it")
-        timeout = re.search(r"\btimeout\s+(\S+)", rest)
+        timeout = _TIMEOUT_OPTION.search(rest) if rest else None
         yield at, _without_protocol(spec, words[2]), timeout[1] if timeout else None, None
 
 
@@ -49,7 +52,7 @@ def _is_add(words: list[str], name: str, at: int) -> bool:
 def _without_protocol(spec: SetSpec, member: str) -> object:
     """``192.0.2.1,tcp:80`` is how ipset writes the port of a protocol; here the field says which."""
     parts = member.split(",")
-    if len(parts) != len(spec.fields):
+    if len(parts) != len(spec.fields) or ":" not in member:
         return member
     cut = [p.removeprefix(f.name.rpartition(".")[0] + ":") for p, f in zip(parts, spec.fields, strict=True)]
     return tuple(cut) if len(cut) > 1 else cut[0]

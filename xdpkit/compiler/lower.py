@@ -18,7 +18,7 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Verdict
+from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Shadow, Verdict
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
@@ -27,7 +27,7 @@ from ..limits import Limit, Sample
 from ..pipeline import Pipeline, Rule
 from . import TableInfo
 from .classic import Registers, lower_classic
-from .memory import Memory
+from .memory import SHADOW, Memory
 from .read import Reader, headers_asked, reachable
 from .table import Table, Tables, tables
 from .turns import Turns
@@ -84,8 +84,11 @@ class Lowering:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
+        beside = list(reachable(pipeline.shadowed, len(pipeline.outcomes))) if pipeline.shadowed is not None else []
         rules = list(reachable(pipeline))
-        runs = list(tables(rules, len(set(headers_asked(rule for _, rule in rules)))))
+        headers = len(set(headers_asked(rule for _, rule in [*beside, *rules])))
+        sections = [list(tables(section, headers)) for section in (beside, rules)]
+        runs = [run for section in sections for run in section]
         found = [run for run in runs if isinstance(run, Table)]
         chained = [rule for run in runs if isinstance(run, list) for _, rule in run]
         self.reader = Reader(self, pipeline, chained, (header for table in found for header in table.boxes.headers))
@@ -95,19 +98,25 @@ class Lowering:
         self.chained = len(chained)
         self.many = self.chained > MANY
         self.known: frozenset[str] = frozenset()
+        self.targets = {
+            kind: {name: n for n, name in enumerate(pipeline.targets(kind))} for kind in (Forward, Redirect)
+        }
         builder = ir.IRBuilder(self.registers.body)
-        for run in runs:
-            if isinstance(run, Table):
-                self.tables.lower(run, builder)
-                continue
-            for headers, group in groupby(run, key=lambda pair: required(pair[1].expr)):
-                self.lower_group(headers, list(group), builder)
+        #: Where rules that are only tried go on, once one of them has taken the packet; None in those that act.
+        self.tried = self.block("tried") if beside else None
+        if self.tried is not None:
+            self.lower_runs(sections[0], builder)
+            builder.unreachable()
+            builder.position_at_end(self.tried)
+            self.tried = None
+        self.lower_runs(sections[1], builder)
         builder.unreachable()
         self.constant("reads_headers", I32(int(not self.reader.read <= set(METADATA))))
         self.constant("wanted", I64(self.reader.wanted))
         self.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
         self.constant("marks", I32(int(Mark in pipeline.steps)))
         self.constant("mirrors", I32(int(Mirror in pipeline.steps)))
+        self.constant("pairs", I32(len(pipeline.every_rule) if beside else 0))
         if "tunnel" not in self.parts:
             self.nothing("walk_tunnel", POINTER, POINTER, I32, I32, I32)
         if "mirror" not in self.parts:
@@ -118,6 +127,15 @@ class Lowering:
         """The modules of the hook that the rules need."""
         copies = not self.pipeline.steps.isdisjoint({Mirror, Log})
         return ("tunnel",) * self.reader.tunnels + ("mirror",) * copies
+
+    def lower_runs(self, runs: list[Table | list[tuple[int, Rule]]], builder: ir.IRBuilder) -> None:
+        """Rules in order: tables, and tests."""
+        for run in runs:
+            if isinstance(run, Table):
+                self.tables.lower(run, builder)
+                continue
+            for headers, group in groupby(run, key=lambda pair: required(pair[1].expr)):
+                self.lower_group(headers, list(group), builder)
 
     def lower_group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
         """Neighbouring rules that can hold only where ``headers`` are present: that is asked once, for all of them."""
@@ -179,16 +197,28 @@ class Lowering:
         if rule.goes_on:
             builder.branch(skip)
         else:
-            builder.ret(I32(self.outcome(index, rule)))
+            self.finish(builder, I32(self.outcome(index, rule)))
+
+    def finish(self, builder: ir.IRBuilder, outcome: ir.Value) -> None:
+        """A rule takes the packet: return its outcome; or, of rules that are only tried, count it and go on to those
+        that act."""
+        if self.tried is None:
+            builder.ret(outcome)
+            return
+        builder.call(self.external("passed"), [self.function.args[0], builder.lshr(outcome, I32(16))])
+        self.memory.store(builder, SHADOW, builder.and_(outcome, I32(7)))
+        builder.branch(self.tried)
 
     def outcome(self, index: int, rule: Rule) -> int:
         """What classify() returns for ``rule``, number ``index``: see bpf/act.h."""
-        action: Action = rule.action
+        action: Action = (
+            rule.action.would if isinstance(rule.action, Shadow) and self.tried is not None else rule.action
+        )
         target = 0
         if isinstance(action, Forward):
-            target = self.pipeline.targets(Forward).index(action.device)
+            target = self.targets[Forward].get(action.device, 0)
         elif isinstance(action, Redirect):
-            target = self.pipeline.targets(Redirect).index(action.group)
+            target = self.targets[Redirect].get(action.group, 0)
         return index << 16 | target << 6 | action.fallback.verdict << 3 | action.verdict
 
     @contextmanager

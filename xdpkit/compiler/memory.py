@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID, POINTER = ir.VoidType(), I8.as_pointer()
 #: Offsets in ``struct steps`` (bpf/act.h).
-MARK, MARKED, MIRROR, MIRROR_RULE = 0, 4, 8, 12
+MARK, MARKED, MIRROR, MIRROR_RULE, SHADOW = 0, 4, 8, 12, 16
 #: Copies of whole packets are as long as the packet.
 WHOLE = 0xFFFFFFFF
 
@@ -42,7 +42,7 @@ class Memory:
         self.templates: dict[str, str] = {}
         #: How often each set is looked up or added to, at most.
         self.asked = Counter(
-            [node.set.name for rule in pipeline.rules for node in rule.nodes() if isinstance(node, Member)]
+            [node.set.name for rule in pipeline.every_rule for node in rule.nodes() if isinstance(node, Member)]
             + [step.set.name for rule in pipeline.rules for step in rule.steps if isinstance(step, Add)]
         )
 

@@ -36,9 +36,9 @@ MANY_HEADERS, MANY_TESTS = 10, 1000
 HOIST_FIELDS = 16
 
 
-def reachable(pipeline: Pipeline) -> Iterator[tuple[int, Rule]]:
-    """The rules with their numbers, up to the first that takes every packet."""
-    for index, rule in enumerate(pipeline.outcomes):
+def reachable(pipeline: Pipeline, first: int = 0) -> Iterator[tuple[int, Rule]]:
+    """The rules with their numbers, from ``first`` on, up to the first that takes every packet."""
+    for index, rule in enumerate(pipeline.outcomes, first):
         yield index, rule
         if isinstance(rule.expr, Always) and not rule.goes_on:
             return

@@ -165,7 +165,7 @@ class Tables:
             found = rule if found is None else builder.select(builder.icmp_unsigned("<", rule, found), rule, found)
         builder.cbranch(builder.icmp_unsigned("<", found, I32(len(table.rules))), take, past)
         builder.position_at_end(take)
-        builder.ret(self._outcome(table, builder, found))
+        lowering.finish(builder, self._outcome(table, builder, found))
         builder.position_at_end(past)
         self.made.append(table.info())
 
