@@ -80,7 +80,7 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 
-static __always_inline int act(struct skb *skb, __u32 outcome, const struct steps *a)
+static __always_inline int act(struct skb *skb, const struct packet *p, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
 	struct counter *c = take_down(p, a, outcome);
@@ -90,7 +90,7 @@ static __always_inline int act(struct skb *skb, __u32 outcome, const struct step
 	if (marks() && a->marked)
 		skb->mark = a->mark;
 	if (mirrors() && a->mirror)
-		mirror(&s, wire_length(&s), queue_of(skb), a, outcome);
+		mirror(&s, p->len, p->rx_queue, a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(skb, c, outcome, a->mark);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
@@ -148,7 +148,7 @@ static long judge(__u32 n, struct judging *j)
 		return 1;
 	}
 	outcome = classify(&p, &s, &a);
-	j->verdict = act(j->skb, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
+	j->verdict = act(j->skb, &p, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
 	return 1;
 }
 
