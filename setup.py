@@ -52,10 +52,8 @@ def build_bpf(target: Path) -> None:
         "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3",
         f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
     ]  # fmt: skip
-    modules = [f"{hook}{part}" for hook in ("xdp", "tc", "socket") for part in ("", "_tunnel", "_mirror")] + [
-        "set",
-        "limit",
-    ]
+    hooks = ("xdp", "xdp_frags", "tc", "socket")
+    modules = [f"{hook}{part}" for hook in hooks for part in ("", "_tunnel", "_mirror")] + ["set", "limit"]
     for name, output in (
         *((m, f"{m}.bc") for m in modules),
         ("generator", "generator.o"),

@@ -7,7 +7,7 @@
 #include "xdp_metadata.h"
 #include "loop.h"
 
-#define META_MAGIC 0x786b6d31u /* "xkm1" */
+#define META_MAGIC 0x786b6d32u /* "xkm2" */
 
 /*
  * In front of each redirected packet when want_meta is set: the kernel's clock at the hook and the rule that matched.
@@ -16,10 +16,15 @@
 struct meta {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u32 rule;
+	__u32 mark; /* what the pipeline says of the packet */
+	__u32 unused;
 	__u32 magic;
 };
 
-/* group * queues + RX queue to AF_XDP socket; max_entries, groups times queues, is set before load. */
+/*
+ * (group * queues + RX queue) * spread + n to AF_XDP socket; max_entries, groups times queues times spread, is set before
+ * load.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, 1);
@@ -38,6 +43,20 @@ struct {
 const volatile __u32 want_meta = 0;
 const volatile __u32 queues = 1;
 
+/* Sockets of each queue, in each group; flows are spread over them. */
+const volatile __u32 spread = 1;
+
+/* Bytes of the packet that are not all in its first buffer: 1 if they are there. */
+static GENERATED_CALLS int fetched(struct source *s, __u64 offset, void *to, __u32 size)
+{
+#ifdef FRAGS
+	return !bpf_xdp_load_bytes(s->ctx, offset, to, size);
+#else
+	(void)s, (void)offset, (void)to, (void)size;
+	return 0;
+#endif
+}
+
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
 	return take(s, at, size, (void *)room, where);
@@ -45,7 +64,10 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
 {
-	return take(s, at, size, room, where);
+	if (take(s, at, size, room, where))
+		return 1;
+	*where = room;
+	return fetched(s, at, room, size);
 }
 
 /*
@@ -58,38 +80,86 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, co
  * The barriers keep check and use in one register: LLVM would compute offset and pointer once more for the use, and the
  * verifier has no bounds for that.  It follows constant offsets by itself.
  */
+#ifdef FRAGS /* found, but perhaps behind the first buffer */
+#define KNOWN(bits, to_host) at##bits(s, offset)
+#else
+#define KNOWN(bits, to_host) to_host(*(const __u##bits *)(s->data + offset))
+#endif
+
 #define LOADS(bits, to_host)                                                                                           \
 	GENERATED_CALLS __s64 load##bits(struct source *s, __u64 offset)                                               \
 	{                                                                                                              \
 		const __u##bits *from;                                                                                 \
+		__u##bits room;                                                                                        \
                                                                                                                        \
 		asm("" : "+r"(offset));                                                                                \
 		if (offset > MAX_OFFSET)                                                                               \
 			return -1;                                                                                     \
 		from = s->data + offset;                                                                               \
 		asm("" : "+r"(from));                                                                                  \
-		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+		if ((const void *)(from + 1) <= s->end)                                                                \
+			return to_host(*from);                                                                         \
+		return fetched(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
 	}                                                                                                              \
-	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	static GENERATED_CALLS __s64 at##bits(struct source *s, __u64 offset)                                          \
 	{                                                                                                              \
 		const __u##bits *from = s->data + offset;                                                              \
+		__u##bits room;                                                                                        \
                                                                                                                        \
 		if (offset > MAX_OFFSET)                                                                               \
 			return -1;                                                                                     \
-		return (const void *)(from + 1) <= s->end ? to_host(*from) : -1;                                       \
+		if ((const void *)(from + 1) <= s->end)                                                                \
+			return to_host(*from);                                                                         \
+		return fetched(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
+	}                                                                                                              \
+	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
+	{                                                                                                              \
+		return at##bits(s, offset);                                                                            \
 	}                                                                                                              \
 	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
-		return to_host(*(const __u##bits *)(s->data + offset));                                                \
+		return KNOWN(bits, to_host);                                                                                   \
 	}
 
 LOADS(8, (__s64)(__u8))
 LOADS(16, (__s64)(__u16)bpf_ntohs)
 LOADS(32, (__s64)(__u32)bpf_ntohl)
 
-static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome)
+/*
+ * Which entry of `xsks`: the queue's, or of its several sockets always the same one for a flow and for its answers.  The
+ * addresses and ports of IPv4 without options and of IPv6 make the choice, behind one VLAN tag at most; the rest goes to
+ * the first.
+ */
+static __always_inline __u32 socket_of(struct xdp_md *ctx, __u32 target)
 {
-	__u32 rule = rule_of(outcome), key = ctx->rx_queue_index;
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 place = ctx->rx_queue_index, hash = 0;
+	__u16 *type = data + 12;
+	__u32 *word;
+
+	if (place >= queues)
+		return ~0u;
+	place += target * queues;
+	if (spread == 1)
+		return place;
+	if ((void *)(type + 1) <= end && is_tag(bpf_ntohs(*type)))
+		type += 2;
+	word = (void *)type + 2;
+	if ((void *)(word + 6) <= end && *type == bpf_htons(ETHERTYPE_IP)) {
+		hash = word[3] ^ word[4];
+		if (*(__u8 *)word == 0x45 && !(word[1] & bpf_htonl(0x3fff))) /* no fragment: it has ports */
+			hash ^= (word[5] >> 16 ^ word[5]) & 0xffff;
+	} else if ((void *)(word + 11) <= end && *type == bpf_htons(ETHERTYPE_IP6)) {
+		for (int i = 2; i < 10; i++)
+			hash ^= word[i];
+		hash ^= (word[10] >> 16 ^ word[10]) & 0xffff;
+	}
+	hash *= 0x9e3779b1u; /* 2^32 divided by the golden ratio: spreads neighbours */
+	return place * spread + (__u32)((__u64)hash * spread >> 32);
+}
+
+static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome, __u32 mark)
+{
 	int verdict;
 
 	if (want_meta && !bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct meta))) {
@@ -97,13 +167,13 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 
 		if ((void *)(m + 1) <= (void *)(long)ctx->data) {
 			m->time_ns = bpf_ktime_get_ns();
-			m->rule = rule;
+			m->rule = rule_of(outcome);
+			m->mark = mark;
+			m->unused = 0;
 			m->magic = META_MAGIC;
 		}
 	}
-	if (key < queues)
-		key += target_of(outcome) * queues;
-	verdict = bpf_redirect_map(&xsks, key, otherwise_of(outcome));
+	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), otherwise_of(outcome));
 	if (verdict != XDP_REDIRECT) {
 		if (c)
 			c->no_socket++;
@@ -149,11 +219,26 @@ static __always_inline struct source source_of(struct xdp_md *ctx)
 	return s;
 }
 
+static __always_inline __u32 length(struct xdp_md *ctx, const struct source *s)
+{
+#ifdef FRAGS
+	(void)s;
+	return bpf_xdp_get_buff_len(ctx);
+#else
+	(void)ctx;
+	return s->end - s->data;
+#endif
+}
+
+#ifdef FRAGS
+SEC("xdp.frags") /* libbpf: BPF_F_XDP_HAS_FRAGS */
+#else
 SEC("xdp")
+#endif
 int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
-	struct packet p = { .len = s.end - s.data, .rx_queue = ctx->rx_queue_index };
+	struct packet p = { .len = length(ctx, &s), .rx_queue = ctx->rx_queue_index };
 	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;
@@ -168,7 +253,7 @@ int xdpkit(struct xdp_md *ctx)
 	if (mirrors() && a.mirror)
 		mirror(&s, p.len, p.rx_queue, &a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
-		return redirect(ctx, c, outcome);
+		return redirect(ctx, c, outcome, marks() ? a.mark : 0);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
 		return forward(c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The packet behind an XDP context: read in place. */
+/*
+ * The packet behind an XDP context: read in place.  Of a packet of several buffers that is the first one, which holds the
+ * headers; what is behind it is fetched() in programs for
+ * such packets: those that define FRAGS.
+ */
 #pragma once
 #include "packet.h"
 

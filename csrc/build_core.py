@@ -6,6 +6,7 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).parent
+SOURCES = ("umem", "xsk", "receive", "transmit", "forward", "packet", "copies", "worker", "loader", "maps", "keys")
 
 
 def cdef() -> str:
@@ -20,8 +21,8 @@ ffibuilder.cdef(cdef())
 ffibuilder.set_source(
     "xdpkit._core",
     '#include "xdpkit.h"',
-    sources=[f"csrc/{name}.c" for name in ("xsk", "packet", "copies", "worker", "loader", "maps", "keys")],
-    depends=["csrc/xdpkit.h", "csrc/ring.h"],
+    sources=[f"csrc/{name}.c" for name in SOURCES],
+    depends=["csrc/xdpkit.h", "csrc/ring.h", "csrc/umem.h"],
     include_dirs=["csrc"],
     libraries=["bpf", "pthread"],
     extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],

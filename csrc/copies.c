@@ -168,7 +168,7 @@ static int receive(void *self, struct xk_view *out)
 
 	while (n < XK_BATCH && (got = next_record(c, producer, &copy)) > 0)
 		out[n++] = (struct xk_view){ (const uint8_t *)(copy + 1), copy->len, copy->wire_len,
-					     copy->time_ns + offset, copy->rule, copy->verdict };
+					     copy->time_ns + offset, copy->rule, copy->verdict, 0, NULL };
 	if (!n && !got)
 		release(c); /* what was discarded would keep poll() awake */
 	return got < 0 ? got : (int)n;
@@ -185,7 +185,7 @@ static void ask_wakeup(void *self)
 
 void xk_copies_source(struct xk_copies *c, struct xk_source *out)
 {
-	*out = (struct xk_source){ receive, release, c->ring_fd, 0, c, ask_wakeup };
+	*out = (struct xk_source){ receive, release, c->ring_fd, 0, c, ask_wakeup, NULL };
 }
 
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,

@@ -221,7 +221,7 @@ static int ring_receive(void *self, struct xk_view *out)
 			tag = TAG;
 		}
 		out[n] = (struct xk_view){ data, h->tp_snaplen + tag, h->tp_len + tag,
-					   h->tp_sec * 1000000000ull + h->tp_nsec, XK_NO_RULE };
+					   h->tp_sec * 1000000000ull + h->tp_nsec, XK_NO_RULE, 0, 0, NULL };
 		p->next = (struct tpacket3_hdr *)((uint8_t *)h + h->tp_next_offset);
 	}
 	return (int)n;
@@ -250,7 +250,7 @@ static int recvfrom_receive(void *self, struct xk_view *out)
 	if (n < 0)
 		return errno == EAGAIN ? 0 : xk_fail("recvfrom(AF_PACKET)", errno);
 	out[0] = (struct xk_view){ p->vectors[0].iov_base, (uint32_t)n, (uint32_t)n, xk_clock_ns(CLOCK_REALTIME),
-				   XK_NO_RULE };
+				   XK_NO_RULE, 0, 0, NULL };
 	return 1;
 }
 
@@ -269,7 +269,7 @@ static int recvmmsg_receive(void *self, struct xk_view *out)
 		uint8_t *data = m->msg_iov->iov_base;
 		uint32_t len = p->messages[i].msg_len;
 
-		out[i] = (struct xk_view){ data, len, len, 0, XK_NO_RULE };
+		out[i] = (struct xk_view){ data, len, len, 0, XK_NO_RULE, 0, 0, NULL };
 		for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
 			if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_TIMESTAMPNS) {
 				struct timespec t;
@@ -302,7 +302,7 @@ static int plain_release(void *self)
 
 void xk_packet_source(struct xk_packet *p, struct xk_source *out)
 {
-	*out = (struct xk_source){ recvfrom_receive, plain_release, p->fd, 0, p };
+	*out = (struct xk_source){ recvfrom_receive, plain_release, p->fd, 0, p, NULL, NULL };
 	if (p->config.kind == XK_RECVMMSG)
 		out->receive = recvmmsg_receive;
 	if (p->config.kind == XK_TPACKET_V3) {

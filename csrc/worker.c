@@ -21,13 +21,6 @@
 #define BUFFER (1u << 20)
 #define OPTIONS_MAX 64u
 #define PATIENCE_MS 1000 /* with a reader that does not read, once told to stop */
-#define SPIN 2000 /* empty looks at the ring before sleeping in poll(): some 20 us */
-
-#if defined(__x86_64__) || defined(__i386__)
-#define relax() __builtin_ia32_pause()
-#else
-#define relax() __atomic_signal_fence(__ATOMIC_SEQ_CST)
-#endif
 
 struct xk_sink {
 	int fd; /* -1: count */
@@ -42,7 +35,7 @@ struct xk_worker {
 	pthread_t thread;
 	struct xk_source source;
 	struct xk_sink *sink;
-	int stop_fd, stop, cpu;
+	int stop_fd, stop, wait;
 	uint32_t interface;
 	uint8_t *buffer;
 	size_t used;
@@ -173,10 +166,15 @@ static uint8_t *put32(uint8_t *at, uint32_t value)
 /* Enhanced Packet Block: draft-ietf-opsawg-pcapng section 4.3, host byte order, nanoseconds (the IDB says so). */
 static void put_block(struct xk_worker *w, const struct xk_view *v)
 {
-	uint32_t kept = v->len < w->sink->snaplen ? v->len : w->sink->snaplen;
-	uint32_t padded = (kept + 3) & ~3u, size = 32 + padded + w->options_size;
+	uint32_t kept = v->len, padded, size, left;
 	uint8_t *at;
 
+	for (uint32_t i = 0; i < v->more; i++)
+		kept += v->parts[i].len;
+	if (kept > w->sink->snaplen)
+		kept = w->sink->snaplen;
+	padded = (kept + 3) & ~3u;
+	size = 32 + padded + w->options_size;
 	if (w->used + size > BUFFER)
 		flush(w);
 	at = w->buffer + w->used;
@@ -187,7 +185,14 @@ static void put_block(struct xk_worker *w, const struct xk_view *v)
 	at = put32(at, (uint32_t)v->time_ns);
 	at = put32(at, kept);
 	at = put32(at, v->wire_len);
-	memcpy(at, v->data, kept);
+	left = kept < v->len ? 0 : kept - v->len;
+	memcpy(at, v->data, kept - left);
+	for (const struct xk_part *part = v->parts; left; part++) {
+		uint32_t n = part->len < left ? part->len : left;
+
+		memcpy(at + kept - left, part->data, n);
+		left -= n;
+	}
 	memset(at + kept, 0, padded - kept);
 	if (w->verdict_at)
 		w->options[w->verdict_at] = w->verdicts[v->verdict < 5 ? v->verdict : 0];
@@ -253,8 +258,14 @@ static void *run(void *self)
 				continue;
 			break;
 		}
-		if (idle++ < SPIN && n == 0) {
-			relax();
+		if (n == 0 && w->wait != XK_WAIT_SLEEP && (idle < XK_LOOKS || w->wait == XK_WAIT_BUSY)) {
+			if (++idle == XK_LOOKS)
+				flush(w); /* one that never sleeps does not keep what it has for itself */
+			add(&w->stats.looks, 1);
+			if (w->source.nudge && w->source.nudge(w->source.self))
+				add(&w->stats.nudges, 1);
+			else
+				xk_relax();
 			continue;
 		}
 		flush(w);
@@ -277,22 +288,13 @@ static void *run(void *self)
 	return NULL;
 }
 
-static int start(struct xk_worker *w, struct xk_sink *sink, uint32_t interface, int cpu, struct xk_worker **out)
+int xk_start_thread(pthread_t *thread, int cpu, void *(*run)(void *), void *self)
 {
 	pthread_attr_t attributes;
 	sigset_t all, before;
 	cpu_set_t set;
 	int error;
 
-	w->sink = sink;
-	w->interface = interface;
-	w->stats.cpu = cpu;
-	w->buffer = sink->fd >= 0 ? malloc(BUFFER) : NULL;
-	w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if ((sink->fd >= 0 && !w->buffer) || w->stop_fd < 0) {
-		error = xk_fail("worker", w->stop_fd < 0 ? errno : ENOMEM);
-		goto out_free;
-	}
 	pthread_attr_init(&attributes);
 	if (cpu >= 0) {
 		CPU_ZERO(&set);
@@ -301,13 +303,29 @@ static int start(struct xk_worker *w, struct xk_sink *sink, uint32_t interface, 
 	}
 	sigfillset(&all); /* signals are for the threads that Python knows */
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&w->thread, &attributes, run, w);
+	error = pthread_create(thread, &attributes, run, self);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
-	if (error) {
-		error = xk_fail("pthread_create", error);
+	return error ? xk_fail("pthread_create", error) : 0;
+}
+
+static int start(struct xk_worker *w, struct xk_sink *sink, uint32_t interface, int wait, int cpu,
+		 struct xk_worker **out)
+{
+	int error;
+
+	w->sink = sink;
+	w->wait = wait;
+	w->interface = interface;
+	w->stats.cpu = cpu;
+	w->buffer = sink->fd >= 0 ? malloc(BUFFER) : NULL;
+	w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if ((sink->fd >= 0 && !w->buffer) || w->stop_fd < 0) {
+		error = xk_fail("worker", w->stop_fd < 0 ? errno : ENOMEM);
 		goto out_free;
 	}
+	if ((error = xk_start_thread(&w->thread, cpu, run, w)))
+		goto out_free;
 	*out = w;
 	return 0;
 out_free:
@@ -318,7 +336,7 @@ out_free:
 	return error;
 }
 
-int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interface, uint32_t queue, int cpu,
+int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interface, uint32_t queue, int wait, int cpu,
 			struct xk_worker **out)
 {
 	const uint8_t verdict[9] = { 2, 4 }; /* Linux_eBPF_XDP, XDP_REDIRECT as a 64-bit little-endian number */
@@ -332,10 +350,10 @@ int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interfa
 	put_option(w, 6, &queue, 4);   /* epb_queue */
 	put_option(w, 7, verdict, 9);  /* epb_verdict */
 	w->options_size += 4;          /* opt_endofopt */
-	return start(w, sink, interface, cpu, out);
+	return start(w, sink, interface, wait, cpu, out);
 }
 
-int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int cpu,
+int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int wait, int cpu,
 			   struct xk_worker **out)
 {
 	const uint32_t inbound = 1;
@@ -346,11 +364,11 @@ int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t i
 	xk_packet_source(p, &w->source);
 	put_option(w, 2, &inbound, 4);
 	w->options_size += 4;
-	return start(w, sink, interface, cpu, out);
+	return start(w, sink, interface, wait, cpu, out);
 }
 
 int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int hook, int outbound,
-			   int cpu, struct xk_worker **out)
+			   int wait, int cpu, struct xk_worker **out)
 {
 	/* ABORTED, DROP, PASS, TX, REDIRECT as XDP and as TC know them: TC_ACT_SHOT, _OK, _REDIRECT, _REDIRECT. */
 	static const uint8_t xdp[] = { 0, 1, 2, 3, 4 }, tc[] = { 2, 2, 0, 7, 7 };
@@ -368,7 +386,7 @@ int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t i
 		put_option(w, 7, verdict, 9);
 	}
 	w->options_size += 4;
-	return start(w, sink, interface, cpu, out);
+	return start(w, sink, interface, wait, cpu, out);
 }
 
 void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out)
@@ -378,6 +396,8 @@ void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out)
 	out->written = __atomic_load_n(&w->stats.written, __ATOMIC_RELAXED);
 	out->refused = __atomic_load_n(&w->stats.refused, __ATOMIC_RELAXED);
 	out->batches = __atomic_load_n(&w->stats.batches, __ATOMIC_RELAXED);
+	out->looks = __atomic_load_n(&w->stats.looks, __ATOMIC_RELAXED);
+	out->nudges = __atomic_load_n(&w->stats.nudges, __ATOMIC_RELAXED);
 	out->waits = __atomic_load_n(&w->stats.waits, __ATOMIC_RELAXED);
 	out->error = __atomic_load_n(&w->stats.error, __ATOMIC_RELAXED);
 	out->cpu = w->stats.cpu;

@@ -13,13 +13,17 @@
  *   a thread that moves batches from one source into one *sink* (count, pcapng) and gives the buffers back.  Python
  *   drains AF_XDP sockets itself with xk_xsk_receive()/xk_xsk_recycle(); both ways never run on one socket at once.
  *
- *   Frames of a UMEM have one owner at any time:
+ *   Frames of a UMEM belong to a *pool*, and have one owner at any time:
  *
  *      free --recycle--> FILL ring -> kernel -> RX ring --receive--> held --recycle--> FILL ring or free
  *      free --transmit-> TX ring -> kernel -> COMPLETION ring --complete--> free
+ *      RX ring of one socket --forward--> TX ring of another of the same pool
  *
  *   free + fill + rx + held + tx + completion == frames, where `fill` counts what the kernel still has of it.  With
  *   `check` set each frame's owner is kept and every transition is checked; a wrong one is -EFAULT.
+ *
+ *   Sockets of one UMEM share its memory; those of one pool its frames (a pair of ports that forward to each other, or
+ *   the sockets of one queue, which also share a FILL and a COMPLETION ring and take the pool's lock once per batch).
  */
 #pragma once
 #include <linux/if_xdp.h>
@@ -203,33 +207,21 @@ int xk_list_parse(const char *text, size_t size, int kind, uint32_t width, int i
 int xk_keys_join(uint32_t key_bytes, const uint8_t *others, const uint32_t *other_bits, uint32_t m, const uint8_t *keys,
 		 const uint32_t *bits, uint32_t n, int64_t *found);
 
-/* ---- UMEM and AF_XDP sockets (xsk.c) ---- */
+/* ---- UMEM (umem.c) ---- */
 
-struct xk_xsk_config {
-	uint32_t frames;          /* number of frames */
-	uint32_t chunk_size;      /* bytes per frame: 2048 or 4096 */
-	uint32_t headroom;        /* bytes kept free before each packet */
-	uint32_t fill_size;       /* ring sizes, powers of two */
-	uint32_t completion_size;
-	uint32_t rx_size;
-	uint32_t tx_size;         /* 0: no TX ring */
-	uint16_t bind_flags;      /* XDP_ZEROCOPY, XDP_COPY, XDP_USE_NEED_WAKEUP */
-	uint8_t check;            /* keep and check the owner of every frame */
-	uint8_t metadata;         /* the XDP program writes struct xk_meta before each packet */
+struct xk_umem_config {
+	uint32_t frames;      /* number of frames, of all pools together */
+	uint32_t chunk_size;  /* bytes per frame: 2048 or 4096; `unaligned`: 2048 to 4096 */
+	uint32_t headroom;    /* bytes kept free before each received packet, on top of the kernel's 256 */
+	uint32_t tx_metadata; /* bytes before each packet to transmit for struct xsk_tx_metadata: 0 or 24 */
+	int32_t node;         /* NUMA node to prefer for the memory; -1: where it is touched first */
+	uint8_t huge;         /* huge pages (MAP_HUGETLB) */
+	uint8_t unaligned;    /* XDP_UMEM_UNALIGNED_CHUNK_FLAG: chunk_size need be no power of two */
+	uint8_t software_checksum; /* XDP_UMEM_TX_SW_CSUM: in copy mode the kernel computes checksums that are asked for */
+	uint8_t check;        /* keep and check the owner of every frame */
 };
 
-/* What was received, and what the kernel counts for the socket: XDP_STATISTICS. */
-struct xk_xsk_stats {
-	uint64_t received; /* packets taken off the RX ring */
-	uint64_t rx_dropped;
-	uint64_t rx_invalid;
-	uint64_t tx_invalid;
-	uint64_t rx_ring_full;
-	uint64_t fill_empty;
-	uint64_t tx_empty;
-};
-
-/* Where the frames are; the sum is `frames`. */
+/* Where the frames of a pool are; the sum is `frames`. */
 struct xk_frames {
 	uint32_t free;
 	uint32_t fill; /* handed to the kernel and not yet received: FILL ring and driver */
@@ -240,43 +232,116 @@ struct xk_frames {
 	uint32_t frames;
 };
 
+struct xk_umem;
+struct xk_pool;
+
+/*
+ * Map and touch the memory.  -ENOMEM from "mmap(MAP_HUGETLB)": not enough huge pages are reserved.  The first socket
+ * registers it with the kernel, which pins it (RLIMIT_MEMLOCK without CAP_IPC_LOCK).
+ */
+int xk_umem_open(const struct xk_umem_config *config, struct xk_umem **out);
+/* Start of the memory and its size; it stays mapped until xk_umem_close(). */
+uint8_t *xk_umem_memory(const struct xk_umem *u, size_t *size);
+/* NUMA node of its first page, -errno if the kernel does not tell. */
+int xk_umem_node(const struct xk_umem *u);
+/* Unmap; its sockets and pools are closed before. */
+void xk_umem_close(struct xk_umem *u);
+
+/*
+ * The owner of `frames` frames that no other pool has: sockets take from it and give back to it.  One thread uses a pool
+ * at a time, but for sockets of one queue, which lock it once per batch.  -ENOSPC: the UMEM has fewer left.
+ */
+int xk_pool_open(struct xk_umem *u, uint32_t frames, struct xk_pool **out);
+void xk_pool_frames(const struct xk_pool *p, struct xk_frames *out);
+void xk_pool_close(struct xk_pool *p);
+
+/* ---- AF_XDP sockets (xsk.c) ---- */
+
+struct xk_xsk_config {
+	uint32_t fill_size;       /* ring sizes, powers of two */
+	uint32_t completion_size;
+	uint32_t rx_size;
+	uint32_t tx_size;         /* 0: no TX ring */
+	uint16_t bind_flags;      /* XDP_ZEROCOPY, XDP_COPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG */
+	uint8_t metadata;         /* the XDP program writes struct xk_meta before each packet */
+	uint32_t busy_poll_us;    /* SO_BUSY_POLL with SO_PREFER_BUSY_POLL; 0: no busy polling */
+	uint32_t busy_poll_budget; /* packets per busy poll */
+};
+
+/* What was received, and what the kernel counts for the socket: XDP_STATISTICS. */
+struct xk_xsk_stats {
+	uint64_t received; /* packets taken off the RX ring */
+	uint64_t rx_dropped;
+	uint64_t rx_invalid;
+	uint64_t tx_invalid;
+	uint64_t rx_ring_full;
+	uint64_t fill_empty; /* of the queue: the first socket of a group tells it */
+	uint64_t tx_empty;
+	uint64_t transmitted; /* packets handed to the TX ring */
+	uint64_t kicks;       /* system calls that told the kernel of it */
+	uint32_t unread;      /* packets in the RX ring */
+};
+
+/* What the kernel says of a socket. */
+struct xk_xsk_got {
+	uint8_t zerocopy;         /* XDP_OPTIONS */
+	uint8_t prefer_busy_poll; /* SO_PREFER_BUSY_POLL */
+	uint32_t busy_poll_us;    /* SO_BUSY_POLL */
+	uint32_t napi_id;         /* SO_INCOMING_NAPI_ID: what is polled; 0: the driver names none for the queue */
+};
+
+/* Received packets in columns of the caller.  A packet's buffers go from first[i] to the next packet's first[]. */
+struct xk_batch {
+	uint32_t max_packets;
+	uint32_t max_buffers;
+	uint64_t *addr;    /* [max_buffers] offset in the UMEM of a buffer's first byte */
+	uint32_t *size;    /* [max_buffers] its bytes */
+	uint32_t *first;   /* [max_packets] index of the packet's first buffer */
+	uint32_t *len;     /* [max_packets] bytes of the whole packet */
+	uint64_t *time_ns; /* [max_packets] CLOCK_REALTIME */
+	uint32_t *rule;    /* [max_packets] UINT32_MAX where the program wrote no metadata */
+	uint32_t *mark;    /* [max_packets] 0 where the program set none */
+	uint32_t buffers;  /* out: how many there are */
+};
+
 struct xk_xsk;
 
 /*
- * socket(AF_XDP), XDP_UMEM_REG, rings, FILL ring filled, bind to (ifindex, queue) in the current network namespace
- * (CAP_NET_RAW).  -EBUSY: the queue has a socket (or had one a moment ago); -EOPNOTSUPP: no zero-copy here.
+ * socket(AF_XDP), rings, FILL ring filled from `pool`, bind to (ifindex, queue) in the current network namespace
+ * (CAP_NET_RAW).  The first socket of a UMEM registers it and its bind flags hold for all; the others share it
+ * (XDP_SHARED_UMEM).  `sibling`: an open socket of the same queue and pool whose FILL and COMPLETION rings this one
+ * uses too, else NULL.  -EBUSY: the queue has a socket (or had one a moment ago); -EOPNOTSUPP: no zero-copy here, or
+ * no packets of several buffers with it.
  */
-int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config, struct xk_xsk **out);
+int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config, struct xk_pool *pool,
+		struct xk_xsk *sibling, struct xk_xsk **out);
 int xk_xsk_fd(const struct xk_xsk *x);
-/* XDP_OPTIONS flags: XDP_OPTIONS_ZEROCOPY (1). */
-int xk_xsk_options(const struct xk_xsk *x, uint32_t *flags);
+int xk_xsk_got(const struct xk_xsk *x, struct xk_xsk_got *out);
 int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out);
-void xk_xsk_frames(const struct xk_xsk *x, struct xk_frames *out);
-/* Start of the UMEM and its size; it stays mapped until xk_xsk_close(). */
-uint8_t *xk_xsk_umem(const struct xk_xsk *x, size_t *size);
 /*
- * Take up to `max` packets off the RX ring: they are held until recycled.  Arrays of `max`: addr (offset of the first
- * byte), len, time_ns (CLOCK_REALTIME), rule (UINT32_MAX where the program wrote no metadata).  Returns how many;
- * -EFAULT when the kernel's descriptor or a frame's owner is wrong.
+ * Take packets off the RX ring: their frames are held until recycled.  How many packets; -EFAULT when the kernel's
+ * descriptor or a frame's owner is wrong, -EMSGSIZE for a packet of more than max_buffers buffers.
  */
-int xk_xsk_receive(struct xk_xsk *x, uint32_t max, uint64_t *addr, uint32_t *len, uint64_t *time_ns, uint32_t *rule);
-/* Give held frames back: to the FILL ring while it has room, else to the free list. */
+int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *batch);
+/* Give held frames back, by any address inside: to the FILL ring while it has room, else to the pool. */
 int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n);
 /*
- * Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first.
+ * Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first.  A packet
+ * longer than a frame takes several where the socket is bound with XDP_USE_SG.  checksum_start >= 0: the device (or the
+ * kernel, software_checksum) sums each packet from there on and stores it checksum_offset bytes behind; the UMEM keeps
+ * room for it (tx_metadata).
  * -EMSGSIZE, -EINVAL for a packet that is longer than a frame or shorter than an Ethernet header; none is sent then.
  */
-int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n);
-/* Let the kernel send what still waits in the TX ring, and collect completions; how many. */
+int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
+		    int checksum_start, uint32_t checksum_offset);
+/* Let the kernel send what still waits in the TX ring, and collect completions; how many frames. */
 int xk_xsk_complete(struct xk_xsk *x);
 /*
  * Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever); -EINTR on a signal,
  * -ENODEV when the time is over and a device is gone (which wakes nobody: do not wait for ever).
  */
 int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms);
-/* Unmap the rings and close the socket: the queue is free again.  The UMEM stays mapped. */
-void xk_xsk_shutdown(struct xk_xsk *x);
-/* Shut down if need be, unmap the UMEM and free everything. */
+/* Unmap the rings and close the socket: the queue is free again once all sockets of it are closed. */
 void xk_xsk_close(struct xk_xsk *x);
 
 /* ---- packet sockets (packet.c) ---- */
@@ -355,29 +420,53 @@ struct xk_worker_stats {
 	uint64_t written;  /* taken by the sink */
 	uint64_t refused;  /* received after the sink's limit, or lost to a failed write */
 	uint64_t batches;
+	uint64_t looks;    /* looks that found nothing */
+	uint64_t nudges;   /* of them, system calls that let the driver go on (busy poll, need_wakeup) */
 	uint64_t waits;    /* times it slept in poll() */
 	int32_t error;     /* errno that ended it, or 0 */
 	int32_t cpu;       /* -1: not pinned */
 };
 
+/* What a worker does when there is nothing: look on for some 20 us and then sleep; look on for ever; sleep at once. */
+enum { XK_WAIT_ADAPTIVE, XK_WAIT_BUSY, XK_WAIT_SLEEP };
+
 struct xk_worker;
 
 /*
  * Start a thread that moves packets from the source into `sink` until stopped.  `interface` is the interface id that
- * its pcapng blocks carry, `queue` their epb_queue.  cpu -1: not pinned.  Source and sink must outlive it.
+ * its pcapng blocks carry, `queue` their epb_queue.  `wait`: one of XK_WAIT_*.  cpu -1: not pinned.  Source and sink
+ * must outlive it.
  */
-int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interface, uint32_t queue, int cpu,
+int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interface, uint32_t queue, int wait, int cpu,
 			struct xk_worker **out);
-int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int cpu,
+int xk_worker_start_packet(struct xk_packet *p, struct xk_sink *sink, uint32_t interface, int wait, int cpu,
 			   struct xk_worker **out);
 /* `hook`: where the program runs, which says what its verdicts mean; `outbound`: the packets were leaving the host. */
 enum { XK_HOOK_XDP, XK_HOOK_TC, XK_HOOK_SOCKET };
 int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int hook, int outbound,
-			   int cpu, struct xk_worker **out);
+			   int wait, int cpu, struct xk_worker **out);
 void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out);
 /* Ask all to stop; each drains its source until it is empty, flushes, and ends.  Then the final counts. */
 void xk_worker_stop(struct xk_worker *w);
 void xk_worker_join(struct xk_worker *w, struct xk_worker_stats *out);
+
+/* ---- forwarding (forward.c) ---- */
+
+struct xk_forwarder;
+
+/*
+ * Start a thread that transmits on `b` what `a` receives and on `a` what `b` receives, in the frames where the kernel put
+ * it: RX -> TX -> COMPLETION -> FILL.  Both sockets have a TX ring and the same pool.  a == b: what a socket receives goes
+ * back out of it, with the Ethernet addresses exchanged.  Where a TX ring is full packets stay in the RX ring, and what
+ * that cannot hold the kernel drops and counts.
+ */
+int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, struct xk_forwarder **out);
+/* Counts of one direction, 0: a to b, 1: b to a; `written` is what was handed to TX, looks and waits are of both. */
+void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_worker_stats *out);
+/* Ask to stop: what waits in the RX rings goes out first, for a second at most where TX makes no progress.  Then end. */
+void xk_forward_stop(struct xk_forwarder *f);
+/* `there`, `back`: the final counts of the directions. */
+void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, struct xk_worker_stats *back);
 
 /* cdef end */
 
@@ -385,11 +474,13 @@ void xk_worker_join(struct xk_worker *w, struct xk_worker_stats *out);
 struct xk_meta {
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
 	uint32_t rule;
+	uint32_t mark;
+	uint32_t unused;
 	uint32_t magic;
 };
-#define XK_META_MAGIC 0x786b6d31u
+#define XK_META_MAGIC 0x786b6d32u
 #define XK_NO_RULE UINT32_MAX
-_Static_assert(sizeof(struct xk_meta) == 16, "shared with bpf/xdp.bpf.c");
+_Static_assert(sizeof(struct xk_meta) == 24, "shared with bpf/xdp.bpf.c");
 
 /* A record of bpf/copies.h and what its reader tells the program; the same structs there. */
 struct xk_copy {
@@ -409,14 +500,22 @@ struct xk_reader {
 };
 _Static_assert(sizeof(struct xk_copy) == 32 && sizeof(struct xk_reader) == 8, "shared with bpf/copies.h");
 
+/* A further buffer of a packet. */
+struct xk_part {
+	const uint8_t *data;
+	uint32_t len;
+};
+
 /* One packet on its way from a source to a sink. */
 struct xk_view {
-	const uint8_t *data;
+	const uint8_t *data; /* the first buffer */
 	uint32_t len;
 	uint32_t wire_len;
 	uint64_t time_ns; /* CLOCK_REALTIME */
 	uint32_t rule;
 	uint32_t verdict; /* enum xdp_action, where the worker has a place for it */
+	uint32_t more; /* further buffers */
+	const struct xk_part *parts;
 };
 #define XK_BATCH 256u
 
@@ -432,11 +531,23 @@ struct xk_source {
 	void *self;
 	/* Called before sleeping in poll(), where the producer wakes only those who ask; NULL: it wakes always. */
 	void (*sleep)(void *self);
+	/* Called when there was nothing: let the driver go on, where it asks for that; 1 if a system call did. */
+	int (*nudge)(void *self);
 };
 void xk_xsk_source(struct xk_xsk *x, struct xk_source *out);
 void xk_packet_source(struct xk_packet *p, struct xk_source *out);
 void xk_copies_source(struct xk_copies *c, struct xk_source *out);
 
+/* Empty looks at a ring before sleeping: some 20 us where no look is a system call. */
+#define XK_LOOKS 2000u
+#if defined(__x86_64__) || defined(__i386__)
+#define xk_relax() __builtin_ia32_pause()
+#else
+#define xk_relax() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#endif
+
+/* Start a thread that takes no signals, pinned to `cpu` unless that is negative. */
+int xk_start_thread(pthread_t *thread, int cpu, void *(*run)(void *), void *self);
 int xk_fail(const char *call, int error);
 uint64_t xk_clock_ns(int clock);
 /* Real time minus monotonic time: what turns the program's clock into the capture's. */

@@ -1,48 +1,32 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* UMEM, rings and sockets of AF_XDP.  Kernel interface: Documentation/networking/af_xdp.rst, linux/if_xdp.h. */
+/*
+ * Sockets of AF_XDP: open, close, and what the kernel says of them; receive.c and transmit.c move packets.
+ * Kernel interface: Documentation/networking/af_xdp.rst, linux/if_xdp.h.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <linux/if_ether.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-#include "xdpkit.h"
+#include "umem.h"
 
-#ifndef AF_XDP
-#define AF_XDP 44
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#define SO_BUSY_POLL_BUDGET 70
 #endif
-#ifndef SOL_XDP
-#define SOL_XDP 283
-#endif
+/* What linux/if_xdp.h of Debian 12 does not have yet. */
+#define UMEM_TX_SW_CSUM (1u << 1)
+#define UMEM_TX_METADATA_LEN (1u << 2)
+#define MAX_TX_SKB_BUDGET 9 /* Linux 6.17 */
 
-enum owner { OWNER_FREE, OWNER_FILL, OWNER_HELD, OWNER_TX };
-
-struct mapping {
-	void *at;
-	size_t size;
+struct umem_reg { /* struct xdp_umem_reg of Linux 6.8 */
+	uint64_t addr, len;
+	uint32_t chunk_size, headroom, flags, tx_metadata_len;
 };
-
-struct xk_xsk {
-	int fd;
-	struct xk_xsk_config config;
-	uint8_t *umem;
-	size_t umem_size;
-	struct xk_ring fill, completion, rx, tx;
-	struct mapping maps[4];
-	uint64_t *free;  /* stack of free frames */
-	uint8_t *owners; /* per frame, NULL unless config.check */
-	uint32_t free_count, held_count;
-	uint64_t received; /* read by other threads */
-	/* the batch that a worker holds */
-	uint64_t batch_addr[XK_BATCH];
-	uint32_t batch_len[XK_BATCH], batch_rule[XK_BATCH];
-	uint64_t batch_time[XK_BATCH];
-	uint32_t batch_count;
-};
+_Static_assert(sizeof(struct umem_reg) == 32, "the kernel's");
 
 static _Thread_local const char *failed_call = "";
 
@@ -65,21 +49,14 @@ uint64_t xk_clock_ns(int clock)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Move a frame from one owner to another; 0 if it was not the first one's. */
-static inline int pass_frame(struct xk_xsk *x, uint64_t addr, enum owner from, enum owner to)
+uint64_t xk_clock_offset(void)
 {
-	uint8_t *owner;
+	uint64_t before = xk_clock_ns(CLOCK_MONOTONIC), real = xk_clock_ns(CLOCK_REALTIME);
 
-	if (addr >= x->umem_size)
-		return 0;
-	if (!x->owners)
-		return 1;
-	owner = &x->owners[addr / x->config.chunk_size];
-	if (*owner != from)
-		return 0;
-	*owner = to;
-	return 1;
+	return real - before / 2 - xk_clock_ns(CLOCK_MONOTONIC) / 2;
 }
+
+/* ---- open and close ---- */
 
 static int map_ring(struct xk_xsk *x, struct xk_ring *r, struct mapping *m, const struct xdp_ring_offset *o,
 		    uint32_t size, size_t entry, uint64_t page_offset)
@@ -102,7 +79,7 @@ static int map_ring(struct xk_xsk *x, struct xk_ring *r, struct mapping *m, cons
 
 static int set_ring(int fd, int option, uint32_t size, const char *call)
 {
-	if (setsockopt(fd, SOL_XDP, option, &size, sizeof(size)))
+	if (size && setsockopt(fd, SOL_XDP, option, &size, sizeof(size)))
 		return xk_fail(call, errno);
 	return 0;
 }
@@ -110,46 +87,29 @@ static int set_ring(int fd, int option, uint32_t size, const char *call)
 static int open_rings(struct xk_xsk *x)
 {
 	const struct xk_xsk_config *c = &x->config;
+	struct xk_queue *q = x->queue;
 	struct xdp_mmap_offsets o;
 	socklen_t size = sizeof(o);
 	int error;
 
-	if ((error = set_ring(x->fd, XDP_UMEM_FILL_RING, c->fill_size, "setsockopt(XDP_UMEM_FILL_RING)")) ||
-	    (error = set_ring(x->fd, XDP_UMEM_COMPLETION_RING, c->completion_size,
-			      "setsockopt(XDP_UMEM_COMPLETION_RING)")) ||
+	if ((x->first &&
+	     ((error = set_ring(x->fd, XDP_UMEM_FILL_RING, c->fill_size, "setsockopt(XDP_UMEM_FILL_RING)")) ||
+	      (error = set_ring(x->fd, XDP_UMEM_COMPLETION_RING, c->completion_size,
+				"setsockopt(XDP_UMEM_COMPLETION_RING)")))) ||
 	    (error = set_ring(x->fd, XDP_RX_RING, c->rx_size, "setsockopt(XDP_RX_RING)")) ||
-	    (c->tx_size && (error = set_ring(x->fd, XDP_TX_RING, c->tx_size, "setsockopt(XDP_TX_RING)"))))
+	    (error = set_ring(x->fd, XDP_TX_RING, c->tx_size, "setsockopt(XDP_TX_RING)")))
 		return error;
 	if (getsockopt(x->fd, SOL_XDP, XDP_MMAP_OFFSETS, &o, &size))
 		return xk_fail("getsockopt(XDP_MMAP_OFFSETS)", errno);
-	if ((error = map_ring(x, &x->fill, &x->maps[0], &o.fr, c->fill_size, sizeof(uint64_t),
-			      XDP_UMEM_PGOFF_FILL_RING)) ||
-	    (error = map_ring(x, &x->completion, &x->maps[1], &o.cr, c->completion_size, sizeof(uint64_t),
-			      XDP_UMEM_PGOFF_COMPLETION_RING)) ||
-	    (error = map_ring(x, &x->rx, &x->maps[2], &o.rx, c->rx_size, sizeof(struct xdp_desc),
+	if ((x->first && ((error = map_ring(x, &q->fill, &q->maps[0], &o.fr, c->fill_size, sizeof(uint64_t),
+					    XDP_UMEM_PGOFF_FILL_RING)) ||
+			  (error = map_ring(x, &q->completion, &q->maps[1], &o.cr, c->completion_size,
+					    sizeof(uint64_t), XDP_UMEM_PGOFF_COMPLETION_RING)))) ||
+	    (error = map_ring(x, &x->rx, &x->maps[0], &o.rx, c->rx_size, sizeof(struct xdp_desc),
 			      XDP_PGOFF_RX_RING)) ||
-	    (c->tx_size && (error = map_ring(x, &x->tx, &x->maps[3], &o.tx, c->tx_size, sizeof(struct xdp_desc),
+	    (c->tx_size && (error = map_ring(x, &x->tx, &x->maps[1], &o.tx, c->tx_size, sizeof(struct xdp_desc),
 					     XDP_PGOFF_TX_RING))))
 		return error;
-	return 0;
-}
-
-/* Move free frames into the FILL ring, as many as it takes; frames kept for TX stay free. */
-static int refill(struct xk_xsk *x)
-{
-	uint32_t keep = x->config.tx_size < x->config.frames / 2 ? x->config.tx_size : x->config.frames / 2;
-	uint32_t spare = x->free_count > keep ? x->free_count - keep : 0;
-	uint32_t n = spare ? xk_ring_reserve(&x->fill, spare) : 0;
-
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t addr = x->free[--x->free_count];
-
-		if (!pass_frame(x, addr, OWNER_FREE, OWNER_FILL))
-			return xk_fail("frame check", EFAULT);
-		*xk_ring_addr(&x->fill, x->fill.producer + i) = addr;
-	}
-	if (n)
-		xk_ring_submit(&x->fill, n);
 	return 0;
 }
 
@@ -160,60 +120,139 @@ static int valid_config(const struct xk_xsk_config *c)
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
 		if (!sizes[i] || sizes[i] & (sizes[i] - 1))
 			return 0;
-	return c->frames && (c->chunk_size == 2048 || c->chunk_size == 4096);
+	return 1;
 }
 
-int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config, struct xk_xsk **out)
+static int register_umem(struct xk_xsk *x)
 {
+	const struct xk_umem *u = x->umem;
+	struct umem_reg reg = { .addr = (uintptr_t)u->memory,
+				.len = u->size,
+				.chunk_size = u->config.chunk_size,
+				.headroom = u->config.headroom,
+				.tx_metadata_len = u->config.tx_metadata };
+	/* the kernel takes the older, shorter struct too, and kernels before 6.8 know no other */
+	socklen_t size = u->config.tx_metadata ? sizeof(reg) : sizeof(struct xdp_umem_reg);
+
+	reg.flags = (u->config.unaligned ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0) |
+		    (u->config.tx_metadata ? UMEM_TX_METADATA_LEN : 0) |
+		    (u->config.software_checksum ? UMEM_TX_SW_CSUM : 0);
+	return setsockopt(x->fd, SOL_XDP, XDP_UMEM_REG, &reg, size) ? xk_fail("setsockopt(XDP_UMEM_REG)", errno) : 0;
+}
+
+static int set_busy_poll(const struct xk_xsk *x)
+{
+	const struct xk_xsk_config *c = &x->config;
+	int on = 1;
+
+	if (!c->busy_poll_us)
+		return 0;
+	if (setsockopt(x->fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &on, sizeof(on)))
+		return xk_fail("setsockopt(SO_PREFER_BUSY_POLL)", errno);
+	if (setsockopt(x->fd, SOL_SOCKET, SO_BUSY_POLL, &c->busy_poll_us, sizeof(int)))
+		return xk_fail("setsockopt(SO_BUSY_POLL)", errno);
+	if (setsockopt(x->fd, SOL_SOCKET, SO_BUSY_POLL_BUDGET, &c->busy_poll_budget, sizeof(int)))
+		return xk_fail("setsockopt(SO_BUSY_POLL_BUDGET)", errno);
+	return 0;
+}
+
+static int bind_socket(struct xk_xsk *x, int ifindex, uint32_t queue)
+{
+	const struct xk_xsk *registered = x->umem->sockets;
 	struct sockaddr_xdp address = { .sxdp_family = AF_XDP,
-					.sxdp_flags = config->bind_flags,
+					.sxdp_flags = registered ? XDP_SHARED_UMEM : x->config.bind_flags,
 					.sxdp_ifindex = (uint32_t)ifindex,
-					.sxdp_queue_id = queue };
-	struct xdp_umem_reg reg;
-	struct xk_xsk *x;
+					.sxdp_queue_id = queue,
+					.sxdp_shared_umem_fd = registered ? (uint32_t)registered->fd : 0 };
+	struct xk_xsk_got got;
 	int error;
 
-	if (!valid_config(config))
+	if (bind(x->fd, (struct sockaddr *)&address, sizeof(address)))
+		return xk_fail("bind(AF_XDP)", errno);
+	if ((error = xk_xsk_got(x, &got)))
+		return error;
+	x->zerocopy = got.zerocopy;
+	if (registered)
+		x->config.bind_flags = registered->config.bind_flags;
+	if (x->config.tx_size) /* one system call for a whole ring in copy mode; an older kernel takes 32 packets in each */
+		setsockopt(x->fd, SOL_XDP, MAX_TX_SKB_BUDGET, &x->config.tx_size, sizeof(uint32_t));
+	return 0;
+}
+
+/* Room for a batch of a worker: a packet has no more buffers than the RX ring holds. */
+static int open_batch(struct xk_xsk *x)
+{
+	uint32_t buffers = x->config.bind_flags & XDP_USE_SG && x->config.rx_size > XK_BATCH ? x->config.rx_size : XK_BATCH;
+	struct xk_batch *b = &x->batch;
+
+	*b = (struct xk_batch){ .max_packets = XK_BATCH, .max_buffers = buffers };
+	b->addr = malloc(buffers * (sizeof(*b->addr) + sizeof(*b->size)));
+	b->time_ns = malloc(XK_BATCH * (sizeof(*b->time_ns) + 4 * sizeof(uint32_t)));
+	x->parts = malloc(buffers * sizeof(*x->parts));
+	if (!b->addr || !b->time_ns || !x->parts)
+		return xk_fail("malloc", ENOMEM);
+	b->size = (uint32_t *)(b->addr + buffers);
+	b->first = (uint32_t *)(b->time_ns + XK_BATCH);
+	b->len = b->first + XK_BATCH;
+	b->rule = b->len + XK_BATCH;
+	b->mark = b->rule + XK_BATCH;
+	return 0;
+}
+
+/* Of a socket that was not bound: the kernel took nothing out of its FILL ring. */
+static void take_back(struct xk_xsk *x)
+{
+	struct xk_ring *fill = &x->queue->fill;
+
+	for (uint32_t i = 0; x->first && i < fill->producer; i++) {
+		x->pool->free[x->pool->free_count++] = *xk_ring_addr(fill, i);
+		pass_frame(x->umem, *xk_ring_addr(fill, i), OWNER_FILL, OWNER_FREE);
+	}
+}
+
+int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config, struct xk_pool *pool,
+		struct xk_xsk *sibling, struct xk_xsk **out)
+{
+	struct xk_umem *u = pool->umem;
+	struct xk_xsk *x, **last = &u->sockets;
+	int error;
+
+	if (!valid_config(config) || (sibling && sibling->pool != pool))
 		return xk_fail("AF_XDP ring sizes", EINVAL);
 	x = calloc(1, sizeof(*x));
 	if (!x)
 		return xk_fail("calloc", ENOMEM);
 	x->fd = -1;
 	x->config = *config;
-	x->umem_size = (size_t)config->frames * config->chunk_size;
-	x->free = malloc(config->frames * sizeof(*x->free));
-	x->owners = config->check ? calloc(config->frames, 1) : NULL;
-	if (!x->free || (config->check && !x->owners)) {
-		error = xk_fail("malloc", ENOMEM);
+	x->umem = u;
+	x->pool = pool;
+	x->first = !sibling;
+	x->keep = config->tx_size < pool->frames / 2 ? config->tx_size : pool->frames / 2;
+	x->queue = sibling ? sibling->queue : calloc(1, sizeof(*x->queue));
+	if (!x->queue) {
+		error = xk_fail("calloc", ENOMEM);
 		goto out_close;
 	}
-	for (uint32_t i = 0; i < config->frames; i++)
-		x->free[x->free_count++] = (uint64_t)(config->frames - 1 - i) * config->chunk_size;
-	x->umem = mmap(NULL, x->umem_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (x->umem == MAP_FAILED) {
-		x->umem = NULL;
-		error = xk_fail("mmap(UMEM)", errno);
+	x->queue->users++;
+	if (sibling)
+		pool->locked = 1;
+	if ((error = open_batch(x)))
 		goto out_close;
-	}
 	x->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
 	if (x->fd < 0) {
 		error = xk_fail("socket(AF_XDP)", errno);
 		goto out_close;
 	}
-	reg = (struct xdp_umem_reg){ .addr = (uintptr_t)x->umem,
-				     .len = x->umem_size,
-				     .chunk_size = config->chunk_size,
-				     .headroom = config->headroom };
-	if (setsockopt(x->fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg))) {
-		error = xk_fail("setsockopt(XDP_UMEM_REG)", errno);
+	if ((!u->sockets && (error = register_umem(x))) || (error = open_rings(x)) || (error = set_busy_poll(x)) ||
+	    (error = xk_refill(x))) /* before bind: a zero-copy driver takes frames at once */
+		goto out_close;
+	if ((error = bind_socket(x, ifindex, queue))) {
+		take_back(x);
 		goto out_close;
 	}
-	if ((error = open_rings(x)) || (error = refill(x)))
-		goto out_close;
-	if (bind(x->fd, (struct sockaddr *)&address, sizeof(address))) {
-		error = xk_fail("bind(AF_XDP)", errno);
-		goto out_close;
-	}
+	while (*last)
+		last = &(*last)->next;
+	*last = x;
 	*out = x;
 	return 0;
 out_close:
@@ -221,20 +260,73 @@ out_close:
 	return error;
 }
 
+static void unmap(struct mapping *m, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (m[i].at)
+			munmap(m[i].at, m[i].size);
+}
+
+void xk_xsk_close(struct xk_xsk *x)
+{
+	for (struct xk_xsk **at = &x->umem->sockets; *at; at = &(*at)->next)
+		if (*at == x) {
+			*at = x->next;
+			break;
+		}
+	unmap(x->maps, 2);
+	if (x->queue && !--x->queue->users) {
+		unmap(x->queue->maps, 2);
+		free(x->queue);
+	}
+	if (x->fd >= 0)
+		close(x->fd);
+	free(x->batch.addr);
+	free(x->batch.time_ns);
+	free(x->parts);
+	free(x);
+}
+
+/* ---- what the kernel says ---- */
+
 int xk_xsk_fd(const struct xk_xsk *x)
 {
 	return x->fd;
 }
 
-int xk_xsk_options(const struct xk_xsk *x, uint32_t *flags)
+static uint32_t socket_option(const struct xk_xsk *x, int name)
+{
+	uint32_t value = 0;
+	socklen_t size = sizeof(value);
+
+	return getsockopt(x->fd, SOL_SOCKET, name, &value, &size) ? 0 : value;
+}
+
+int xk_xsk_got(const struct xk_xsk *x, struct xk_xsk_got *out)
 {
 	struct xdp_options options;
 	socklen_t size = sizeof(options);
 
 	if (getsockopt(x->fd, SOL_XDP, XDP_OPTIONS, &options, &size))
 		return xk_fail("getsockopt(XDP_OPTIONS)", errno);
-	*flags = options.flags;
+	*out = (struct xk_xsk_got){ .zerocopy = !!(options.flags & XDP_OPTIONS_ZEROCOPY),
+				    .prefer_busy_poll = !!socket_option(x, SO_PREFER_BUSY_POLL),
+				    .busy_poll_us = socket_option(x, SO_BUSY_POLL),
+				    .napi_id = socket_option(x, SO_INCOMING_NAPI_ID) };
 	return 0;
+}
+
+/* Packets in the RX ring.  Another thread may be taking them: a count that is a moment old. */
+static uint32_t unread(const struct xk_xsk *x)
+{
+	const struct xdp_desc *descs = x->rx.entries;
+	uint32_t from = x->rx.consumer, to = xk_ring_load(x->rx.shared_producer), n = 0;
+
+	if (!(x->config.bind_flags & XDP_USE_SG))
+		return to - from;
+	for (; from != to; from++)
+		n += !(descs[from & x->rx.mask].options & XDP_PKT_CONTD);
+	return n;
 }
 
 int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out)
@@ -245,251 +337,20 @@ int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out)
 	if (getsockopt(x->fd, SOL_XDP, XDP_STATISTICS, &s, &size))
 		return xk_fail("getsockopt(XDP_STATISTICS)", errno);
 	*out = (struct xk_xsk_stats){ .received = __atomic_load_n(&x->received, __ATOMIC_RELAXED),
+				      .transmitted = __atomic_load_n(&x->transmitted, __ATOMIC_RELAXED),
+				      .kicks = __atomic_load_n(&x->kicks, __ATOMIC_RELAXED),
+				      .unread = unread(x),
 				      .rx_dropped = s.rx_dropped,
 				      .rx_invalid = s.rx_invalid_descs,
 				      .tx_invalid = s.tx_invalid_descs,
 				      .rx_ring_full = s.rx_ring_full,
-				      .fill_empty = s.rx_fill_ring_empty_descs,
+				      .fill_empty = x->first ? s.rx_fill_ring_empty_descs : 0,
 				      .tx_empty = s.tx_ring_empty_descs };
+	/*
+	 * A packet of several buffers that found too few frames is dropped without a count of its own, and none is too
+	 * long: FILL is the only reason there is.
+	 */
+	if (x->config.bind_flags & XDP_USE_SG)
+		out->fill_empty = s.rx_dropped;
 	return 0;
-}
-
-void xk_xsk_frames(const struct xk_xsk *x, struct xk_frames *out)
-{
-	uint32_t rx = xk_ring_load(x->rx.shared_producer) - x->rx.consumer;
-	uint32_t completion = xk_ring_load(x->completion.shared_producer) - x->completion.consumer;
-
-	*out = (struct xk_frames){ .free = x->free_count,
-				   .rx = rx,
-				   .fill = x->fill.producer - x->rx.consumer - rx,
-				   .held = x->held_count,
-				   .completion = completion,
-				   .tx = x->tx.producer - x->completion.consumer - completion,
-				   .frames = x->config.frames };
-}
-
-uint8_t *xk_xsk_umem(const struct xk_xsk *x, size_t *size)
-{
-	*size = x->umem_size;
-	return x->umem;
-}
-
-uint64_t xk_clock_offset(void)
-{
-	uint64_t before = xk_clock_ns(CLOCK_MONOTONIC), real = xk_clock_ns(CLOCK_REALTIME);
-
-	return real - before / 2 - xk_clock_ns(CLOCK_MONOTONIC) / 2;
-}
-
-int xk_xsk_receive(struct xk_xsk *x, uint32_t max, uint64_t *addr, uint32_t *len, uint64_t *time_ns, uint32_t *rule)
-{
-	const struct xdp_desc *descs = x->rx.entries;
-	uint32_t n = xk_ring_peek(&x->rx, max);
-	uint64_t now = 0, offset = 0;
-
-	if (!n)
-		return 0;
-	if (x->config.metadata)
-		offset = xk_clock_offset();
-	else
-		now = xk_clock_ns(CLOCK_REALTIME);
-	for (uint32_t i = 0; i < n; i++) {
-		const struct xdp_desc *d = &descs[(x->rx.consumer + i) & x->rx.mask];
-
-		if (d->addr + d->len > x->umem_size || !pass_frame(x, d->addr, OWNER_FILL, OWNER_HELD))
-			return xk_fail("RX descriptor check", EFAULT);
-		addr[i] = d->addr;
-		len[i] = d->len;
-		time_ns[i] = now;
-		rule[i] = XK_NO_RULE;
-		if (x->config.metadata && (d->addr & (x->config.chunk_size - 1)) >= sizeof(struct xk_meta)) {
-			struct xk_meta *m = (struct xk_meta *)(x->umem + d->addr) - 1;
-
-			if (m->magic == XK_META_MAGIC) {
-				time_ns[i] = m->time_ns + offset;
-				rule[i] = m->rule;
-				m->magic = 0;
-			}
-		}
-		if (!time_ns[i])
-			time_ns[i] = now ? now : (now = xk_clock_ns(CLOCK_REALTIME));
-	}
-	x->held_count += n;
-	__atomic_store_n(&x->received, x->received + n, __ATOMIC_RELAXED);
-	xk_ring_release(&x->rx, n);
-	/* free frames take the place of those now held, so that a batch under way does not starve the kernel */
-	if (x->free_count && refill(x))
-		return -EFAULT;
-	return (int)n;
-}
-
-int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)
-{
-	uint64_t mask = ~(uint64_t)(x->config.chunk_size - 1);
-	uint32_t room = xk_ring_reserve(&x->fill, n);
-
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t base = addr[i] & mask;
-
-		if (!pass_frame(x, base, OWNER_HELD, i < room ? OWNER_FILL : OWNER_FREE))
-			return xk_fail("frame check", EFAULT);
-		if (x->owners) /* poison: a stale view must not look like a packet */
-			memset(x->umem + base, 0xde, x->config.chunk_size);
-		if (i < room)
-			*xk_ring_addr(&x->fill, x->fill.producer + i) = base;
-		else
-			x->free[x->free_count++] = base;
-	}
-	x->held_count -= n;
-	xk_ring_submit(&x->fill, room);
-	if (room == n && x->free_count)
-		return refill(x);
-	return 0;
-}
-
-static int collect(struct xk_xsk *x)
-{
-	uint32_t n = xk_ring_peek(&x->completion, x->config.completion_size);
-	uint64_t mask = ~(uint64_t)(x->config.chunk_size - 1);
-
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t addr = *xk_ring_addr(&x->completion, x->completion.consumer + i) & mask;
-
-		if (!pass_frame(x, addr, OWNER_TX, OWNER_FREE))
-			return xk_fail("COMPLETION descriptor check", EFAULT);
-		x->free[x->free_count++] = addr;
-	}
-	if (n)
-		xk_ring_release(&x->completion, n);
-	return (int)n;
-}
-
-/*
- * Let the kernel send what is in the TX ring.  One call sends 32 packets in copy mode (TX_BATCH_SIZE) and says EAGAIN when
- * there are more, so go on while it makes progress.  A busy device is no error: the next transmit or complete goes on.
- */
-static int kick_tx(struct xk_xsk *x)
-{
-	uint32_t left = x->tx.producer - xk_ring_load(x->tx.shared_consumer), before;
-
-	do {
-		if ((x->config.bind_flags & XDP_USE_NEED_WAKEUP) &&
-		    !(xk_ring_load(x->tx.flags) & XDP_RING_NEED_WAKEUP))
-			return 0;
-		if (sendto(x->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 && errno != EAGAIN && errno != EBUSY &&
-		    errno != ENOBUFS && errno != ENETDOWN)
-			return xk_fail("sendto(AF_XDP)", errno);
-		before = left;
-		left = x->tx.producer - xk_ring_load(x->tx.shared_consumer);
-	} while (left && left != before);
-	return 0;
-}
-
-int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n)
-{
-	struct xdp_desc *descs = x->tx.entries;
-	int error = collect(x);
-	uint32_t room;
-
-	if (error < 0)
-		return error;
-	if (!x->config.tx_size)
-		return xk_fail("transmit without a TX ring", EINVAL);
-	for (uint32_t i = 0; i < n; i++)
-		if (len[i] > x->config.chunk_size)
-			return xk_fail("transmit: packet longer than a frame", EMSGSIZE);
-		else if (len[i] < ETH_HLEN) /* the kernel would never complete an empty one: a frame lost */
-			return xk_fail("transmit: packet shorter than an Ethernet header", EINVAL);
-	room = xk_ring_reserve(&x->tx, n < x->free_count ? n : x->free_count);
-	for (uint32_t i = 0; i < room; i++) {
-		uint64_t addr = x->free[--x->free_count];
-
-		if (!pass_frame(x, addr, OWNER_FREE, OWNER_TX))
-			return xk_fail("frame check", EFAULT);
-		memcpy(x->umem + addr, packets[i], len[i]);
-		descs[(x->tx.producer + i) & x->tx.mask] = (struct xdp_desc){ .addr = addr, .len = len[i] };
-	}
-	if (room)
-		xk_ring_submit(&x->tx, room);
-	error = x->tx.producer != x->completion.consumer ? kick_tx(x) : 0;
-	return error ? error : (int)room;
-}
-
-int xk_xsk_complete(struct xk_xsk *x)
-{
-	int error = 0;
-
-	if (x->config.tx_size && x->tx.producer != xk_ring_load(x->tx.shared_consumer))
-		error = kick_tx(x);
-	return error ? error : collect(x);
-}
-
-int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms)
-{
-	struct pollfd fds[n];
-	int ready;
-
-	for (uint32_t i = 0; i < n; i++) {
-		if (xk_ring_load(x[i]->rx.shared_producer) != x[i]->rx.consumer)
-			return 1;
-		fds[i] = (struct pollfd){ .fd = x[i]->fd, .events = POLLIN };
-	}
-	ready = poll(fds, n, timeout_ms);
-	if (ready < 0)
-		return xk_fail("poll(AF_XDP)", errno);
-	if (ready)
-		return 1;
-	/* poll() keeps silent about a device that went away: the socket is unbound then, which recvmsg tells */
-	for (uint32_t i = 0; i < n; i++)
-		if (recv(x[i]->fd, NULL, 0, MSG_DONTWAIT) < 0 && errno == ENXIO)
-			return xk_fail("poll(AF_XDP): the device is gone", ENODEV);
-	return 0;
-}
-
-void xk_xsk_shutdown(struct xk_xsk *x)
-{
-	for (size_t i = 0; i < 4; i++) {
-		if (x->maps[i].at)
-			munmap(x->maps[i].at, x->maps[i].size);
-		x->maps[i].at = NULL;
-	}
-	if (x->fd >= 0)
-		close(x->fd);
-	x->fd = -1;
-}
-
-void xk_xsk_close(struct xk_xsk *x)
-{
-	xk_xsk_shutdown(x);
-	if (x->umem)
-		munmap(x->umem, x->umem_size);
-	free(x->owners);
-	free(x->free);
-	free(x);
-}
-
-/* ---- as a worker's source ---- */
-
-static int source_receive(void *self, struct xk_view *out)
-{
-	struct xk_xsk *x = self;
-	int n = xk_xsk_receive(x, XK_BATCH, x->batch_addr, x->batch_len, x->batch_time, x->batch_rule);
-
-	for (int i = 0; i < n; i++)
-		out[i] = (struct xk_view){ x->umem + x->batch_addr[i], x->batch_len[i], x->batch_len[i],
-					   x->batch_time[i], x->batch_rule[i] };
-	x->batch_count = n > 0 ? (uint32_t)n : 0;
-	return n;
-}
-
-static int source_release(void *self)
-{
-	struct xk_xsk *x = self;
-
-	return xk_xsk_recycle(x, x->batch_addr, x->batch_count);
-}
-
-void xk_xsk_source(struct xk_xsk *x, struct xk_source *out)
-{
-	*out = (struct xk_source){ source_receive, source_release, x->fd, 0, x };
 }

@@ -16,14 +16,19 @@ import os
 import platform
 import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import cffi
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -85,6 +90,33 @@ def afxdp_c(port: Port) -> Iterator[Receiver]:
 
 
 @contextmanager
+def plain_c(port: Port) -> Iterator[Receiver]:
+    """The yardstick: perf/plain.c, an AF_XDP loop that does nothing else, behind the same program."""
+    me = Receiver()
+    plain = cffi.FFI()
+    plain.cdef("int plain_open(int ifindex, int queue); uint64_t plain_run(const int *stop);")
+    with tempfile.TemporaryDirectory() as directory:
+        library, source = Path(directory, "plain.so"), Path(__file__).with_name("plain.c")
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+        loop = plain.dlopen(str(library))
+    with attach(everything(), port.name, mode="native") as link:
+        fd = loop.plain_open(port.index, 0)
+        if fd < 0:
+            raise OSError("plain.c opens no socket")
+        check(lib.xk_xskmap_set(link.program.map_fd("xsks"), 0, fd))
+        stop = plain.new("int *")
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(loop.plain_run, stop)
+            yield me
+            lib.xk_xskmap_clear(link.program.map_fd("xsks"), 0)
+            check(lib.xk_quiesce())
+            stop[0] = 1
+            me.received = run.result()
+        statistics_ = socket.socket(44, socket.SOCK_RAW, 0, fd).getsockopt(283, 7, 48)  # XDP_STATISTICS
+        me.dropped = sum(int.from_bytes(statistics_[at : at + 8], sys.byteorder) for at in (0, 24))
+
+
+@contextmanager
 def afxdp_python(port: Port) -> Iterator[Receiver]:
     """AF_XDP, drained by Python in batches, lengths summed as a numpy column."""
     with attach(everything(), port.name, mode="native", bind="want:zerocopy") as link, link.sockets() as sockets:
@@ -126,7 +158,7 @@ def packet_socket(kind: int) -> Callable[[Port], Any]:
         out, sink, worker = ffi.new("struct xk_packet **"), ffi.new("struct xk_sink **"), ffi.new("struct xk_worker **")
         check(lib.xk_packet_open(port.index, config, out))
         check(lib.xk_sink_count(0, sink))
-        check(lib.xk_worker_start_packet(out[0], sink[0], 0, RECEIVER_CPU, worker))
+        check(lib.xk_worker_start_packet(out[0], sink[0], 0, lib.XK_WAIT_ADAPTIVE, RECEIVER_CPU, worker))
         stats = ffi.new("struct xk_worker_stats *")
         yield me
         check(lib.xk_packet_quiet(out[0]))
@@ -191,6 +223,7 @@ def scapy_sniffer(port: Port) -> Iterator[Receiver]:
 
 
 PATHS: dict[str, Callable[[Port], Any]] = {
+    "plain-c": plain_c,
     "afxdp-c": afxdp_c,
     "afxdp-python": afxdp_python,
     "tpacket-v3": packet_socket(TPACKET_V3),

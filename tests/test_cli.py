@@ -188,10 +188,28 @@ def test_required_zero_copy_is_one_line_that_names_device_queue_and_call(veth):
     assert held(right) == ()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("ring_size=3", "ring_size 3: a power of two"),
+        ("busy_poll=maybe", "busy_poll 'maybe': auto, on, off"),
+        ("ring_size=many", "a whole number"),
+        ("unaligned=perhaps", "on or off"),
+        ("colour=red", "no socket option 'colour': there are ring_size, frames"),
+        ("tx", "NAME=VALUE"),
+    ],
+)
+def test_socket_options_that_mean_nothing_are_wrong_usage(veth, option, said):
+    done = xdpkit(veth[1], "run", DNS, "-i", veth[1].name, "-o", option)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_an_mtu_too_large_is_one_line_with_the_limit(make_veth):
     _, right = make_veth(mtu=9000)
-    fails(xdpkit(right, "run", DNS, "-i", right.name), "MTU 9000 is too large", "mtu 3818")
-    fails(xdpkit(right, "run", FIREWALL, "-i", right.name, "--mode", "native"), "MTU", "lower both")
+    single = ("-o", "multi_buffer=off")
+    fails(xdpkit(right, "run", DNS, "-i", right.name, *single), "MTU 9000 is too large", "mtu 3818")
+    fails(xdpkit(right, "run", FIREWALL, "-i", right.name, "--mode", "native", *single), "MTU", "lower both")
     assert held(right) == ()
 
 

@@ -214,7 +214,7 @@ def test_the_object_does_not_say_where_xdpkit_was_built(rules, hook):
 
 
 def test_an_unknown_hook_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="hook 'nic': one of xdp, tc, socket"):
+    with pytest.raises(ValueError, match="hook 'nic': one of xdp, xdp_frags, tc, socket"):
         compile_pipeline(Pipeline("p"), "nic")
 
 

@@ -306,7 +306,7 @@ def test_an_mtu_that_no_frame_takes_is_refused_with_the_limit(make_veth):
     _, right = make_veth(mtu=9000)
     with right.namespace:
         with pytest.raises(OSError, match=r"right: MTU 9000 is too large for AF_XDP.*mtu 3818' or less") as caught:
-            attach(dns(), right.name)
+            attach(dns(), right.name, options=SocketOptions(multi_buffer="off"))
         assert caught.value.errno == errno.EMSGSIZE
         with attach(dns(), right.name, mode="af_packet") as link:
             assert link.got.mode == "af_packet"
@@ -316,15 +316,16 @@ def test_an_mtu_that_no_frame_takes_is_refused_with_the_limit(make_veth):
 def test_an_mtu_that_does_not_fit_the_chosen_frames_is_refused_with_their_limit(make_veth):
     _, right = make_veth(mtu=1900)
     with right.namespace, pytest.raises(OSError, match=r"MTU 1900 is too large.*mtu 1770' or less"):
-        attach(dns(), right.name, options=SocketOptions(chunk_size=2048))
+        attach(dns(), right.name, options=SocketOptions(chunk_size=2048, multi_buffer="off"))
 
 
 def test_an_mtu_that_native_xdp_refuses_is_said_in_the_kernels_words(make_veth):
     left, right = make_veth(mtu=9000)
+    single = SocketOptions(multi_buffer="off")
     with right.namespace:
         with pytest.raises(OSError, match=r"attach native XDP to right: .*MTU.*lower both"):
-            attach(dns(DROP), right.name, mode="native")
-        with right.capture() as stack, attach(dns(DROP), right.name) as link:
+            attach(dns(DROP), right.name, mode="native", options=single)
+        with right.capture() as stack, attach(dns(DROP), right.name, options=single) as link:
             assert link.got.mode == "generic"
             assert "native (" in link.got.walk[0]
             left.send(frames(left, right, [1], size=8000) + frames(left, right, [2], size=8000, dport=80))

@@ -10,9 +10,11 @@
 
 from .actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
 from .attach import Link, attach
+from .batch import Batch
 from .check import Finding, PipelineWarning
 from .compiler import Compiled, compile_pipeline
 from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
+from .forward import Forwarder, forward
 from .got import Got
 from .headers import (
     ah,
@@ -44,11 +46,11 @@ from .headers import (
 from .ledger import Ledger
 from .limits import limit, log, sample
 from .metadata import Metadata
+from .options import SocketOptions
 from .pcap import pcap
 from .pipeline import Pipeline, Rule, load_file
 from .program import Program
 from .sets import Set
-from .xsk import Batch, SocketOptions
 
 __all__ = [
     "COUNT",
@@ -61,6 +63,7 @@ __all__ = [
     "Compiled",
     "Finding",
     "Forward",
+    "Forwarder",
     "FrameError",
     "Got",
     "Ledger",
@@ -87,6 +90,7 @@ __all__ = [
     "compile_pipeline",
     "dstopts",
     "eth",
+    "forward",
     "frag",
     "geneve",
     "gre",

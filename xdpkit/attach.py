@@ -16,22 +16,26 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from . import netdev
+from . import options as choices
+from .actions import Mark
 from .built import Built, as_built
 from .compiler import Compiled
 from .core import check, ffi, lib, text
 from .errors import NotSupported
+from .features import require
 from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
 from .link import Link, ring_bytes_for
 from .metadata import absent_at, refuse_generic
 from .netdev import Device, Holder
+from .options import L2_BYTES, NATIVE_FRAME_BYTES, SocketOptions
 from .pipeline import Pipeline
 from .program import Program
 from .ruleset import Ruleset
-from .xsk import KERNEL_HEADROOM, L2_BYTES, SocketOptions
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
@@ -57,8 +61,9 @@ def attach(
     calling thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
-    each redirected packet and notes its rule (TC always does).  ``shadow``: another pipeline that is tried beside this
-    one: it judges and counts every packet, and acts on none; ``link.ledger().shadow`` says where it differs.
+    each redirected packet and notes its rule and mark (TC always does, and XDP where a rule marks).  ``shadow``:
+    another pipeline that is tried beside this one: it judges and counts every packet, and acts on none;
+    ``link.ledger().shadow`` says where it differs.
 
     Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported where TC is
     asked for and the kernel has no tcx (before 6.6) or rules test ``meta.*`` where that cannot be, ValueError for a
@@ -71,6 +76,7 @@ def attach(
     built = as_built(pipeline, shadow)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
+    timestamps = timestamps or Mark in pipe.steps  # marks go the same way
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
     if mode == "af_packet" and not redirects:
         raise ValueError(f"{device}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
@@ -82,7 +88,7 @@ def attach(
         if step == "af_packet" and last is not None and (acts or not redirects):
             break  # it could not do what the pipeline declares
         try:
-            link = _attach(built, found, step, binds, wanted, timestamps, options)
+            link = _attach_any(built, found, step, binds, wanted, timestamps, options)
         except (OSError, NotSupported) as error:
             code = error.errno if isinstance(error, OSError) else None
             if code in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
@@ -99,7 +105,7 @@ def attach(
     raise last
 
 
-def _attach(
+def _attach_any(
     built: Built,
     device: Device,
     mode: str,
@@ -108,16 +114,42 @@ def _attach(
     timestamps: bool,
     options: SocketOptions,
 ) -> Link:
+    """With packets of several buffers or without, as the options and the MTU say."""
+    if mode not in _XDP_FLAGS:
+        return _attach(built, device, mode, binds, queues, timestamps, options, False)
+    *first, last = _multi_buffers(device, options)
+    for frags in first:
+        with suppress(OSError):
+            return _attach(built, device, mode, binds, queues, timestamps, options, frags)
+    return _attach(built, device, mode, binds, queues, timestamps, options, last)
+
+
+def _multi_buffers(device: Device, options: SocketOptions) -> tuple[bool, ...]:
+    longest = max(device.mtu + L2_BYTES, (device.peer_mtu or 0) + 14)
+    return options.multi_buffers(longest, NATIVE_FRAME_BYTES)
+
+
+def _attach(
+    built: Built,
+    device: Device,
+    mode: str,
+    binds: tuple[str, ...],
+    queues: tuple[int, ...],
+    timestamps: bool,
+    options: SocketOptions,
+    frags: bool,
+) -> Link:
     if mode in TC_MODES:
         _check_tc(built.pipeline, device, mode, binds, queues)
     metadata = built.pipeline.metadata
     refuse_generic(metadata, mode, device.name)
-    hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp"
+    hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp_frags" if frags else "xdp"
     ruleset = Ruleset(
         built,
         hook,
         queues=device.rx_queues,
         metadata=timestamps,
+        spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
         ring_bytes=ring_bytes_for(built.pipeline, device, options),
     )
@@ -153,14 +185,13 @@ def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...],
         raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
     if "copy" not in binds:
         raise OSError(errno.EOPNOTSUPP, f"{device.name}: zero-copy needs native mode, and this is {mode}")
+    require("tcx", f"{mode} on {device.name}")
 
 
 def _link_tcx(program: Program, device: Device, mode: str) -> int:
     fd: int = lib.xk_link_tcx(program.fd, device.index, mode == "tc_egress")
     if fd >= 0:
         return fd
-    if fd == -errno.EINVAL:
-        raise NotSupported(f"{mode} on {device.name}", f"tcx, Linux 6.6 or later; this is Linux {os.uname().release}")
     hints = {errno.EPERM: "attaching needs CAP_NET_ADMIN: run as root", errno.ERANGE: "64 programs are there already"}
     check(fd, f"attach to {device.name} at {mode}", hints.get(-fd, ""))
     raise AssertionError("unreachable")
@@ -196,15 +227,7 @@ def _held(holder: Holder) -> str:
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The order in which to try: all for auto, X first for want:X, X alone for X."""
-    want, _, wanted = value.rpartition(":")
-    walk = tuple(k for k in known if k not in _APART)
-    if value == "auto":
-        return walk
-    if wanted not in known or want not in ("", "want"):
-        raise ValueError(f"{name} {value!r}: auto, {', '.join(known)}, or want:NAME to prefer one of them")
-    if want and wanted in _APART:
-        raise ValueError(f"{name} {value!r}: nothing else would do in its place: ask for {wanted}")
-    return (wanted, *(k for k in walk if k != wanted)) if want else (wanted,)
+    return choices.parse_choice(name, value, known, _APART)
 
 
 def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
@@ -219,11 +242,13 @@ def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
 
 def _preflight(device: Device, options: SocketOptions) -> None:
     try:
-        options.chunk_for(device.mtu + L2_BYTES)
+        if not any(_multi_buffers(device, options)):
+            options.chunk_for(device.mtu + L2_BYTES)
     except ValueError as error:
-        largest = (options.chunk_size or 4096) - KERNEL_HEADROOM - options.headroom - L2_BYTES
+        largest = options.room() - L2_BYTES
         raise OSError(
             errno.EMSGSIZE,
             f"{device.name}: MTU {device.mtu} is too large for AF_XDP: {error}: "
-            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), or use mode af_packet",
+            f"lower it ('ip link set dev {device.name} mtu {largest}' or less), allow multi_buffer, "
+            "or use mode af_packet",
         ) from None

@@ -31,6 +31,7 @@ FORMAT = 2
 #: What a program needs of the kernel, by hook.
 NEEDS = {
     "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
+    "xdp_frags": ("Linux 5.18: XDP with packets of several buffers", "Linux 6.6 and CONFIG_XDP_SOCKETS for REDIRECT"),
     "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
     "tc": ("Linux 6.6: tcx links",),
 }
@@ -57,7 +58,7 @@ class Built:
 
 def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
     """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
-    metadata = pipeline.metadata if hook == "xdp" else {}
+    metadata = pipeline.metadata if hook.startswith("xdp") else {}
     return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
 
 

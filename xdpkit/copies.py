@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .batch import NO_RULE, U32, U64
 from .core import check, ffi, lib
 from .errors import FrameError
 from .program import Program
-from .xsk import NO_RULE, U32, U64, SocketStats, slices
+from .xsk import SocketStats, slices
 
 U8 = npt.NDArray[np.uint8]
 
@@ -68,7 +69,8 @@ class CopiesSocket:
         out = ffi.new("struct xk_copies **")
         check(lib.xk_copies_open(program.handle, ring.encode(), out), f"{device}: {ring}")
         self.copies: Any = out[0]
-        self._hook = {"xdp": lib.XK_HOOK_XDP, "tc": lib.XK_HOOK_TC, "socket": lib.XK_HOOK_SOCKET}[program.hook]
+        hooks = {"tc": lib.XK_HOOK_TC, "socket": lib.XK_HOOK_SOCKET}
+        self._hook = lib.XK_HOOK_XDP if program.is_xdp else hooks[program.hook]
         self.device, self.outbound, self.received = device, outbound, 0
         self._final: SocketStats | None = None
         self._room = bytearray(1 << 20)
@@ -123,9 +125,9 @@ class CopiesSocket:
             else:
                 return
 
-    def start_worker(self, sink: Any, cpu: int, out: Any) -> int:
+    def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
         """xk_worker_start_copies."""
-        return int(lib.xk_worker_start_copies(self.copies, sink, 0, self._hook, self.outbound, cpu, out))
+        return int(lib.xk_worker_start_copies(self.copies, sink, 0, self._hook, self.outbound, wait, cpu, out))
 
     def close(self, worker_packets: int = 0) -> None:
         """Close; idempotent."""

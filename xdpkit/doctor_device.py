@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
-from . import ethtool, netdev
+from . import ethtool, napi, netdev
 from .findings import Finding
 from .holders import describe, owners
 from .metadata import offered_names
 from .netdev import Device
 from .netlink import iproute, outside_loop
-from .xsk import KERNEL_HEADROOM, L2_BYTES
+from .options import KERNEL_HEADROOM, L2_BYTES, NATIVE_FRAME_BYTES
 
 __all__ = ["AF_XDP_MTU", "NATIVE_FRAME_BYTES", "examine_device"]
 
 #: Largest MTU whose frames, two VLAN tags included, fit into a 4096-byte chunk in copy mode (xsk_rcv in net/xdp/xsk.c).
 AF_XDP_MTU = 4096 - KERNEL_HEADROOM - L2_BYTES
-
-#: Largest frame of a program without fragments: a page less XDP_PACKET_HEADROOM and struct skb_shared_info, 320 bytes
-#: with the usual 17 fragments.  veth_xdp_set() holds the peer's MTU + 14 to it; most drivers are near.
-NATIVE_FRAME_BYTES = os.sysconf("SC_PAGE_SIZE") - KERNEL_HEADROOM - 320
 
 
 def examine_device(name: str) -> Iterator[Finding]:
@@ -39,6 +34,7 @@ def examine_device(name: str) -> Iterator[Finding]:
     yield from _features(device)
     yield _metadata(device)
     yield from _mtu(device)
+    yield from _busy_poll(device)
     yield from _holders(device)
     yield from _offloads(device)
 
@@ -124,15 +120,20 @@ def _mtu(device: Device) -> Iterator[Finding]:
         yield _native_mtu(device, native)
     yield Finding("MTU generic", "ok", f"{device.mtu}: no limit")
     if device.mtu <= AF_XDP_MTU:
-        yield Finding("MTU AF_XDP", "ok", f"{device.mtu} of at most {AF_XDP_MTU}")
+        yield Finding("MTU AF_XDP", "ok", f"{device.mtu} of at most {AF_XDP_MTU} for a frame")
+        return
+    text = f"{device.mtu} is above {AF_XDP_MTU}, what a frame of 4096 bytes holds: packets take several"
+    if "xsk-zerocopy" in (device.xdp_features or ()) and device.xdp_zc_max_segs <= 1:
+        advice = f"ip link set dev {device.name} mtu {AF_XDP_MTU} for zero-copy"
+        yield Finding("MTU AF_XDP", "note", f"{text}, in copy mode only: zero-copy here takes one each", advice)
     else:
-        text = f"{device.mtu} is above {AF_XDP_MTU}, what a frame of 4096 bytes holds: longer packets would be dropped"
-        advice = f"ip link set dev {device.name} mtu {AF_XDP_MTU}, or use mode af_packet"
-        yield Finding("MTU AF_XDP", "problem", text, advice)
+        yield Finding("MTU AF_XDP", "ok", text)
 
 
 def _native_mtu(device: Device, limit: int) -> Finding:
     topic = "MTU native"
+    if "rx-sg" in (device.xdp_features or ()):
+        return Finding(topic, "ok", f"{device.mtu}: the driver takes packets of several buffers")
     if device.kind != "veth":
         if device.mtu <= limit:
             return Finding(topic, "ok", f"{device.mtu}, within what drivers take")
@@ -145,6 +146,21 @@ def _native_mtu(device: Device, limit: int) -> Finding:
         text = f"the peer's MTU is {device.peer_mtu}, and above {limit} veth refuses native programs (ERANGE)"
         return Finding(topic, "problem", text, f"set the peer's MTU to {limit} or less, or use mode generic")
     return Finding(topic, "ok", f"the peer's {device.peer_mtu} of at most {limit}")
+
+
+def _busy_poll(device: Device) -> Iterator[Finding]:
+    """Documentation/networking/napi.rst: busy polling wants interrupts that stay off while somebody polls."""
+    found = napi.of_queue(device.index, 0)
+    if found is None:
+        text = "kernel or driver do not tell which NAPI serves a queue: sockets cannot busy poll"
+        yield Finding("busy poll", "note", text, "leave busy_poll off")
+    elif found.defer_hard_irqs and found.gro_flush_timeout_ns:
+        text = f"interrupts are deferred by {found.defer_hard_irqs} polls, {found.gro_flush_timeout_ns} ns each"
+        yield Finding("busy poll", "ok", text)
+    else:
+        place = f"/sys/class/net/{device.name}"
+        advice = f"for busy_poll: echo 2 > {place}/napi_defer_hard_irqs; echo 200000 > {place}/gro_flush_timeout"
+        yield Finding("busy poll", "note", "possible, but interrupts go on beside it", advice)
 
 
 def _holders(device: Device) -> Iterator[Finding]:

@@ -26,6 +26,12 @@ def driver(name: str) -> str:
         return _ask(ioctl, _GDRVINFO, 196)[4:36].split(b"\0")[0].decode()
 
 
+def bus(name: str) -> str:
+    """Where the device is on its bus, as a PCI address; empty for one without."""
+    with _ethtool(name, "ask for the bus of") as ioctl:
+        return _ask(ioctl, _GDRVINFO, 196)[100:132].split(b"\0")[0].decode()
+
+
 def channels(name: str) -> tuple[int, int, int]:
     """(receive, transmit, most receive) queues; a combined channel counts as one of each."""
     with _ethtool(name, "ask for the queues of") as ioctl:

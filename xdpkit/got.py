@@ -8,6 +8,12 @@ from dataclasses import dataclass
 __all__ = ["TC_MODES", "Got", "ranges"]
 
 TC_MODES = ("tc_ingress", "tc_egress")
+_SHOWN = {
+    "multi_buffer": "multi-buffer",
+    "busy_poll": "busy poll",
+    "huge_pages": "huge pages",
+    "shared_umem": "shared UMEM",
+}
 _NAMES = {
     "af_packet": "AF_PACKET (copies: packets also go on to the stack)",
     "tc_ingress": "TC ingress",
@@ -22,7 +28,10 @@ class Got:
     """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
     buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
-    rules test and no packet has here."""
+    rules test and no packet has here.
+
+    Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
+    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`."""
 
     device: str
     driver: str | None
@@ -32,6 +41,11 @@ class Got:
     timestamps: bool
     walk: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    need_wakeup: bool | None = None
+    busy_poll: bool | None = None
+    huge_pages: bool | None = None
+    multi_buffer: bool | None = None
+    shared_umem: bool | None = None
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -39,6 +53,9 @@ class Got:
             parts.append(f"queue{'s' if len(self.queues) > 1 else ''} {ranges(self.queues)}")
         if self.driver:
             parts.append(self.driver)
+        parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
+        if self.need_wakeup is False:
+            parts.append("no need_wakeup")
         absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""
         return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk) + absent
 

@@ -12,36 +12,29 @@ from threading import RLock
 from types import MappingProxyType, TracebackType
 
 from . import netdev
-from .actions import Log, Mirror
+from .actions import Add, Mirror
 from .built import Built, as_built
 from .compiler import Compiled
-from .copies import CopiesSocket, ring_bytes
+from .copies import ring_bytes
 from .core import check, lib
+from .events import Event, Events
 from .forwarded import Forwarded
 from .got import Got
 from .ledger import Ledger, LedgerRule, ShadowLedger
 from .liveset import LiveSet
 from .metadata import absent_at, refuse_generic
 from .netdev import Device
+from .options import L2_BYTES, SocketOptions
 from .pipeline import Pipeline, Rule
 from .program import Program
+from .queues import Queues
 from .ruleset import Ruleset
 from .sockets import Copies, Sockets
+from .sweeper import Sweeper
 from .tally import RuleTotal, Tally, totals
-from .xsk import L2_BYTES, SocketOptions, SocketStats
+from .xsk import SocketStats
 
-__all__ = ["Event", "Link", "Update", "ring_bytes_for"]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A packet that a rule logged: ``time_ns`` (CLOCK_REALTIME), the ``rule``'s name, the packet's first bytes, and how
-    many it had on the wire."""
-
-    time_ns: int
-    rule: str
-    data: bytes
-    wire_bytes: int
+__all__ = ["Link", "Update", "ring_bytes_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +68,12 @@ class Link:
         self._copies: Copies | None = None
         self._mirrored = SocketStats()
         self._past = SocketStats()
-        self._sink = ("none", 0, 0)
+        self._sink, self._read = ("none", 0, 0), 0
         self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
+        self._sweeper: Sweeper | None = None
+        self._sweeps()
 
     @property
     def program(self) -> Program:
@@ -115,6 +110,7 @@ class Link:
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
                 ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
                 device=self.device if self.got.mode == "native" else None,
+                spread=old.program.spread,
             )  # fmt: skip
             try:
                 if self._sockets is not None:
@@ -135,6 +131,7 @@ class Link:
             self._updates += 1
             new.commit(old)
             self._forwards()
+            self._sweeps()
             return Update(compiled - start, loaded - compiled, time.perf_counter_ns() - loaded)
 
     def _may_follow(self, pipe: Pipeline) -> None:
@@ -150,14 +147,21 @@ class Link:
         if self._forwarded is None and self.got.mode in ("native", "generic") and "FORWARD" in self.pipeline.verdicts:
             self._forwarded = Forwarded(self.device.name, self.device.index, namespace_id())
 
-    def sweep(self) -> int:
-        """Give the room of members whose time is over back; how many.  :meth:`sockets` and :meth:`update` need no help,
-        but a set that packets add to fills up with what is over."""
-        return sum(live.sweep() for live in self.sets.values() if live.spec.timeouts)
+    def _sweeps(self) -> None:
+        """Keep sets that packets add to from filling up with members whose time is over."""
+        if self._sweeper is None and Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets):
+            self._sweeper = Sweeper(self._sweep)
 
-    def sockets(self) -> Sockets:
+    def _sweep(self) -> None:
+        with self._lock:
+            for live in self.sets.values() if self._final is None else ():
+                if live.spec.timeouts:
+                    live.sweep()
+
+    def sockets(self, queues: Queues | None = None) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
-        a time.  OSError names call, device and queue, and leaves nothing open."""
+        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.
+        ``queues``: sockets that are open already (:mod:`xdpkit.forward`)."""
         if self._final is not None:
             raise ValueError("the link is closed")
         if namespace_id() != self._namespace:
@@ -165,7 +169,7 @@ class Link:
         with self._lock:
             if self._sockets is not None:
                 raise ValueError(f"{self.device.name}: the sockets of this link are already open")
-            self._sockets = Sockets(self)
+            self._sockets = Sockets(self, queues)
             return self._sockets
 
     def copies(self) -> Copies:
@@ -183,21 +187,13 @@ class Link:
     def events(self, *, timeout: float | None = None) -> Iterator[Event]:
         """What rules log, from now on, until ``timeout`` seconds (None: for ever) pass without an event.  One reader at
         a time.  ValueError if no rule logs."""
-        if Log not in self.pipeline.steps:
-            raise ValueError(f"{self.device.name}: no rule of {self.pipeline.name!r} logs packets")
-        return self._events(CopiesSocket(self.device.name, self.program, "events"), timeout)
+        reader = Events(self)
 
-    def _events(self, reader: CopiesSocket, timeout: float | None) -> Iterator[Event]:
-        names = [rule.name for rule in self.pipeline.outcomes]
-        try:
-            for batch in reader.batches(timeout, 64):
-                for i, frame in enumerate(batch.frames):
-                    rule = int(batch.rules[i])
-                    name = names[rule] if rule < len(names) else str(rule)
-                    yield Event(int(batch.timestamps[i]), name, bytes(frame), int(batch.wire_lengths[i]))
-                names = [rule.name for rule in self.pipeline.outcomes]
-        finally:
-            reader.close()
+        def run() -> Iterator[Event]:
+            with reader:
+                yield from reader.read(timeout)
+
+        return run()
 
     def forget(self, sockets: Sockets) -> None:
         """Called by Sockets.close(): keep what they counted."""
@@ -206,6 +202,7 @@ class Link:
             self._copies = None
         if self._sockets is sockets:
             self._past += sockets.stats()
+            self._read += sockets.read
             name, written, refused = sockets.sink
             if name != "none":
                 self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
@@ -254,6 +251,7 @@ class Link:
             written=written,
             refused=refused,
             sink=sink,
+            read=self._read + (self._sockets.read if self._sockets is not None else 0),
             device_dropped=max(0, dropped),
             final=final,
             shadow=self._shadow_ledger(),
@@ -276,6 +274,8 @@ class Link:
         """Close the sockets, detach, take the final ledger, let go of program and sets."""
         if self._final is not None:
             return
+        if self._sweeper is not None:
+            self._sweeper.close()
         try:
             for sockets in (self._copies, self._sockets):
                 if sockets is not None:

@@ -112,7 +112,7 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
             info = program.info()
             cost |= {"instructions": info["xlated_bytes"] // 8, "machine code bytes": info["jited_bytes"]}
             cost |= {"verified instructions": info["verified_instructions"]}
-            if compiled.hook == "xdp" and compiled.pipeline.metadata:
+            if compiled.hook.startswith("xdp") and compiled.pipeline.metadata:
                 cost["metadata"] = "absent in a test run: asking the driver is not in these figures"
             cost["ns per packet"] = min(program.test_run(_PROBE, repeat=100_000)[1] for _ in range(5))
     except PermissionError as error:

@@ -86,9 +86,9 @@ class PacketSocket:
             else:
                 return
 
-    def start_worker(self, sink: Any, cpu: int, out: Any) -> int:
+    def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
         """xk_worker_start_packet."""
-        return int(lib.xk_worker_start_packet(self.packet, sink, 0, cpu, out))
+        return int(lib.xk_worker_start_packet(self.packet, sink, 0, wait, cpu, out))
 
     def close(self, worker_packets: int = 0) -> None:
         """Close; idempotent."""

@@ -60,20 +60,22 @@ class Program:
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
+        spread: int = 1,
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
         ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*`` is bound to
         it, for good; without a device all metadata is absent.
+        ``spread``: sockets of each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
-        self.explains = explain
+        self.explains, self.queues, self.spread = explain, max(1, queues), spread
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         self._rules = self.pipeline.every_rule
-        asks = self.hook == "xdp" and bool(self.pipeline.metadata)
+        asks = self.is_xdp and bool(self.pipeline.metadata)
         self._bound_to = device if asks else None
         code = unbound(compiled.object) if asks and device is None else compiled.object
         self._timed = self.pipeline.is_timed
@@ -91,15 +93,16 @@ class Program:
                 if symbol not in maps and self._has_map(symbol):
                     size, room = limit.key_bytes, limit.capacity
                     check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
-            if self.hook == "xdp":
+            if self.is_xdp:
                 groups = len(self.pipeline.targets(Redirect))
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups))
-                check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
+                check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * spread))
+                check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
+                check(lib.xk_program_set_u32(self._program, b"spread", spread))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
             if self._bound_to is not None:
                 check(lib.xk_program_bind(self._program, self._bound_to.index))
                 check(lib.xk_program_set_u32(self._program, b"bound", 1))
-            if self.hook in ("xdp", "tc"):
+            if self.is_xdp or self.hook == "tc":
                 devices = len(self.pipeline.targets(Forward))
                 check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
             for ring in ("copies", "mirrored"):
@@ -133,6 +136,16 @@ class Program:
         if lib.xk_program_missing(self._program, missing, 64) == 1:
             return f"Linux {release} has no {text(missing)}()"
         return "" if "processed " in log else f"Linux {release} binds no program to this device"
+
+    @property
+    def is_xdp(self) -> bool:
+        """It is for XDP, whatever packets it takes."""
+        return self.hook in ("xdp", "xdp_frags")
+
+    @property
+    def frags(self) -> bool:
+        """It takes packets of several buffers."""
+        return self.hook == "xdp_frags"
 
     @property
     def fd(self) -> int:

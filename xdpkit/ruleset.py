@@ -38,10 +38,11 @@ class Ruleset:
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
         explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
+        spread: int = 1,
     ):  # fmt: skip
-        """``before``: the ruleset that this one will follow, of the same hook.  ``device``: as for Program.  Raises
-        what Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that
-        is not there."""
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``: as
+        for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
+        device to forward to that is not there."""
         self.pipeline: Pipeline = built.pipeline
         self.folder = folder_of(built)
         self._explain = explain
@@ -65,6 +66,7 @@ class Ruleset:
                 ring_bytes=ring_bytes,
                 maps=reuse,
                 device=device,
+                spread=spread,
             )
             self._closing.callback(self.program.close)
             for number, ifindex in enumerate(devices):

@@ -7,7 +7,6 @@ on), wait for the packets that were under way, drain, close.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,29 +14,33 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Protocol
 
 from . import xsk
-from .actions import Mirror, Verdict
+from .actions import Mirror, Redirect, Verdict
+from .batch import U32, U64
 from .copies import CopiedBatch, CopiesSocket
-from .core import check, lib
+from .core import lib
+from .errors import NotSupported
 from .got import TC_MODES
 from .packet_socket import PacketSocket
+from .queues import Queues, open_queues, try_ways, ways
 from .workers import Workers, WorkerStats
-from .xsk import SocketStats
+from .xsk import Packets, SocketStats
 
 if TYPE_CHECKING:
     from .link import Link
     from .pipeline import Rule
     from .program import Program
 
-__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Sockets"]
+__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
 
 
 class AnyBatch(Protocol):
-    """What every batch has; see :class:`xdpkit.xsk.Batch`."""
+    """What every batch has; see :class:`xdpkit.Batch`."""
 
     queue: int
-    lengths: xsk.U32
-    timestamps: xsk.U64
-    rules: xsk.U32
+    lengths: U32
+    timestamps: U64
+    rules: U32
+    marks: U32
 
     def __len__(self) -> int: ...
 
@@ -46,16 +49,35 @@ class AnyBatch(Protocol):
         """The packets."""
 
 
+class Drains(Protocol):
+    """What drains the sockets instead of Python: workers, or one direction of a forwarder."""
+
+    @property
+    def ended(self) -> bool:
+        """It has stopped."""
+
+    @property
+    def name(self) -> str:
+        """What it does to packets, as a participle."""
+
+    def stats(self) -> WorkerStats: ...
+
+    def close(self) -> None: ...
+
+
 class Sockets:
     """Open sockets on every queue of the link; made by ``link.sockets()``."""
 
-    def __init__(self, link: Link):
+    def __init__(self, link: Link, queues: Queues | None = None):
+        """``queues``: AF_XDP sockets that are open already; they stay open when this closes."""
         self.link = link
-        self.xsks: list[xsk.Socket] = []
+        self._queues, self._borrowed = queues, queues is not None
         self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
-        self._workers: Workers | None = None
+        self._workers: Drains | None = None
         self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
-        self._in_map: list[int] = []
+        self.read = 0  # packets in batches
+        self._in_map: list[int] = []  # entries of the XSKMAP
+        self._groups: dict[str, Group] = {}
         self._closed = False
         try:
             self._open()
@@ -73,64 +95,59 @@ class Sockets:
             self.packet = CopiesSocket(device.name, link.program, outbound=link.got.mode == "tc_egress")
             link.got = replace(link.got, bind="ringbuf")
             return
-        chunk_size = link.options.chunk_for(device.mtu + xsk.L2_BYTES)
-        binds = tuple(b for b in link.binds if link.got.mode == "native" or b == "copy")
-        if not binds:
-            raise OSError(errno.EOPNOTSUPP, f"{device.name}: zero-copy needs native mode, and this is {link.got.mode}")
-        walk = [w for w in link.got.walk if not w.startswith("zero-copy")]
-        for bind in binds:
-            try:
-                self._bind(bind == "zerocopy", chunk_size)
-                break
-            except OSError as error:
-                if bind == binds[-1] or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP):
-                    raise
-                self._close_xsks()
-                walk.append(f"{'zero-copy' if bind == 'zerocopy' else bind} ({os.strerror(error.errno or 0)})")
-        bound = "zerocopy" if all(x.zerocopy for x in self.xsks) else "copy"
-        link.got = replace(link.got, bind=bound, walk=tuple(walk))
+        if self._queues is None:
+            opened, way, refused = try_ways(list(ways(link)), lambda way: open_queues(link, way))
+            self._queues, link.got = opened, opened.got(link.got, way, refused)
         self.reach(link.program)
-        self._in_map = [socket.queue for socket in self.xsks]
 
     def gets(self, rule: Rule) -> bool:
         """Whether packets that ``rule`` takes come here."""
         return rule.action.verdict is Verdict.REDIRECT
 
     def reach(self, program: Program) -> None:
-        """Let the REDIRECT of ``program`` find these sockets."""
-        for socket in self.xsks:
-            what = f"{self.link.device.name} queue {socket.queue}"
-            check(lib.xk_xskmap_set(program.map_fd("xsks"), socket.queue, socket.fd), what)
+        """Let the REDIRECT of ``program``, which the link runs from now on, find these sockets."""
+        if self._queues is not None:
+            self._in_map = self._queues.reach(program)
+
+    def group(self, name: str) -> Group:
+        """The sockets of a named group, which ``Redirect(group=...)`` sends to, to be drained by themselves while these
+        are open.  ValueError if there is none of that name."""
+        queues = self._queues.of_group(name) if self._queues is not None else None
+        if queues is None or not queues.sockets:
+            raise ValueError(f"{self.link.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
+        if name not in self._groups:
+            self._groups[name] = Group(self, name, queues)
+        return self._groups[name]
 
     def refilter(self, program: Program) -> None:
         """Put ``program`` in the place of the packet socket's filter."""
         if isinstance(self.packet, PacketSocket):
             self.packet.refilter(program.fd)
 
-    def _bind(self, zerocopy: bool, chunk_size: int) -> None:
-        link = self.link
-        for queue in link.got.queues:
-            self.xsks.append(
-                xsk.Socket(
-                    link.device.name, link.device.index, queue, zerocopy=zerocopy, options=link.options,
-                    chunk_size=chunk_size, metadata=link.got.timestamps,
-                )
-            )  # fmt: skip
+    @property
+    def xsks(self) -> list[xsk.Socket]:
+        """The AF_XDP sockets, in the order of the queues; none in other modes."""
+        return self._queues.sockets if self._queues is not None else []
 
     def batches(self, *, timeout: float | None = None, limit: int = 512) -> Iterator[AnyBatch]:
         """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
         without a packet.  Each batch ends, and its frames go stale, when the next one is asked for."""
         self._idle()
-        if self.packet is not None:
-            yield from self.packet.batches(timeout, limit)
-        else:
-            yield from xsk.batches(self.xsks, timeout, limit)
+        source = self.packet.batches(timeout, limit) if self.packet else xsk.batches(self.xsks, timeout, limit)
+        for batch in source:
+            self._count_read(len(batch))
+            yield batch
 
-    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None) -> Workers:
-        """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit);
-        ``cpus``: one per queue, to pin to."""
+    def _count_read(self, packets: int) -> None:
+        self.read += packets
+
+    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: str = "adaptive") -> Workers:
+        """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
+        ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see :mod:`xdpkit.placement`).
+        ``wait``: what a worker does when there is nothing, "adaptive" (look on for a moment, then sleep), "busy" (look
+        on for ever) or "sleep"."""
         self._idle()
-        return Workers(self, None, limit=limit, cpus=cpus)
+        return Workers(self, None, limit=limit, cpus=cpus, wait=wait)
 
     def write(
         self,
@@ -139,19 +156,49 @@ class Sockets:
         limit: int = 0,
         snaplen: int = 0,
         cpus: Sequence[int] | None = None,
+        wait: str = "adaptive",
     ) -> Workers:
         """C workers that write packets to a pcapng file (a path, "-" for standard output, or an open binary file).
-        ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all)."""
+        ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count()."""
         self._idle()
-        return Workers(self, target, limit=limit, snaplen=snaplen, cpus=cpus)
+        return Workers(self, target, limit=limit, snaplen=snaplen, cpus=cpus, wait=wait)
 
-    def _idle(self) -> None:
+    def send(self, packets: Packets, *, queue: int | None = None, checksum: tuple[int, int] | None = None) -> int:
+        """Transmit out of the device, in one batch: how many of ``packets`` (bytes each, or the rows of a
+        uint8[n, bytes] array) were taken, from the first on; it never waits.  ``queue``: whose socket (default: the
+        first).  ``checksum`` and errors as for :meth:`xdpkit.xsk.Socket.transmit`; ValueError without a TX ring
+        (``SocketOptions(tx=True)``), NotSupported where the sockets are not AF_XDP."""
+        self._idle()
+        if not self.xsks:
+            raise NotSupported(f"sending in mode {self.link.got.mode}", "AF_XDP sockets: mode native or generic")
+        if not self.link.options.tx:
+            raise ValueError("no TX ring: SocketOptions(tx=True)")
+        found = [x for x in self.xsks if queue is None or x.queue == queue]
+        if not found:
+            raise ValueError(f"queue {queue} has no socket: {self.link.device.name} has them on {self.link.got.queues}")
+        return found[0].transmit(packets, checksum=checksum)
+
+    def complete(self) -> int:
+        """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""
+        return sum(x.complete() for x in self.xsks)
+
+    def _alive(self) -> None:
         if self._closed:
             raise ValueError("the sockets are closed")
-        if self._workers is not None and not self._workers.ended:
-            raise ValueError("workers drain these sockets already")
 
-    def started(self, workers: Workers) -> None:
+    def _idle(self) -> None:
+        self._alive()
+        if self.busy:
+            raise ValueError("workers drain these sockets already")
+        if any(group.busy for group in self._groups.values()):
+            raise ValueError("workers drain sockets of a group already")
+
+    @property
+    def busy(self) -> bool:
+        """Workers drain these sockets."""
+        return self._workers is not None and not self._workers.ended
+
+    def started(self, workers: Drains) -> None:
         """Called by Workers: they drain these sockets from now on."""
         self._workers = workers
 
@@ -170,10 +217,22 @@ class Sockets:
 
     def live_sink(self) -> tuple[str, int, int]:
         """(name, written, refused) of the sink, with what running workers have counted so far."""
-        if self._workers is None or self._workers.ended:
-            return self.sink
-        now = self._workers.stats()
-        return self._workers.name, self.sink[1] + now.written, self.sink[2] + now.refused
+        name, written, refused = self.sink
+        for drained in (self, *self._groups.values()):
+            if drained._workers is not None and not drained._workers.ended:
+                now = drained._workers.stats()
+                name, written, refused = drained._workers.name, written + now.written, refused + now.refused
+        return name, written, refused
+
+    def leave(self, queues: Queues | None) -> None:
+        """Take some of the sockets out of REDIRECT's reach and wait until what was under way has arrived."""
+        program = self.link.program
+        for number in range(len(queues.sockets) if queues is not None and not self._closed else 0):
+            slot = queues.slot(program, number) if queues is not None else None
+            if slot is not None and slot in self._in_map:
+                lib.xk_xskmap_clear(program.map_fd("xsks"), slot)
+                self._in_map.remove(slot)
+        lib.xk_quiesce()
 
     def stop_inflow(self) -> None:
         """Take the sockets out of REDIRECT's reach and wait until what was under way has arrived; idempotent."""
@@ -184,10 +243,6 @@ class Sockets:
             self.packet.quiet()
         lib.xk_quiesce()
 
-    def _close_xsks(self) -> None:
-        while self.xsks:
-            self.xsks.pop().close()
-
     def close(self) -> None:
         """Stop the inflow, end workers (they drain first), close the sockets; idempotent."""
         if self._closed:
@@ -195,11 +250,12 @@ class Sockets:
         self._closed = True
         try:
             self.stop_inflow()
-            if self._workers is not None:
-                self._workers.close()
+            for drained in (self, *self._groups.values()):
+                if drained._workers is not None:
+                    drained._workers.close()
         finally:  # a capture file that cannot be finished keeps nothing open
-            for socket in self.xsks:
-                socket.close()
+            if self._queues is not None and not self._borrowed:
+                self._queues.close()
             if self.packet is not None:
                 self.packet.close()
             self.link.forget(self)
@@ -211,6 +267,42 @@ class Sockets:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Group(Sockets):
+    """The sockets of a named group; made by :meth:`Sockets.group`, which they stay open with."""
+
+    def __init__(self, whole: Sockets, name: str, queues: Queues):
+        self._whole, self._name = whole, name
+        super().__init__(whole.link, queues)
+
+    def _open(self) -> None:
+        """They are open, and found by REDIRECT."""
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether ``rule`` redirects to this group."""
+        return isinstance(rule.action, Redirect) and rule.action.group == self._name
+
+    def _idle(self) -> None:
+        self._whole._alive()
+        if self.busy or self._whole.busy:
+            raise ValueError("workers drain these sockets already")
+
+    def _count_read(self, packets: int) -> None:
+        self._whole.read += packets
+
+    def ended(self, name: str, total: WorkerStats) -> None:
+        """What its workers counted is in the sums of all."""
+        self._whole.ended(name, total)
+
+    def stop_inflow(self) -> None:
+        """Take the group out of REDIRECT's reach and wait until what was under way has arrived."""
+        self._whole.leave(self._queues)
+
+    def close(self) -> None:
+        """End workers; the sockets are closed with the others."""
+        if self._workers is not None:
+            self._workers.close()
 
 
 class Copies(Sockets):

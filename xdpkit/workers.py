@@ -9,31 +9,41 @@ import stat
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from . import pcapng
 from .core import check, ffi, lib
+from .placement import place
 
 if TYPE_CHECKING:
     from .sockets import Sockets
 
-__all__ = ["WorkerStats", "Workers", "open_capture"]
+__all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
+
+#: What a worker does when there is nothing, in the order of XK_WAIT_*.
+WAITS = ("adaptive", "busy", "sleep")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """Totals of the workers: packets and bytes received, written by the sink, refused by it; batches; sleeps in poll();
-    the error (errno) that ended one, or 0."""
+    """Totals of the workers: packets and bytes received, written by the sink, refused by it; batches.
+
+    What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a
+    system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep in poll().  ``error``: the errno
+    that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not."""
 
     packets: int = 0
     bytes: int = 0
     written: int = 0
     refused: int = 0
     batches: int = 0
+    looks: int = 0
+    nudges: int = 0
     waits: int = 0
     error: int = 0
+    cpus: tuple[int, ...] = ()
 
     def __add__(self, other: WorkerStats) -> WorkerStats:
         return WorkerStats(
@@ -42,8 +52,11 @@ class WorkerStats:
             self.written + other.written,
             self.refused + other.refused,
             self.batches + other.batches,
+            self.looks + other.looks,
+            self.nudges + other.nudges,
             self.waits + other.waits,
             self.error or other.error,
+            self.cpus + other.cpus,
         )
 
 
@@ -75,7 +88,9 @@ class Workers:
         limit: int = 0,
         snaplen: int = 0,
         cpus: Sequence[int] | None = None,
+        wait: str = "adaptive",
     ):
+        self._wait = wait_number(wait)
         self.ended, self.name = False, "counted" if target is None else "written"
         self._sockets, self._handles = sockets, list[Any]()
         self._total = WorkerStats()
@@ -83,6 +98,7 @@ class Workers:
         queues = [x.queue for x in sockets.xsks] or [0]
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} queues: one each is wanted")
+        cpus = place(sockets.link.device, queues) if cpus is None else cpus
         self._file, self._owned = self._target(target)
         sink = ffi.new("struct xk_sink **")
         if self._file is None:
@@ -94,7 +110,7 @@ class Workers:
         sockets.started(self)
         try:
             for number, queue in enumerate(queues):
-                self._start(number, queue, -1 if cpus is None else cpus[number])
+                self._start(number, queue, cpus[number])
         except BaseException:
             self.close()
             raise
@@ -125,9 +141,11 @@ class Workers:
     def _start(self, number: int, queue: int, cpu: int) -> None:
         out = ffi.new("struct xk_worker **")
         if self._sockets.packet is not None:
-            result = self._sockets.packet.start_worker(self._sink, cpu, out)
+            result = self._sockets.packet.start_worker(self._sink, self._wait, cpu, out)
         else:
-            result = lib.xk_worker_start_xsk(self._sockets.xsks[number].xsk, self._sink, number, queue, cpu, out)
+            result = lib.xk_worker_start_xsk(
+                self._sockets.xsks[number].xsk, self._sink, number, queue, self._wait, cpu, out
+            )
         check(result, f"worker of queue {queue}")
         self._handles.append(out[0])
 
@@ -158,7 +176,7 @@ class Workers:
         raw, out = ffi.new("struct xk_worker_stats *"), []
         for handle in self._handles:
             lib.xk_worker_stats(handle, raw)
-            out.append(_stats(raw))
+            out.append(worker_stats(raw))
         return out
 
     def close(self) -> None:
@@ -172,7 +190,7 @@ class Workers:
         each = []
         for handle in self._handles:
             lib.xk_worker_join(handle, raw)
-            each.append(_stats(raw))
+            each.append(worker_stats(raw))
         self._handles.clear()
         lib.xk_sink_close(self._sink)
         self._total = sum(each, WorkerStats())
@@ -214,5 +232,14 @@ class Workers:
         self.close()
 
 
-def _stats(raw: Any) -> WorkerStats:
-    return WorkerStats(raw.packets, raw.bytes, raw.written, raw.refused, raw.batches, raw.waits, raw.error)
+def wait_number(wait: str) -> int:
+    """XK_WAIT_*; ValueError names what there is."""
+    if wait not in WAITS:
+        raise ValueError(f"wait {wait!r}: {', '.join(WAITS)}")
+    return WAITS.index(wait)
+
+
+def worker_stats(raw: Any) -> WorkerStats:
+    """From struct xk_worker_stats."""
+    counts = {f.name: int(getattr(raw, f.name)) for f in fields(WorkerStats) if f.name != "cpus"}
+    return WorkerStats(**counts, cpus=(int(raw.cpu),))

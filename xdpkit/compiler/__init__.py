@@ -15,8 +15,9 @@ from ..pipeline import Pipeline
 
 __all__ = ["HOOKS", "Compiled", "TableInfo", "compile_pipeline"]
 
-#: The hooks a pipeline compiles for; each has its bitcode in the package.
-HOOKS = ("xdp", "tc", "socket")
+#: The hooks a pipeline compiles for; each has its bitcode in the package.  xdp_frags is XDP for packets of several
+#: buffers, which only a device with a large MTU has: the price of reading them is paid there alone.
+HOOKS = ("xdp", "xdp_frags", "tc", "socket")
 
 
 @dataclass(frozen=True, slots=True)

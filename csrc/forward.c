@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Forwarding: what one socket receives another of the same pool transmits, in the frame where the kernel put it.
+ *
+ *      a: FILL -> kernel -> RX  --move-->  b: TX -> kernel -> COMPLETION --collect--> free --refill--> FILL of a and b
+ *
+ * One thread does both directions, so nothing is locked.  Backpressure instead of loss: no more is taken off an RX ring
+ * than the other's TX ring has room for.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/if_ether.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include "umem.h"
+
+#define STALLED_MS 1	 /* look again after this long where packets or frames are stuck in a TX ring */
+#define PATIENCE_MS 1000 /* with a device that does not transmit, once told to stop */
+
+struct direction {
+	struct xk_xsk *from, *to;
+	struct xk_worker_stats stats;
+};
+
+struct xk_forwarder {
+	pthread_t thread;
+	struct direction directions[2];
+	int count; /* of directions: 1 for a socket that reflects */
+	int stop_fd, stop, wait;
+};
+
+static void add(uint64_t *counter, uint64_t n)
+{
+	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED); /* one writer; readers want no torn value, no order */
+}
+
+static void exchange_addresses(uint8_t *packet)
+{
+	uint8_t address[ETH_ALEN];
+
+	memcpy(address, packet, ETH_ALEN);
+	memmove(packet, packet + ETH_ALEN, ETH_ALEN);
+	memcpy(packet + ETH_ALEN, address, ETH_ALEN);
+}
+
+/* A batch of whole packets from RX to TX: how many buffers, or -EFAULT. */
+static int move(struct direction *d)
+{
+	struct xk_ring *rx = &d->from->rx, *tx = &d->to->tx;
+	const struct xdp_desc *received = rx->entries;
+	struct xdp_desc *sent = tx->entries;
+	struct xk_umem *u = d->from->umem;
+	uint32_t want = rx->size > XK_BATCH && !(d->from->config.bind_flags & XDP_USE_SG) ? XK_BATCH : rx->size;
+	uint32_t n = xk_ring_peek(rx, xk_ring_reserve(tx, want)), whole = 0, packets = 0;
+	uint64_t bytes = 0, all = 0;
+	int start = 1;
+
+	for (uint32_t i = 0; i < n; i++) {
+		const struct xdp_desc *r = &received[(rx->consumer + i) & rx->mask];
+		uint64_t at = data_offset(u, r->addr);
+
+		if (at + r->len > u->size)
+			return xk_fail("RX descriptor check", EFAULT);
+		if (start && d->from == d->to)
+			exchange_addresses(u->memory + at);
+		sent[(tx->producer + i) & tx->mask] = (struct xdp_desc){ r->addr, r->len, r->options & XDP_PKT_CONTD };
+		all += r->len;
+		start = !(r->options & XDP_PKT_CONTD);
+		if (start) {
+			whole = i + 1;
+			bytes = all;
+			packets++;
+		}
+	}
+	if (!whole)
+		return 0;
+	for (uint32_t i = 0; u->owners && i < whole; i++)
+		if (!pass_frame(u, data_offset(u, received[(rx->consumer + i) & rx->mask].addr), OWNER_FILL, OWNER_TX))
+			return xk_fail("RX descriptor check", EFAULT);
+	/* the descriptors are copied: give the RX entries back after TX has them, so that no frame is in neither */
+	xk_ring_submit(tx, whole);
+	xk_ring_release(rx, whole);
+	__atomic_store_n(&d->from->received, d->from->received + packets, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->to->transmitted, d->to->transmitted + packets, __ATOMIC_RELAXED);
+	add(&d->stats.packets, packets);
+	add(&d->stats.written, packets);
+	add(&d->stats.bytes, bytes);
+	add(&d->stats.batches, 1);
+	return (int)whole;
+}
+
+/* Kick, collect, refill: frames that were transmitted go back to where packets come from.  How many came back. */
+static int turn_around(struct direction *d)
+{
+	int error = xk_kick(d->to), n = error ? error : xk_collect(d->to);
+
+	if (n < 0)
+		return n;
+	if (d->from->pool->free_count && (error = xk_refill(d->from)))
+		return error;
+	return n;
+}
+
+/* Entries of the TX rings that the kernel has not taken, or frames that have not come back while FILL wants some. */
+static int stalled(const struct xk_forwarder *f)
+{
+	for (int i = 0; i < f->count; i++) {
+		const struct xk_xsk *x = f->directions[i].to;
+		const struct xk_ring *fill = &f->directions[i].from->queue->fill;
+
+		if (x->tx.producer != xk_ring_load(x->tx.shared_consumer) ||
+		    (!x->pool->free_count && fill->producer - xk_ring_load(fill->shared_consumer) < fill->size / 2 &&
+		     x->tx.producer != x->queue->completion.consumer))
+			return 1;
+	}
+	return 0;
+}
+
+static void *run(void *self)
+{
+	struct xk_forwarder *f = self;
+	struct direction *d = f->directions;
+	struct pollfd fds[3] = { { .fd = f->stop_fd, .events = POLLIN } };
+	uint32_t idle = 0;
+	uint64_t last_ns = 0; /* when stopping: the end of patience */
+
+	for (int i = 0; i < f->count; i++)
+		fds[1 + i] = (struct pollfd){ .fd = d[i].from->fd, .events = POLLIN };
+	for (;;) {
+		int moved = 0, back = 0, stopping = __atomic_load_n(&f->stop, __ATOMIC_ACQUIRE), error = 0;
+
+		for (int i = 0; i < f->count && !error; i++) {
+			int n = move(&d[i]), came = n < 0 ? n : turn_around(&d[i]);
+
+			error = came < 0 ? came : 0;
+			moved += n > 0 ? n : 0;
+			back += came > 0 ? came : 0;
+		}
+		if (error) {
+			__atomic_store_n(&d[0].stats.error, -error, __ATOMIC_RELAXED);
+			break;
+		}
+		if (moved || back) {
+			idle = 0;
+			continue;
+		}
+		if (stopping && !last_ns)
+			last_ns = xk_clock_ns(CLOCK_MONOTONIC) + PATIENCE_MS * 1000000ull;
+		if (stopping && (!stalled(f) || xk_clock_ns(CLOCK_MONOTONIC) > last_ns))
+			break;
+		if (f->wait != XK_WAIT_SLEEP && (idle < XK_LOOKS || f->wait == XK_WAIT_BUSY)) {
+			int nudged = 0;
+
+			idle++;
+			add(&d[0].stats.looks, 1);
+			for (int i = 0; i < f->count; i++)
+				nudged |= xk_nudge(d[i].from);
+			add(&d[0].stats.nudges, (uint32_t)nudged);
+			if (!nudged)
+				xk_relax();
+			continue;
+		}
+		add(&d[0].stats.waits, 1);
+		poll(fds + stopping, (nfds_t)(1 + f->count - stopping), stopping || stalled(f) ? STALLED_MS : -1);
+		idle = 0;
+		for (int i = 1; i <= f->count; i++)
+			if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL) && !(fds[i].revents & POLLIN))
+				poll(fds, 1, 100); /* a device is down or gone: do not spin on the error */
+	}
+	return NULL;
+}
+
+int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, struct xk_forwarder **out)
+{
+	struct xk_forwarder *f;
+	int error;
+
+	if (a->pool != b->pool || !a->config.tx_size || !b->config.tx_size)
+		return xk_fail("forward: sockets with TX rings and one pool", EINVAL);
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return xk_fail("calloc", ENOMEM);
+	f->directions[0] = (struct direction){ .from = a, .to = b, .stats.cpu = cpu };
+	f->directions[1] = (struct direction){ .from = b, .to = a, .stats.cpu = cpu };
+	f->count = a == b ? 1 : 2;
+	a->keep = b->keep = 0; /* nothing is sent but what was received */
+	f->wait = wait;
+	f->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (f->stop_fd < 0)
+		error = xk_fail("eventfd", errno);
+	else
+		error = xk_start_thread(&f->thread, cpu, run, f);
+	if (error) {
+		if (f->stop_fd >= 0)
+			close(f->stop_fd);
+		free(f);
+		return error;
+	}
+	*out = f;
+	return 0;
+}
+
+void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_worker_stats *out)
+{
+	const struct xk_worker_stats *s = &f->directions[direction].stats;
+	const struct xk_worker_stats *both = &f->directions[0].stats;
+
+	*out = (struct xk_worker_stats){ .packets = __atomic_load_n(&s->packets, __ATOMIC_RELAXED),
+					 .bytes = __atomic_load_n(&s->bytes, __ATOMIC_RELAXED),
+					 .written = __atomic_load_n(&s->written, __ATOMIC_RELAXED),
+					 .batches = __atomic_load_n(&s->batches, __ATOMIC_RELAXED),
+					 .looks = __atomic_load_n(&both->looks, __ATOMIC_RELAXED),
+					 .nudges = __atomic_load_n(&both->nudges, __ATOMIC_RELAXED),
+					 .waits = __atomic_load_n(&both->waits, __ATOMIC_RELAXED),
+					 .error = __atomic_load_n(&both->error, __ATOMIC_RELAXED),
+					 .cpu = s->cpu };
+}
+
+void xk_forward_stop(struct xk_forwarder *f)
+{
+	uint64_t one = 1;
+
+	__atomic_store_n(&f->stop, 1, __ATOMIC_RELEASE); /* pairs with run()'s acquire */
+	while (write(f->stop_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, struct xk_worker_stats *back)
+{
+	pthread_join(f->thread, NULL);
+	xk_forward_stats(f, 0, there);
+	xk_forward_stats(f, 1, back);
+	close(f->stop_fd);
+	free(f);
+}

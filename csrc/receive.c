@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* RX and FILL: packets of one or more buffers, held until their frames are recycled; and a socket as a worker's source. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include "umem.h"
+
+int xk_refill(struct xk_xsk *x)
+{
+	struct xk_pool *p = x->pool;
+	struct xk_ring *fill = &x->queue->fill;
+	uint32_t spare = p->free_count > x->keep ? p->free_count - x->keep : 0;
+	uint32_t n = spare ? xk_ring_reserve(fill, spare) : 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t addr = p->free[--p->free_count];
+
+		if (!pass_frame(x->umem, addr, OWNER_FREE, OWNER_FILL))
+			return xk_fail("frame check", EFAULT);
+		*xk_ring_addr(fill, fill->producer + i) = addr;
+	}
+	if (n)
+		xk_ring_submit(fill, n);
+	return 0;
+}
+
+/* What the program wrote before a packet, once; the batch's defaults where it wrote nothing. */
+static inline void take_metadata(const struct xk_xsk *x, struct xk_batch *b, uint32_t packet, uint64_t addr,
+				 uint64_t offset)
+{
+	struct xk_meta *m = (struct xk_meta *)(x->umem->memory + addr) - 1;
+
+	if (addr - frame_base(x->umem, addr) < sizeof(*m) || m->magic != XK_META_MAGIC)
+		return;
+	b->time_ns[packet] = m->time_ns + offset;
+	b->rule[packet] = m->rule;
+	b->mark[packet] = m->mark;
+	m->magic = 0;
+}
+
+int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
+{
+	const struct xdp_desc *descs = x->rx.entries;
+	uint32_t n = xk_ring_peek(&x->rx, b->max_buffers), packets = 0, start = 1, total = 0;
+	uint64_t now, offset = 0;
+
+	b->buffers = 0; /* those of whole packets */
+	if (!n)
+		return 0;
+	now = xk_clock_ns(CLOCK_REALTIME);
+	if (x->config.metadata)
+		offset = xk_clock_offset();
+	for (uint32_t i = 0; i < n && packets < b->max_packets; i++) {
+		const struct xdp_desc *d = &descs[(x->rx.consumer + i) & x->rx.mask];
+		uint64_t addr = data_offset(x->umem, d->addr);
+
+		if (addr + d->len > x->umem->size)
+			return xk_fail("RX descriptor check", EFAULT);
+		b->addr[i] = addr;
+		b->size[i] = d->len;
+		if (start) {
+			b->first[packets] = i;
+			b->time_ns[packets] = now;
+			b->rule[packets] = XK_NO_RULE;
+			b->mark[packets] = 0;
+			total = start = 0;
+			if (x->config.metadata)
+				take_metadata(x, b, packets, addr, offset);
+		}
+		total += d->len;
+		if (d->options & XDP_PKT_CONTD)
+			continue;
+		b->len[packets++] = total;
+		b->buffers = i + 1;
+		start = 1;
+	}
+	if (!packets) /* the rest of the packet may still come, if there is room for it */
+		return n < b->max_buffers ? 0 : xk_fail("a packet of more buffers than the batch holds", EMSGSIZE);
+	for (uint32_t i = 0; x->umem->owners && i < b->buffers; i++)
+		if (!pass_frame(x->umem, b->addr[i], OWNER_FILL, OWNER_HELD))
+			return xk_fail("RX descriptor check", EFAULT);
+	__atomic_store_n(&x->received, x->received + packets, __ATOMIC_RELAXED);
+	xk_ring_release(&x->rx, b->buffers);
+	pool_lock(x->pool);
+	x->pool->held_count += b->buffers;
+	/* free frames take the place of those now held, so that a batch under way does not starve the kernel */
+	if (x->pool->free_count && xk_refill(x)) {
+		pool_unlock(x->pool);
+		return -EFAULT;
+	}
+	pool_unlock(x->pool);
+	return (int)packets;
+}
+
+static int recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)
+{
+	struct xk_pool *p = x->pool;
+	struct xk_ring *fill = &x->queue->fill;
+	uint32_t room = xk_ring_reserve(fill, n);
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t base = frame_base(x->umem, addr[i]);
+
+		if (!pass_frame(x->umem, base, OWNER_HELD, i < room ? OWNER_FILL : OWNER_FREE))
+			return xk_fail("frame check", EFAULT);
+		if (x->umem->owners) /* poison: a stale view must not look like a packet */
+			memset(x->umem->memory + base, 0xde, x->umem->config.chunk_size);
+		if (i < room)
+			*xk_ring_addr(fill, fill->producer + i) = base;
+		else
+			p->free[p->free_count++] = base;
+	}
+	p->held_count -= n;
+	xk_ring_submit(fill, room);
+	return room == n && p->free_count ? xk_refill(x) : 0;
+}
+
+int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)
+{
+	int error;
+
+	pool_lock(x->pool);
+	error = recycle(x, addr, n);
+	pool_unlock(x->pool);
+	return error;
+}
+
+int xk_nudge(struct xk_xsk *x)
+{
+	if (!x->config.busy_poll_us && !(xk_ring_load(x->queue->fill.flags) & XDP_RING_NEED_WAKEUP))
+		return 0;
+	recv(x->fd, NULL, 0, MSG_DONTWAIT); /* busy polls, or wakes the driver; it brings no data, and no error of use */
+	return 1;
+}
+
+int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms)
+{
+	struct pollfd fds[n];
+	int ready;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (xk_ring_load(x[i]->rx.shared_producer) != x[i]->rx.consumer)
+			return 1;
+		fds[i] = (struct pollfd){ .fd = x[i]->fd, .events = POLLIN };
+	}
+	ready = poll(fds, n, timeout_ms);
+	if (ready < 0)
+		return xk_fail("poll(AF_XDP)", errno);
+	if (ready)
+		return 1;
+	/* poll() keeps silent about a device that went away: the socket is unbound then, which recvmsg tells */
+	for (uint32_t i = 0; i < n; i++)
+		if (recv(x[i]->fd, NULL, 0, MSG_DONTWAIT) < 0 && errno == ENXIO)
+			return xk_fail("poll(AF_XDP): the device is gone", ENODEV);
+	return 0;
+}
+
+/* ---- as a worker's source ---- */
+
+static int source_receive(void *self, struct xk_view *out)
+{
+	struct xk_xsk *x = self;
+	const uint8_t *memory = x->umem->memory;
+	struct xk_batch *b = &x->batch;
+	int n = xk_xsk_receive(x, b);
+
+	for (int i = 0; i < n; i++) {
+		uint32_t first = b->first[i], end = i + 1 < n ? b->first[i + 1] : b->buffers;
+
+		out[i] = (struct xk_view){ .data = memory + b->addr[first],
+					   .len = b->size[first],
+					   .wire_len = b->len[i],
+					   .time_ns = b->time_ns[i],
+					   .rule = b->rule[i],
+					   .more = end - first - 1,
+					   .parts = &x->parts[first + 1] };
+		for (uint32_t j = first + 1; j < end; j++)
+			x->parts[j] = (struct xk_part){ memory + b->addr[j], b->size[j] };
+	}
+	return n;
+}
+
+static int source_release(void *self)
+{
+	struct xk_xsk *x = self;
+
+	return xk_xsk_recycle(x, x->batch.addr, x->batch.buffers);
+}
+
+static int source_nudge(void *self)
+{
+	return xk_nudge(self);
+}
+
+void xk_xsk_source(struct xk_xsk *x, struct xk_source *out)
+{
+	*out = (struct xk_source){ source_receive, source_release, x->fd, 0, x, NULL, source_nudge };
+}

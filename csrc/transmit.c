@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* TX and COMPLETION: copies of packets in free frames.  Documentation/networking/xsk-tx-metadata.rst. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/if_ether.h>
+#include <string.h>
+#include <sys/socket.h>
+#include "umem.h"
+
+/* What linux/if_xdp.h of Debian 12 does not have yet. */
+#define OPTION_TX_METADATA (1u << 1)
+#define TXMD_CHECKSUM 2u
+#define SKB_BUFFERS 18u /* MAX_SKB_FRAGS and the head: what a packet may have in copy mode */
+
+struct tx_metadata { /* struct xsk_tx_metadata */
+	uint64_t flags;
+	uint16_t csum_start, csum_offset;
+	uint32_t unused;
+	uint64_t launch_time;
+};
+_Static_assert(sizeof(struct tx_metadata) == 24, "the kernel's");
+
+int xk_collect(struct xk_xsk *x)
+{
+	struct xk_ring *completion = &x->queue->completion;
+	struct xk_pool *p = x->pool;
+	uint32_t n = xk_ring_peek(completion, completion->size);
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t addr = *xk_ring_addr(completion, completion->consumer + i);
+
+		addr = frame_base(x->umem, data_offset(x->umem, addr));
+		if (!pass_frame(x->umem, addr, OWNER_TX, OWNER_FREE))
+			return xk_fail("COMPLETION descriptor check", EFAULT);
+		p->free[p->free_count++] = addr;
+	}
+	if (n)
+		xk_ring_release(completion, n);
+	return (int)n;
+}
+
+/*
+ * In copy mode one call sends as many packets as the socket's budget says (32 before Linux 6.17), and says EAGAIN when
+ * there are more, so go on while it makes progress.  A zero-copy driver that sleeps is told once.
+ */
+int xk_kick(struct xk_xsk *x)
+{
+	uint32_t left = x->tx.producer - xk_ring_load(x->tx.shared_consumer), before;
+
+	while (left) {
+		if ((x->config.bind_flags & XDP_USE_NEED_WAKEUP) &&
+		    !(xk_ring_load(x->tx.flags) & XDP_RING_NEED_WAKEUP))
+			return 0;
+		__atomic_store_n(&x->kicks, x->kicks + 1, __ATOMIC_RELAXED);
+		if (sendto(x->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 && errno != EAGAIN && errno != EBUSY &&
+		    errno != ENOBUFS && errno != ENETDOWN)
+			return xk_fail("sendto(AF_XDP)", errno);
+		before = left;
+		left = x->tx.producer - xk_ring_load(x->tx.shared_consumer);
+		if (left == before || x->zerocopy)
+			return 0;
+	}
+	return 0;
+}
+
+/* Where a packet goes from `packet` into free frames, chunk by chunk; descriptors from the TX ring's `at` on. */
+static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint32_t len, uint32_t buffers,
+		      const struct tx_metadata *metadata)
+{
+	struct xdp_desc *descs = x->tx.entries;
+	const struct xk_umem *u = x->umem;
+	uint32_t room = u->config.chunk_size - u->config.tx_metadata;
+
+	for (uint32_t i = 0; i < buffers; i++) {
+		uint64_t base = x->pool->free[--x->pool->free_count], addr = base + u->config.tx_metadata;
+		uint32_t size = len < room ? len : room;
+		struct xdp_desc *d = &descs[(at + i) & x->tx.mask];
+
+		if (!pass_frame(x->umem, base, OWNER_FREE, OWNER_TX))
+			return xk_fail("frame check", EFAULT);
+		memcpy(u->memory + addr, packet, size);
+		*d = (struct xdp_desc){ .addr = addr, .len = size, .options = i + 1 < buffers ? XDP_PKT_CONTD : 0 };
+		if (metadata && !i) {
+			memcpy(u->memory + addr - sizeof(*metadata), metadata, sizeof(*metadata));
+			d->options |= OPTION_TX_METADATA;
+		}
+		packet += size;
+		len -= size;
+	}
+	return 0;
+}
+
+static int transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
+		    const struct tx_metadata *metadata)
+{
+	uint32_t room = x->umem->config.chunk_size - x->umem->config.tx_metadata, used = 0, taken, free_tx;
+	int error = xk_collect(x);
+
+	if (error < 0)
+		return error;
+	free_tx = xk_ring_reserve(&x->tx, x->pool->free_count);
+	for (taken = 0; taken < n; taken++) {
+		uint32_t buffers = (len[taken] + room - 1) / room;
+
+		if (buffers > free_tx - used)
+			break;
+		if ((error = put_packet(x, x->tx.producer + used, packets[taken], len[taken], buffers, metadata)))
+			return error;
+		used += buffers;
+	}
+	if (used)
+		xk_ring_submit(&x->tx, used);
+	__atomic_store_n(&x->transmitted, x->transmitted + taken, __ATOMIC_RELAXED);
+	return (int)taken;
+}
+
+int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
+		    int checksum_start, uint32_t checksum_offset)
+{
+	struct tx_metadata metadata = { .flags = TXMD_CHECKSUM,
+					.csum_start = (uint16_t)checksum_start,
+					.csum_offset = (uint16_t)checksum_offset };
+	uint32_t most = x->umem->config.chunk_size - x->umem->config.tx_metadata;
+	int taken, error;
+
+	if (!x->config.tx_size)
+		return xk_fail("transmit without a TX ring", EINVAL);
+	if (x->config.bind_flags & XDP_USE_SG)
+		most *= x->config.tx_size < SKB_BUFFERS ? x->config.tx_size : SKB_BUFFERS;
+	for (uint32_t i = 0; i < n; i++)
+		if (len[i] > most)
+			return xk_fail("transmit: packet longer than a frame", EMSGSIZE);
+		else if (len[i] < ETH_HLEN) /* the kernel would never complete an empty one: a frame lost */
+			return xk_fail("transmit: packet shorter than an Ethernet header", EINVAL);
+		else if (checksum_start >= 0 && (uint32_t)checksum_start + checksum_offset + 2 > len[i])
+			return xk_fail("transmit: the checksum is not in the packet", EINVAL);
+	if (checksum_start >= 0 && !x->umem->config.tx_metadata)
+		return xk_fail("transmit: a checksum without metadata", EINVAL);
+	pool_lock(x->pool);
+	taken = transmit(x, packets, len, n, checksum_start >= 0 ? &metadata : NULL);
+	pool_unlock(x->pool);
+	if (taken < 0)
+		return taken;
+	error = xk_kick(x);
+	return error ? error : taken;
+}
+
+int xk_xsk_complete(struct xk_xsk *x)
+{
+	int result = x->config.tx_size ? xk_kick(x) : 0;
+
+	if (result)
+		return result;
+	pool_lock(x->pool);
+	result = xk_collect(x);
+	pool_unlock(x->pool);
+	return result;
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Inside of UMEM, pools and sockets: shared by umem.c, xsk.c and forward.c.  What it means is at the head of xdpkit.h. */
+#pragma once
+#include "xdpkit.h"
+
+#ifndef AF_XDP
+#define AF_XDP 44
+#endif
+#ifndef SOL_XDP
+#define SOL_XDP 283
+#endif
+/* linux/if_xdp.h of Linux 6.6 and later */
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4)
+#define XDP_PKT_CONTD (1 << 0)
+#endif
+
+/* Low 48 bits of an unaligned address: the frame; above: the offset in it. */
+#define UNALIGNED_BASE ((1ull << 48) - 1)
+
+enum owner { OWNER_FREE, OWNER_FILL, OWNER_HELD, OWNER_TX };
+
+struct mapping {
+	void *at;
+	size_t size;
+};
+
+struct xk_umem {
+	struct xk_umem_config config;
+	uint8_t *memory;
+	size_t size, mapped; /* of the frames; of the mapping */
+	uint64_t mask;	 /* of a frame's start, where chunk_size is a power of two */
+	uint32_t taken;	 /* frames that pools have */
+	uint8_t *owners; /* per frame, NULL unless config.check */
+	struct xk_xsk *sockets; /* open ones, the first of them registered the UMEM or shares with one that did */
+};
+
+struct xk_pool {
+	struct xk_umem *umem;
+	uint64_t *free; /* stack of free frames */
+	uint32_t free_count, held_count, frames;
+	int locked; /* several threads: sockets of one queue */
+	pthread_mutex_t lock;
+};
+
+/* FILL and COMPLETION ring of one queue; several sockets may use them. */
+struct xk_queue {
+	struct xk_ring fill, completion;
+	struct mapping maps[2];
+	uint32_t users;
+};
+
+struct xk_xsk {
+	int fd;
+	struct xk_xsk_config config;
+	struct xk_umem *umem;
+	struct xk_pool *pool;
+	struct xk_queue *queue;
+	int zerocopy, first; /* first of its queue */
+	struct xk_ring rx, tx;
+	struct mapping maps[2];
+	uint64_t received, transmitted; /* packets; read by other threads */
+	uint64_t kicks;			/* system calls of TX; the same */
+	struct xk_xsk *next;		/* of the UMEM */
+	/* the batch that a worker holds */
+	struct xk_batch batch;
+	struct xk_part *parts;
+	uint32_t keep; /* free frames that stay for TX */
+};
+
+static inline uint64_t frame_base(const struct xk_umem *u, uint64_t addr)
+{
+	return u->config.unaligned ? addr - addr % u->config.chunk_size : addr & u->mask;
+}
+
+/* Offset in the UMEM of the first byte that a descriptor names. */
+static inline uint64_t data_offset(const struct xk_umem *u, uint64_t addr)
+{
+	return u->config.unaligned ? (addr & UNALIGNED_BASE) + (addr >> 48) : addr;
+}
+
+/* Move a frame, by any address inside, from one owner to another; 0 if it was not the first one's. */
+static inline int pass_frame(struct xk_umem *u, uint64_t addr, enum owner from, enum owner to)
+{
+	uint8_t *owner;
+
+	if (addr >= u->size)
+		return 0;
+	if (!u->owners)
+		return 1;
+	owner = &u->owners[addr / u->config.chunk_size];
+	if (*owner != from)
+		return 0;
+	*owner = to;
+	return 1;
+}
+
+static inline void pool_lock(struct xk_pool *p)
+{
+	if (p->locked)
+		pthread_mutex_lock(&p->lock);
+}
+
+static inline void pool_unlock(struct xk_pool *p)
+{
+	if (p->locked)
+		pthread_mutex_unlock(&p->lock);
+}
+
+/* Of xsk.c, for forward.c; the caller has the pool's lock or is its only thread. */
+
+/* Move free frames into the FILL ring, as many as it takes; frames kept for TX stay free. */
+int xk_refill(struct xk_xsk *x);
+/* Take completed frames back into the pool; how many. */
+int xk_collect(struct xk_xsk *x);
+/* Let the kernel send what is in the TX ring, if it has to be told; no error where the device is busy. */
+int xk_kick(struct xk_xsk *x);
+/* Nothing was there: busy poll, or wake the driver if it waits for FILL; 1 if a system call was made. */
+int xk_nudge(struct xk_xsk *x);

@@ -1,0 +1,86 @@
+"""The NAPI instance that serves a receive queue, asked of the kernel through generic netlink.
+
+Family ``netdev`` (Documentation/netlink/specs/netdev.yaml): queue-get, Linux 6.8; the settings of a NAPI, Linux 6.13.
+A driver that does not tell which NAPI serves which queue (veth does not) is no error here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2.netlink import NLM_F_REQUEST, genlmsg
+from pyroute2.netlink.generic import GenericNetlinkSocket
+
+from .netlink import NetlinkError, outside_loop
+
+__all__ = ["Napi", "of_queue"]
+
+_QUEUE_GET, _NAPI_GET = 10, 11
+_RX = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Napi:
+    """``irq``: its interrupt, if it has one; ``defer_hard_irqs``: polls that find nothing before interrupts are on
+    again; ``gro_flush_timeout_ns``: nanoseconds until the next poll meanwhile.  None where the kernel does not tell."""
+
+    id: int
+    irq: int | None
+    defer_hard_irqs: int | None
+    gro_flush_timeout_ns: int | None
+
+
+class _Queue(genlmsg):  # type: ignore[misc]
+    nla_map = (
+        ("NETDEV_A_QUEUE_UNSPEC", "none"),
+        ("NETDEV_A_QUEUE_ID", "uint32"),
+        ("NETDEV_A_QUEUE_IFINDEX", "uint32"),
+        ("NETDEV_A_QUEUE_TYPE", "uint32"),
+        ("NETDEV_A_QUEUE_NAPI_ID", "uint32"),
+    )
+
+
+class _Napi(genlmsg):  # type: ignore[misc]
+    nla_map = (
+        ("NETDEV_A_NAPI_UNSPEC", "none"),
+        ("NETDEV_A_NAPI_IFINDEX", "uint32"),
+        ("NETDEV_A_NAPI_ID", "uint32"),
+        ("NETDEV_A_NAPI_IRQ", "uint32"),
+        ("NETDEV_A_NAPI_PID", "uint32"),
+        ("NETDEV_A_NAPI_DEFER_HARD_IRQS", "uint32"),
+        ("NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT", "uint32"),
+    )
+
+
+def of_queue(index: int, queue: int) -> Napi | None:
+    """The NAPI of receive queue ``queue`` of the device; None where kernel or driver do not tell."""
+    return outside_loop(lambda: _of_queue(index, queue))
+
+
+def _of_queue(index: int, queue: int) -> Napi | None:
+    names = {"NETDEV_A_QUEUE_ID": queue, "NETDEV_A_QUEUE_IFINDEX": index, "NETDEV_A_QUEUE_TYPE": _RX}
+    found = _ask(_Queue, _QUEUE_GET, names)
+    napi_id = found and found.get_attr("NETDEV_A_QUEUE_NAPI_ID")
+    if not napi_id:
+        return None
+    told = _ask(_Napi, _NAPI_GET, {"NETDEV_A_NAPI_ID": napi_id})
+
+    def value(name: str) -> int | None:
+        number: int | None = told.get_attr(f"NETDEV_A_NAPI_{name}") if told else None
+        return number
+
+    return Napi(int(napi_id), value("IRQ"), value("DEFER_HARD_IRQS"), value("GRO_FLUSH_TIMEOUT"))
+
+
+def _ask(message: type[Any], command: int, attributes: dict[str, int]) -> Any | None:
+    request = message()
+    request["cmd"], request["version"] = command, 1
+    request["attrs"] = list(attributes.items())
+    with GenericNetlinkSocket() as sock:
+        sock.asyncore.module_err_level = "debug"  # an old kernel is no error here
+        try:
+            sock.bind("netdev", message)
+            return sock.nlm_request(request, msg_type=sock.prid, msg_flags=NLM_F_REQUEST)[0]
+        except (NetlinkError, IndexError):
+            return None
