@@ -225,7 +225,7 @@ def test_an_mtu_too_large_is_one_line_with_the_limit(make_veth):
         (["--bind", "zero"], ["bind 'zero': auto, zerocopy, copy"]),
         (["--count", "-1"], ["--count"]),
         (["--no-such-flag"], ["--no-such-flag"]),
-        (["-w", "-", "--json"], ["both want standard output"]),
+        (["-w", "-", "--json"], ["all want standard output"]),
     ],
 )
 def test_a_wrong_argument_is_a_usage_error_that_says_what_is_right(veth, args, words):
