@@ -12,7 +12,7 @@ from threading import RLock
 from types import MappingProxyType, TracebackType
 
 from . import netdev
-from .actions import Add, Mirror
+from .actions import Add, Mark, Mirror
 from .built import Built, as_built
 from .compiler import Compiled
 from .copies import ring_bytes
@@ -40,14 +40,18 @@ __all__ = ["Link", "Update", "ring_bytes_for"]
 @dataclass(frozen=True, slots=True)
 class Update:
     """What a change of rulesets took, in nanoseconds: ``compile_ns`` (0 for one that was built ahead), ``load_ns``
-    (program, sets, devices), ``swap_ns`` (the exchange, and until no packet is with the old program)."""
+    (program, sets, devices), ``swap_ns`` (the exchange: packets meet the new rules from here on), ``settle_ns`` (until
+    no packet is with the old program, and its counts are final)."""
 
     compile_ns: int
     load_ns: int
     swap_ns: int
+    settle_ns: int
 
     def __str__(self) -> str:
-        parts = (("compile", self.compile_ns), ("load", self.load_ns), ("swap", self.swap_ns))
+        parts = (
+            ("compile", self.compile_ns), ("load", self.load_ns), ("swap", self.swap_ns), ("settle", self.settle_ns),
+        )  # fmt: skip
         return ", ".join(f"{name} {ns / 1e6:.1f} ms" for name, ns in parts)
 
 
@@ -123,7 +127,7 @@ class Link:
             except BaseException:
                 new.abandon(old)
                 raise
-            self._ruleset = new
+            self._ruleset, swapped = new, time.perf_counter_ns()
             absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
             self.got = replace(self.got, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
@@ -132,12 +136,15 @@ class Link:
             new.commit(old)
             self._forwards()
             self._sweeps()
-            return Update(compiled - start, loaded - compiled, time.perf_counter_ns() - loaded)
+            settled = time.perf_counter_ns()
+            return Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
 
     def _may_follow(self, pipe: Pipeline) -> None:
         """What this link cannot do, said before anything is loaded."""
         if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
+        if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
+            raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
         refuse_generic(pipe.metadata, self.got.mode, self.device.name)
         if pipe.metadata and self.got.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
