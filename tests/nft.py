@@ -1,0 +1,154 @@
+"""nftables as a peer: a ruleset of the netdev family on a port's ingress hook, and what its rules counted.
+
+The hook is behind XDP and behind TC's ingress: a packet that xdpkit lets pass is judged by nftables next, so both see
+the very same packets.  A rule with a counter is known by its comment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+from strategies import make_frame
+from traffic import until
+
+from xdpkit import Pipeline, attach
+from xdpkit.lab import Port
+from xdpkit.walk import EXTENSIONS, TAGS, TRANSPORT, walk
+
+TABLE = "netdev peer"
+ROOT = Path(__file__).parent.parent
+
+
+class Nft:
+    """A ruleset on the ingress hook of ``port``.  ``outside``: what stands beside the chain, sets and other chains;
+    ``rules``: those of the chain."""
+
+    def __init__(self, port: Port, rules: str, outside: str = ""):
+        self.port = port
+        hook = f'type filter hook ingress device "{port.name}" priority 0; policy accept;'
+        chain = f'chain ingress {{\n{hook}\ncounter comment "all";\n{rules}\ncounter comment "default";\n}}'
+        self.run("-f", "-", stdin=f"table {TABLE} {{\n{outside}\n{chain}\n}}\n")
+
+    def run(self, *args: str, stdin: str = "") -> str:
+        """``nft ARGS``, its standard output; AssertionError with what it says if it refuses."""
+        done = self.port.namespace.run(["nft", *args], input=stdin, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stderr}\n{stdin}"
+        return str(done.stdout)
+
+    def counts(self) -> dict[str, int]:
+        """Packets by the comment of the rule."""
+        objects = json.loads(self.run("-j", "list", "table", *TABLE.split()))["nftables"]
+        found = {}
+        for rule in (o["rule"] for o in objects if "rule" in o and "comment" in o["rule"]):
+            found[rule["comment"]] = next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
+        return found
+
+    def members(self, name: str) -> list[str]:
+        """The members of a set of one field, as nftables shows them."""
+        (listed,) = (o["set"] for o in self.listed(name) if "set" in o)
+        return sorted(str(e["elem"]["val"] if isinstance(e, dict) else e) for e in listed.get("elem", []))
+
+    def listed(self, name: str) -> list[dict]:
+        """``nft -j list set``."""
+        return json.loads(self.run("-j", "list", "set", *TABLE.split(), name))["nftables"]
+
+
+def counted(link) -> dict[str, int]:
+    """Packets by the rule's name."""
+    return {rule.name: rule.packets for rule in link.ledger().rules}
+
+
+@contextmanager
+def beside(left: Port, right: Port, pipe: Pipeline, mode: str, rules: str, outside: str = "") -> Iterator[Both]:
+    """xdpkit and nftables on ``right``."""
+    nft = Nft(right, rules, outside)
+    with right.namespace, attach(pipe, right.name, mode=mode) as link:
+        yield Both(left, link, nft)
+
+
+class Both:
+    """Two judges of what ``left`` sends."""
+
+    def __init__(self, left: Port, link, nft: Nft):
+        self.left, self.link, self.nft, self.sent = left, link, nft, 0
+
+    def send(self, frames: Iterable[bytes]) -> None:
+        """Send, and wait until both have seen all."""
+        self.sent += self.left.send(frames)
+        until(lambda: self.link.ledger().seen == self.sent, f"xdpkit sees {self.sent} packets")
+        until(lambda: self.nft.counts()["all"] == self.sent, f"nftables sees {self.sent} packets")
+
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """What xdpkit counted and what nftables did, of the rules that both know."""
+        ours, theirs = counted(self.link), self.nft.counts()
+        del theirs["all"]
+        assert ours.keys() == theirs.keys()
+        return ours, theirs
+
+
+def random_frames(seed: int, count: int) -> list[bytes]:
+    """Frames of every shape, but for tagged ones that the kernel drops before nftables sees them: cut inside the tag."""
+    rng = Random(seed)
+    frames = (make_frame(rng) for _ in range(count))
+    return [f for f in frames if f[12:14] not in (b"\x81\x00", b"\x88\xa8") or len(f) >= 20]
+
+
+def pairs(page: str) -> list[tuple[str, str, str]]:
+    """(heading, nft block, Python block) where a page has the two in a row."""
+    found = []
+    for part in re.split(r"^## ", (ROOT / page).read_text(), flags=re.MULTILINE)[1:]:
+        title = part.split("\n", 1)[0]
+        found += [(title, *m) for m in re.findall(r"```nft\n(.*?)```\s*```python\n(.*?)```", part, flags=re.DOTALL)]
+    return found
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table under ``heading``, without its head; cells that are code lose their marks."""
+    part = re.split(rf"^## {re.escape(heading)}$", (ROOT / page).read_text(), flags=re.MULTILINE)[1].split("\n## ")[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")][2:]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    return [[cell.strip().strip("`").replace("\\|", "|") for cell in row] for row in cells]
+
+
+def mended(frame: bytes) -> bytes:
+    """``frame`` with the lengths in its IP header as they are: nftables looks at no transport header otherwise."""
+    found = walk(frame)
+    for header, at, before in (("ip", 2, 0), ("ip6", 4, 40)):
+        if (start := found.starts.get(header)) is not None and len(frame) - start >= before:
+            return frame[: start + at] + (len(frame) - start - before).to_bytes(2) + frame[start + at + 2 :]
+    return frame
+
+
+def is_plain(frame: bytes) -> bool:
+    """Both walk it the same way: at most one tag, an 802.1Q one, and every header that is announced is whole.  What is
+    left out here is in the table of differences, docs/nftables.md."""
+    found = walk(frame)
+    start = found.starts.get("vlan", 10) + 4
+    ethertype = int.from_bytes(frame[start - 2 : start])
+    if frame[12:14] == b"\x88\xa8" or ethertype in TAGS:
+        return False
+    network = {0x0800: "ip", 0x86DD: "ip6", 0x0806: "arp"}.get(ethertype)
+    if network is None or network == "arp":
+        return network is None or network in found.present
+    if network not in found.present:
+        return False
+    if network == "ip":
+        size, proto = 4 * (frame[start] & 15), frame[start + 9]
+        later = int.from_bytes(frame[start + 6 : start + 8]) & 0x1FFF
+    else:
+        size, proto = 40, found.members["ip6_proto"]
+        later = "frag" in found.present and int.from_bytes(frame[found.starts["frag"] + 2 :][:2]) & 0xFFF8
+        if proto in EXTENSIONS and not later:
+            return False
+    transport = TRANSPORT[network].get(proto)
+    return start + size <= len(frame) and (bool(later) or transport is None or transport in found.present)
+
+
+def plain_frames(seed: int, count: int) -> list[bytes]:
+    """Of ``count`` random frames those that both walk the same way, their lengths mended."""
+    return [f for f in map(mended, random_frames(seed, count)) if is_plain(f)]
