@@ -17,22 +17,30 @@ from strategies import make_frame
 from traffic import until
 
 from xdpkit import Pipeline, attach
+from xdpkit.core import check, lib
 from xdpkit.lab import Port
-from xdpkit.walk import EXTENSIONS, TAGS, TRANSPORT, walk
+from xdpkit.walk import EXTENSIONS, FRAGMENT, MAX_EXTENSIONS, TAGS, TRANSPORT, walk
 
-TABLE = "netdev peer"
+#: The device in rulesets, as the documentation names it.
+DEVICE = "eth1"
 ROOT = Path(__file__).parent.parent
 
 
-class Nft:
-    """A ruleset on the ingress hook of ``port``.  ``outside``: what stands beside the chain, sets and other chains;
-    ``rules``: those of the chain."""
+def table(rules: str, outside: str = "") -> str:
+    """A ruleset of one chain.  ``outside``: what stands beside the chain, sets and other chains."""
+    hook = f'type filter hook ingress device "{DEVICE}" priority 0; policy accept;'
+    return f"table netdev peer {{\n{outside}\nchain ingress {{\n{hook}\n{rules}\n}}\n}}\n"
 
-    def __init__(self, port: Port, rules: str, outside: str = ""):
+
+class Nft:
+    """A ruleset on the ingress hook of ``port``, as a file of nft's that names the device DEVICE.  A chain of our own
+    in front of it counts what it is to judge."""
+
+    def __init__(self, port: Port, ruleset: str):
         self.port = port
-        hook = f'type filter hook ingress device "{port.name}" priority 0; policy accept;'
-        chain = f'chain ingress {{\n{hook}\ncounter comment "all";\n{rules}\ncounter comment "default";\n}}'
-        self.run("-f", "-", stdin=f"table {TABLE} {{\n{outside}\n{chain}\n}}\n")
+        hook = f'type filter hook ingress device "{DEVICE}" priority -10; policy accept;'
+        ruleset += f'table netdev peer_all {{\nchain ingress {{\n{hook}\ncounter comment "all";\n}}\n}}\n'
+        self.run("-f", "-", stdin=ruleset.replace(f'"{DEVICE}"', f'"{port.name}"'))
 
     def run(self, *args: str, stdin: str = "") -> str:
         """``nft ARGS``, its standard output; AssertionError with what it says if it refuses."""
@@ -42,20 +50,16 @@ class Nft:
 
     def counts(self) -> dict[str, int]:
         """Packets by the comment of the rule."""
-        objects = json.loads(self.run("-j", "list", "table", *TABLE.split()))["nftables"]
+        objects = json.loads(self.run("-j", "list", "ruleset"))["nftables"]
         found = {}
         for rule in (o["rule"] for o in objects if "rule" in o and "comment" in o["rule"]):
             found[rule["comment"]] = next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
         return found
 
-    def members(self, name: str) -> list[str]:
-        """The members of a set of one field, as nftables shows them."""
-        (listed,) = (o["set"] for o in self.listed(name) if "set" in o)
-        return sorted(str(e["elem"]["val"] if isinstance(e, dict) else e) for e in listed.get("elem", []))
-
-    def listed(self, name: str) -> list[dict]:
-        """``nft -j list set``."""
-        return json.loads(self.run("-j", "list", "set", *TABLE.split(), name))["nftables"]
+    def set_size(self, name: str) -> int:
+        """How many members the set of that name has that are not over."""
+        objects = json.loads(self.run("-j", "list", "ruleset"))["nftables"]
+        return next(len(o["set"].get("elem", ())) for o in objects if o.get("set", {}).get("name") == name)
 
 
 def counted(link) -> dict[str, int]:
@@ -63,32 +67,37 @@ def counted(link) -> dict[str, int]:
     return {rule.name: rule.packets for rule in link.ledger().rules}
 
 
-@contextmanager
-def beside(left: Port, right: Port, pipe: Pipeline, mode: str, rules: str, outside: str = "") -> Iterator[Both]:
-    """xdpkit and nftables on ``right``."""
-    nft = Nft(right, rules, outside)
-    with right.namespace, attach(pipe, right.name, mode=mode) as link:
-        yield Both(left, link, nft)
-
-
 class Both:
-    """Two judges of what ``left`` sends."""
+    """xdpkit on ``right``, and nftables behind it: two judges of what ``left`` sends."""
 
     def __init__(self, left: Port, link, nft: Nft):
         self.left, self.link, self.nft, self.sent = left, link, nft, 0
 
     def send(self, frames: Iterable[bytes]) -> None:
-        """Send, and wait until both have seen all."""
+        """Send, and wait until both have judged all."""
         self.sent += self.left.send(frames)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until both have judged what was sent."""
         until(lambda: self.link.ledger().seen == self.sent, f"xdpkit sees {self.sent} packets")
         until(lambda: self.nft.counts()["all"] == self.sent, f"nftables sees {self.sent} packets")
+        check(lib.xk_quiesce())  # what is counted in front of the ruleset is behind it too
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """What xdpkit counted and what nftables did, of the rules that both know."""
+        """What the rules counted here and there, by name and by comment."""
         ours, theirs = counted(self.link), self.nft.counts()
-        del theirs["all"]
+        del theirs["all"], ours["default"]
         assert ours.keys() == theirs.keys()
         return ours, theirs
+
+
+@contextmanager
+def beside(left: Port, right: Port, pipe: Pipeline, mode: str, ruleset: str) -> Iterator[Both]:
+    """Both on ``right``.  What xdpkit drops never gets to nftables: give it ``pipe.shadow()``, or rules that pass."""
+    nft = Nft(right, ruleset)
+    with right.namespace, attach(pipe, right.name, mode=mode) as link:
+        yield Both(left, link, nft)
 
 
 def random_frames(seed: int, count: int) -> list[bytes]:
@@ -141,12 +150,25 @@ def is_plain(frame: bytes) -> bool:
         size, proto = 4 * (frame[start] & 15), frame[start + 9]
         later = int.from_bytes(frame[start + 6 : start + 8]) & 0x1FFF
     else:
-        size, proto = 40, found.members["ip6_proto"]
+        chain, size = _chain(frame, start), 40
+        proto = found.members["ip6_proto"]
         later = "frag" in found.present and int.from_bytes(frame[found.starts["frag"] + 2 :][:2]) & 0xFFF8
-        if proto in EXTENSIONS and not later:
+        if "ah" in found.present or proto in EXTENSIONS or len(set(chain)) < len(chain):
             return False
     transport = TRANSPORT[network].get(proto)
-    return start + size <= len(frame) and (bool(later) or transport is None or transport in found.present)
+    foreign = proto == {"ip": 58, "ip6": 1}[network]
+    if later or foreign or start + size > len(frame) or (transport and transport not in found.present):
+        return False
+    return transport != "tcp" or found.starts["tcp"] + 4 * (frame[found.starts["tcp"] + 12] >> 4) <= len(frame)
+
+
+def _chain(frame: bytes, start: int) -> list[int]:
+    """The extension headers of the IPv6 packet at ``start``, by number, in the order they come in."""
+    chain, kind, at = [], frame[start + 6], start + 40
+    while kind in EXTENSIONS and at + 8 <= len(frame) and len(chain) <= MAX_EXTENSIONS:
+        chain.append(kind)
+        kind, at = frame[at], at + (8 if kind == FRAGMENT else 8 * (frame[at + 1] + 1))
+    return chain
 
 
 def plain_frames(seed: int, count: int) -> list[bytes]:
