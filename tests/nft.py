@@ -48,18 +48,25 @@ class Nft:
         assert done.returncode == 0, f"{done.stderr}\n{stdin}"
         return str(done.stdout)
 
-    def counts(self) -> dict[str, int]:
-        """Packets by the comment of the rule."""
-        objects = json.loads(self.run("-j", "list", "ruleset"))["nftables"]
-        found = {}
-        for rule in (o["rule"] for o in objects if "rule" in o and "comment" in o["rule"]):
-            found[rule["comment"]] = next(e["counter"]["packets"] for e in rule["expr"] if "counter" in e)
-        return found
+    def listed(self, kind: str) -> list[dict]:
+        """Every object of a kind: "rule", "set"."""
+        return [o[kind] for o in json.loads(self.run("-j", "list", "ruleset"))["nftables"] if kind in o]
+
+    def statements(self, kind: str) -> list[dict]:
+        """Every statement of a kind: "counter", "limit"."""
+        return [e for rule in self.listed("rule") for e in rule["expr"] if kind in e]
+
+    def counts(self, what: str = "packets") -> dict[str, int]:
+        """Packets (or bytes) by the comment of the rule."""
+        return {
+            rule["comment"]: next(e["counter"][what] for e in rule["expr"] if "counter" in e)
+            for rule in self.listed("rule")
+            if "comment" in rule
+        }
 
     def set_size(self, name: str) -> int:
         """How many members the set of that name has that are not over."""
-        objects = json.loads(self.run("-j", "list", "ruleset"))["nftables"]
-        return next(len(o["set"].get("elem", ())) for o in objects if o.get("set", {}).get("name") == name)
+        return next(len(found.get("elem", ())) for found in self.listed("set") if found["name"] == name)
 
 
 def counted(link) -> dict[str, int]:
@@ -101,7 +108,7 @@ def beside(left: Port, right: Port, pipe: Pipeline, mode: str, ruleset: str) -> 
 
 
 def random_frames(seed: int, count: int) -> list[bytes]:
-    """Frames of every shape, but for tagged ones that the kernel drops before nftables sees them: cut inside the tag."""
+    """Frames of every shape, but for those cut inside a tag: the kernel drops them before nftables sees them."""
     rng = Random(seed)
     frames = (make_frame(rng) for _ in range(count))
     return [f for f in frames if f[12:14] not in (b"\x81\x00", b"\x88\xa8") or len(f) >= 20]
