@@ -14,13 +14,14 @@ whole pipelines compiled on the spot.  In the end
 * programs of before must be gone, no descriptor more be open, and no memory grow.
 
 The latencies: seconds from the call to its return, medians and 99th percentiles (of few runs the worst), and the CPU
-time of the calling thread, which other work on the machine hardly touches.  Traffic goes on at full rate meanwhile, so
-half of a machine with two CPUs is taken.  Exit status 1 if anything was lost without a name, mixed or left.
+time of the calling thread, which other work on the machine hardly touches.  Each is taken twice: on a quiet port, and
+while packets come at full rate, which takes one CPU.  Exit status 1 if anything was lost without a name, mixed or left.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -60,7 +61,6 @@ from xdpkit import (
 from xdpkit.built import Built
 from xdpkit.check import PipelineWarning
 from xdpkit.core import lib
-from xdpkit.generator import Generator
 from xdpkit.lab import Lab, Port
 from xdpkit.link import Link
 from xdpkit.liveset import LiveSet
@@ -68,6 +68,7 @@ from xdpkit.template import udp_frame
 
 #: Sources of the packets of the soak, in turns; the set `watch` has both or neither.
 PAIR = ("198.18.0.1", "198.18.0.2")
+SOURCE_LOW = 28  # where in the frame the low half of the source address is
 SHAPES = 4
 #: Updates before the first look at memory: caches of Python and LLVM fill.
 WARM = 100
@@ -151,6 +152,13 @@ def memory(link: Link) -> dict[str, int]:
     return {"process": rss, "kernel": sum(seen.values()) + inner, "descriptors": len(os.listdir("/proc/self/fd"))}
 
 
+def settled(link: Link, built: Built) -> dict[str, int]:
+    """Memory while ``built`` runs: rulesets of other shapes have other maps."""
+    link.update(built)
+    gc.collect()
+    return memory(link)
+
+
 def still_loaded(programs: list[int]) -> int:
     """How many of the programs with these ids are there."""
     there = 0
@@ -187,11 +195,12 @@ def soak(left: Port, right: Port, updates: int) -> dict[str, Any]:
     nets = [n for n in some if not n.startswith("198.18.")]
     lists = [nets[:1000], nets[500:1500], nets[2000:]]
     built = [Built(p := shape(n, ()), {"xdp": compile_pipeline(p, "xdp")}) for n in range(SHAPES)]
-    frames = [udp_frame(64, src_mac=left.mac, dst_mac=right.mac, src=src) for src in PAIR]
+    frame = udp_frame(64, src_mac=left.mac, dst_mac=right.mac, src=PAIR[0])
     with ExitStack() as stack:
         stack.enter_context(right.namespace)
-        at = frames[0].payload_offset
-        generator = stack.enter_context(left.generator([f.frame for f in frames], sequence_offset=at, cpu=1))
+        at = frame.payload_offset
+        turns = {"flow_offset": SOURCE_LOW, "flow_base": 1, "flows": 2}  # the sources of PAIR
+        generator = stack.enter_context(left.generator([frame.frame], sequence_offset=at, cpu=1, **turns))
         link = stack.enter_context(attach(built[0], right.name, mode="native"))
         reader = Reader(link, at)
         reader.start()
@@ -204,8 +213,8 @@ def soak(left: Port, right: Port, updates: int) -> dict[str, Any]:
             if link.program.info()["id"] != number:
                 programs.append(number)
             if turn == min(WARM, updates // 2):
-                before = memory(link)
-        seconds, after = time.monotonic() - start, memory(link)
+                before = settled(link, built[0])
+        seconds, after = time.monotonic() - start, settled(link, built[0])
         generator.stop()
         generator.settle()
         reader.done.set()
@@ -261,7 +270,7 @@ def timed(do: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - start, time.thread_time() - cpu, made
 
 
-def updates(link: Link, count: int, runs: int) -> dict[str, Any]:
+def updates(link: Link, count: int, runs: int, traffic: bool) -> dict[str, Any]:
     """Rulesets of ``count`` rules in turn: seconds of declaring, and of each part of the update."""
     parts: dict[str, list[float]] = {k: [] for k in ("declare", "compile", "load", "swap", "update", "update, CPU")}
     for run in range(runs):
@@ -270,10 +279,10 @@ def updates(link: Link, count: int, runs: int) -> dict[str, Any]:
         values = (declare, *(getattr(update, f"{p}_ns") / 1e9 for p in ("compile", "load", "swap")), wall, cpu)
         for name, value in zip(parts, values, strict=True):
             parts[name].append(value)
-    return {"rules": count, "runs": runs, **{name: spread(v) for name, v in parts.items()}}
+    return {"rules": count, "traffic": traffic, "runs": runs, **{name: spread(v) for name, v in parts.items()}}
 
 
-def set_changes(link: Link, count: int, runs: int) -> list[dict[str, Any]]:
+def set_changes(link: Link, count: int, runs: int, traffic: bool) -> list[dict[str, Any]]:
     """A set of ``count`` prefixes that packets are looked up in: seconds of each kind of change."""
     members = prefixes(count + max(count // 100, 1), 2)
     spare, members = members[count:], members[:count]
@@ -296,8 +305,20 @@ def set_changes(link: Link, count: int, runs: int) -> list[dict[str, Any]]:
         for name, do in kinds.items():
             took = [timed(lambda do=do, run=run: do(run))[:2] for run in range(runs)]
             wall, cpu = (spread([t[i] for t in took]) for i in (0, 1))
-            rows.append({"members": count, "change": name, "runs": runs, "seconds": wall, "CPU": cpu})
+            rows.append(
+                {"members": count, "change": name, "traffic": traffic, "runs": runs, "seconds": wall, "CPU": cpu}
+            )
     return rows
+
+
+def latencies(result: dict[str, Any], link: Link, args: argparse.Namespace, *, traffic: bool) -> None:
+    """Of all sizes, large ones a third as often."""
+    for count in (int(n) for n in args.rules.split(",")):
+        runs = args.runs if count <= 1000 else max(3, args.runs // 3)
+        result["updates"].append(updates(link, count, runs, traffic))
+    for members in (int(float(n)) for n in args.members.split(",")):
+        runs = args.runs if members <= 100_000 else max(3, args.runs // 3)
+        result["sets"] += set_changes(link, members, runs, traffic)
 
 
 def report(result: dict[str, Any]) -> bool:
@@ -314,18 +335,19 @@ def report(result: dict[str, Any]) -> bool:
     b, a = s["before"], s["after"]
     sizes = ", ".join(f"{k} {b[k] / 2**20:.1f} -> {a[k] / 2**20:.1f} MiB" for k in ("process", "kernel"))
     console.print(f"memory: {sizes}\n")
-    table = Table(title="ms to update to other rules under traffic, median (p99)", box=None)
+    table = Table(title="ms to update to other rules, median (p99)", box=None)
     names = ("declare", "compile", "load", "swap", "update", "update, CPU")
-    for column in ("rules", *names):
+    for column in ("rules", "traffic", *names):
         table.add_column(column, justify="right")
     for row in result["updates"]:
-        table.add_row(f"{row['rules']:,}", *(_ms(row[name]) for name in names))
+        table.add_row(f"{row['rules']:,}", "yes" if row["traffic"] else "no", *(_ms(row[name]) for name in names))
     console.print(table)
-    table = Table(title="ms to change a set under traffic, median (p99)", box=None)
-    for column in ("members", "change", "clock", "CPU"):
+    table = Table(title="ms to change a set, median (p99)", box=None)
+    for column in ("members", "traffic", "change", "clock", "CPU"):
         table.add_column(column, justify="right")
     for row in result["sets"]:
-        table.add_row(f"{row['members']:,}", row["change"], _ms(row["seconds"]), _ms(row["CPU"]))
+        traffic = "yes" if row["traffic"] else "no"
+        table.add_row(f"{row['members']:,}", traffic, row["change"], _ms(row["seconds"]), _ms(row["CPU"]))
     console.print(table)
     return not any(s["wrong"].values())
 
@@ -349,21 +371,14 @@ def main() -> None:
     with Lab.pair() as (left, right):
         frame = udp_frame(64, src_mac=left.mac, dst_mac=right.mac).frame
         with right.namespace, left.generator([frame], cpu=1) as generator, attach(rules(1, 0), right.name) as link:
-            _flow(generator, result, link, args)
+            latencies(result, link, args, traffic=False)
+            generator.start()
+            latencies(result, link, args, traffic=True)
+            generator.stop()
     ok = report(result)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1))
     sys.exit(not ok)
-
-
-def _flow(generator: Generator, result: dict[str, Any], link: Link, args: argparse.Namespace) -> None:
-    """The latencies, while packets go on."""
-    generator.start()
-    for count in (int(n) for n in args.rules.split(",")):
-        result["updates"].append(updates(link, count, args.runs if count <= 1000 else max(3, args.runs // 3)))
-    for members in (int(float(n)) for n in args.members.split(",")):
-        result["sets"] += set_changes(link, members, args.runs if members <= 100_000 else max(3, args.runs // 3))
-    generator.stop()
 
 
 if __name__ == "__main__":
