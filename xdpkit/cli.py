@@ -158,10 +158,8 @@ def run(
         stop = stack.enter_context(_stop_signals())
         try:
             link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write), options=options)
-        except PipelineError:  # a ValueError too, but what is wrong is in the pipeline and its files
-            raise
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+        except ValueError as error:  # a PipelineError is one, but the usage is right then
+            raise (error if isinstance(error, PipelineError) else typer.BadParameter(str(error))) from None
         failure: OSError | None = None
         with link:
             try:
