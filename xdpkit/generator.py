@@ -62,7 +62,8 @@ class Generator:
     """Sends copies of `templates` (bytes or scapy packets) out of `port`, taking turns after each BATCH frames.
 
     `sequence_offset`: where in each frame its number goes, 64 bits big-endian, from 0, counting all frames of this
-    generator.  `flow_offset`: where a 16-bit word (a source port) goes, which runs through `flow_base` ..
+    generator.  `time_offset`: where the time goes at which it was made, 64 bits big-endian, ns of CLOCK_MONOTONIC.
+    `flow_offset`: where a 16-bit word (a source port) goes, which runs through `flow_base` ..
     `flow_base + flows - 1`.  Checksums over these places are not corrected.  `cpu`: the CPU that sends (module text);
     None leaves it to the scheduler.  Needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN.
 
@@ -76,6 +77,7 @@ class Generator:
         templates: Sequence[SupportsBytes],
         *,
         sequence_offset: int | None = None,
+        time_offset: int | None = None,
         flow_offset: int | None = None,
         flows: int = 1,
         flow_base: int = 1024,
@@ -94,9 +96,11 @@ class Generator:
         if flows < 1 or flow_base < 0 or flow_base + flows > 65536:
             raise ValueError(f"{flows} flows from {flow_base} on do not fit into 16 bits")
         _check_offsets(self._frames, sequence_offset, 8)
+        _check_offsets(self._frames, time_offset, 8)
         _check_offsets(self._frames, flow_offset, 2)
         self._check_ports()
-        numbers = {"sequence_offset": sequence_offset or 0, "flow_offset": flow_offset or 0}
+        offsets = {"sequence_offset": sequence_offset, "time_offset": time_offset, "flow_offset": flow_offset}
+        numbers = {name: offset or 0 for name, offset in offsets.items()}
         with ExitStack() as stack:
             self._program: ffi.CData | None = _load(numbers | {"flows": flows, "flow_base": flow_base})
             stack.callback(lib.xk_program_close, self._program)
