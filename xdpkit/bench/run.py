@@ -1,0 +1,226 @@
+"""Run paths by turns on fresh veth pairs, and keep a sample of each run.
+
+One queue.  What is measured runs on the last CPU, the sender on CPU 0, which also runs the receiving port's softirq: on
+veth every path is a closed loop, and one that costs the kernel more slows its own sender.  So there are two measures:
+the rate with a sender that goes as fast as it can, and CPU time per packet at an offered rate that all can take.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from ..attach import attach
+from ..errors import NotSupported
+from ..lab import Lab
+from .echo import ECHO, round_trips
+from .forwarding import FORWARD, middle
+from .measure import Calls, Cost, idle_share, percentiles
+from .receive import RECEIVE
+from .sample import Sample
+from .send import SEND
+from .site import Path, Site, dropping
+from .tools import TOOLS
+from .traffic import CPUS, Load, frame_for, transmit
+
+__all__ = ["DIRECTIONS", "Plan", "Results", "measure"]
+
+DIRECTIONS: dict[str, tuple[Path, ...]] = {
+    "receive": RECEIVE + TOOLS,
+    "send": SEND,
+    "forward": FORWARD,
+    "echo": ECHO,
+}
+_WAITS = ("busy", "adaptive", "sleep")
+_JUMBO = 3408
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """``sizes``: bytes of a frame, FCS not counted; ``runs`` of ``seconds`` each; ``only``: names of paths (empty: all);
+    ``rates``: offered rates at which ways of waiting are compared."""
+
+    sizes: tuple[int, ...] = (64, 256, 1518, 9000)
+    runs: int = 5
+    seconds: float = 0.5
+    only: tuple[str, ...] = ()
+    rates: tuple[int, ...] = (1_000, 10_000, 100_000, 500_000)
+    pings: int = 5000
+
+    def fixed_pps(self, size: int) -> int:
+        """The offered rate at which CPU time is measured: what all but the slowest paths can take."""
+        return 500_000 if size <= 256 else 200_000 if size <= _JUMBO else 30_000
+
+    def wanted(self, name: str) -> bool:
+        """Whether a path, or "waits", is asked for."""
+        return not self.only or name in self.only
+
+
+@dataclass(slots=True)
+class Results:
+    """Samples; ``missing``: why a path gave none; ``idle``: CPUs at work while nothing was measured."""
+
+    idle: float
+    samples: list[Sample] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    direction: str
+    path: Path
+    size: int
+    load: Load
+    wait: str = "adaptive"
+
+
+def _steps(plan: Plan) -> list[_Step]:
+    """A round of every path comes before the next, so that what disturbs the machine disturbs all."""
+    out: list[_Step] = []
+    loads = [Load("saturated")] * plan.runs
+    for size in plan.sizes:
+        fixed = plan.fixed_pps(size)
+        for turn, load in enumerate([*loads, *[Load("fixed", fixed)] * max(1, plan.runs // 2), Load("probe", fixed, True)]):
+            for direction in ("receive", "send", "forward"):
+                for path in DIRECTIONS[direction]:
+                    few = path.tool and (turn >= max(1, plan.runs // 2) or size not in (64, 1518))
+                    idle = direction == "send" and load.name != "saturated"
+                    long = size > _JUMBO and (direction != "receive" or path.name == "xdp-drop" and False)
+                    if plan.wanted(path.name) and not few and not idle and not long:
+                        if load.name != "probe" or path.delays or direction == "receive":
+                            out.append(_Step(direction, path, size, load))
+    out += [_Step("echo", path, 64, Load("probe")) for path in ECHO * max(1, plan.runs // 2) if plan.wanted(path.name)]
+    if plan.wanted("waits"):
+        afxdp = next(p for p in RECEIVE if p.name == "afxdp")
+        for _ in range(max(1, plan.runs // 2)):
+            out += [
+                _Step("waits", afxdp, 64, Load(f"{rate}", rate, True), wait) for rate in plan.rates for wait in _WAITS
+            ]
+    return out
+
+
+def measure(plan: Plan, progress: Callable[[int, int, str], None] = lambda *_: None) -> Results:
+    """Do it; ``progress(done, all, what)`` is called before each run.  ValueError for a path that there is not."""
+    known = {p.name for paths in DIRECTIONS.values() for p in paths} | {"waits"}
+    if unknown := [n for n in plan.only if n not in known]:
+        raise ValueError(f"unknown path {unknown[0]!r}: {', '.join(sorted(known))}")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {CPUS[1]})
+        results = Results(idle_share(min(1.0, 2 * plan.seconds)))
+        steps = _steps(plan)
+        for number, step in enumerate(steps):
+            progress(number, len(steps), f"{step.direction} {step.path.name} {step.size} {step.load.name}")
+            key = f"{step.direction} {step.path.name} {step.size}"
+            if key in results.missing or f"{step.direction} {step.path.name}" in results.missing:
+                continue
+            try:
+                results.samples.append(_run(step, plan, results.idle))
+            except NotSupported as error:
+                results.missing[f"{step.direction} {step.path.name}"] = str(error)
+            except OSError as error:
+                results.missing[key] = error.strerror or str(error)
+        return results
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _run(step: _Step, plan: Plan, idle: float) -> Sample:
+    if step.direction == "echo":
+        return _echo(step, plan)
+    if step.direction == "send":
+        return _send(step, plan, idle)
+    if step.direction == "forward":
+        return _forward(step, plan, idle)
+    return _receive(step, plan, idle)
+
+
+def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
+    mtu = max(1500, step.size - 14)
+    with Lab.pair(names=("sender", "receiver"), addresses=(None, "198.19.0.1/15"), mtu=mtu) as (left, right):
+        site = Site(right, step.size, CPUS[1], step.wait)
+        if step.load.stamped and step.path.delays:
+            site.ask_delays()
+        with right.namespace, ExitStack() as stack:
+            costs: list[Cost] = []
+            with step.path.open(site) as running:
+                calls = None
+                if step.load.name == "probe":
+                    calls = stack.enter_context(Calls(running.pids[0] if running.pids else os.getpid()))
+                load = step.load if site.stamped or step.load.name != "probe" else step.load._replace(stamped=False)
+                sent = transmit(
+                    left, frame_for(left, step.size), load, plan.seconds, running.poll,
+                    begin=lambda: costs.append(Cost(idle, running.pids)),
+                )  # fmt: skip
+                machine, own = costs[0].seconds()
+                made = calls.count() if calls else None
+        return Sample(
+            direction=step.direction, path=step.path.name if step.direction != "waits" else step.wait, size=step.size,
+            load=step.load.name, got=running.got, knobs=step.path.knobs, seconds=sent.seconds, sent=sent.frames,
+            lost_ring=sent.lost_ring, lost_kernel=running.lost or 0, received=running.received, machine_s=machine,
+            own_s=own + sent.cpu_s, calls=made, delays_us=percentiles(site.delays_ns[: running.delays]),
+        )  # fmt: skip
+
+
+def _forward(step: _Step, plan: Plan, idle: float) -> Sample:
+    with middle(max(1500, step.size - 14)) as (left, a, b, right):
+        with right.namespace:
+            counter = attach(dropping(), right.name, mode="native")
+        site = Site(a, step.size, CPUS[1], step.wait, right)
+        costs: list[Cost] = []
+        with counter, a.namespace:
+            with step.path.open(site) as running:
+                to = a.mac if step.path.name == "route" else right.mac
+                sent = transmit(
+                    left, frame_for(left, step.size, to), step.load, plan.seconds, running.poll,
+                    begin=lambda: costs.append(Cost(idle)),
+                )  # fmt: skip
+                machine, own = costs[0].seconds()
+            received = counter.ledger().seen
+        dropped = b.stats()["tx_dropped"]
+    return Sample(
+        direction="forward", path=step.path.name, size=step.size, load=step.load.name, got=running.got,
+        knobs=step.path.knobs, seconds=sent.seconds, sent=sent.frames, lost_ring=sent.lost_ring,
+        lost_kernel=min(dropped, sent.frames - sent.lost_ring - received), received=received, machine_s=machine,
+        own_s=own + sent.cpu_s,
+    )  # fmt: skip
+
+
+def _send(step: _Step, plan: Plan, idle: float) -> Sample:
+    """A window of ``seconds`` in what arrives, once the first frame has."""
+    with Lab.pair(names=("sender", "receiver"), mtu=max(1500, step.size - 14)) as (left, right), ExitStack() as stack:
+        with right.namespace:
+            counter = stack.enter_context(attach(dropping(), right.name, mode="native"))
+        with left.namespace, step.path.open(Site(left, step.size, CPUS[1])) as running:
+            deadline = time.monotonic() + 10
+            while not counter.ledger().seen:
+                running.poll()
+                if time.monotonic() > deadline:
+                    raise OSError(f"{step.path.name}: nothing arrives")
+            calls = Calls(running.pids[0] if running.pids else os.getpid()) if step.size == 64 else None
+            cost, start, before = Cost(idle, running.pids), time.monotonic(), counter.ledger().seen
+            while time.monotonic() - start < plan.seconds:
+                running.poll()
+            took, arrived = time.monotonic() - start, counter.ledger().seen - before
+            machine, own = cost.seconds()
+            made = calls.count() if calls else None
+            if calls:
+                calls.close()
+        total = counter.ledger().seen
+    return Sample(
+        direction="send", path=step.path.name, size=step.size, load=step.load.name, got=running.got,
+        knobs=step.path.knobs, seconds=took, sent=arrived + max(0, running.received - total), received=arrived,
+        machine_s=machine, own_s=own, calls=made,
+    )  # fmt: skip
+
+
+def _echo(step: _Step, plan: Plan) -> Sample:
+    start = time.monotonic()
+    got, times = round_trips(step.path, plan.pings, 0)
+    return Sample(
+        direction="echo", path=step.path.name, size=64, load="probe", got=got, knobs=step.path.knobs,
+        seconds=time.monotonic() - start, sent=plan.pings, received=len(times), delays_us=percentiles(times),
+    )  # fmt: skip
