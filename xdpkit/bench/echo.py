@@ -80,7 +80,9 @@ def round_trips(path: Path, count: int, gap_us: int) -> tuple[str, NDArray[np.ui
         times = np.zeros(count, np.uint32)
         frame = frame_for(left, 64)
         with packet_socket(left, 3) as sock, ThreadPoolExecutor(1, initializer=_on, initargs=(CPUS[0],)) as pool:
-            with right.namespace, path.open(Site(right, 64, CPUS[1])) as running:
+            with left.namespace:
+                client = attach(Pipeline("client"), left.name, mode="native")  # veth gives XDP_TX to no one without
+            with client, right.namespace, path.open(Site(right, 64, CPUS[1])) as running:
                 room = ffi.from_buffer("uint32_t[]", times, require_writable=True)
                 ping = loops().ping_run
                 pool.submit(ping, sock.fileno(), frame, len(frame), min(count, 100), gap_us, room).result()

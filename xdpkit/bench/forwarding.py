@@ -1,11 +1,13 @@
-"""Paths that forward from port a to port b of one namespace: in user space, in the kernel at XDP, in the stack."""
+"""Paths that forward from port a to port b of one namespace: in user space, in the kernel at XDP, in the stack.
+
+The stack's bridge, not its routing: a router rewrites addresses in pages that live frames are sent from again."""
 
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path as File
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,6 @@ from .traffic import packet_socket
 
 __all__ = ["FORWARD", "middle"]
 
-_NUD_PERMANENT = 0x80
-
-
 @contextmanager
 def middle(mtu: int) -> Iterator[tuple[Port, Port, Port, Port]]:
     """left - a | b - right, one queue each."""
@@ -42,7 +41,9 @@ def middle(mtu: int) -> Iterator[tuple[Port, Port, Port, Port]]:
 def _user_space(site: Site) -> Iterator[Running]:
     with attach(everything(), "a", mode="native") as a, attach(everything(), "b", mode="native") as b:
         with forward(a, b, cpus=[site.cpu], wait=site.wait):
-            yield Running(str(a.got))
+            me = Running(str(a.got))
+            yield me
+        me.lost = a.ledger().lost
 
 
 @contextmanager
@@ -68,7 +69,9 @@ def _python(site: Site) -> Iterator[Running]:
                             rows = rows[go.send(rows) :]
                             go.complete()
 
-            yield Turn(str(a.got))
+            me = Turn(str(a.got))
+            yield me
+        me.lost = a.ledger().lost
 
 
 @contextmanager
@@ -83,13 +86,14 @@ def _packet(site: Site) -> Iterator[Running]:
 
         with loop(site, Running("AF_PACKET"), 0, run) as me:
             yield me
+        me.lost = int.from_bytes(come.getsockopt(263, 6, 8)[4:], sys.byteorder)  # PACKET_STATISTICS
 
 
 @contextmanager
 def _bridge(_: Site) -> Iterator[Running]:
     def make() -> None:
         with iproute("make a bridge") as ip:
-            ip.link("add", ifname="bridge", kind="bridge")
+            ip.link("add", ifname="bridge", kind="bridge", br_mcast_snooping=0)
             index = socket.if_nametoindex("bridge")
             for name in ("a", "b"):
                 ip.link("set", index=socket.if_nametoindex(name), master=index)
@@ -99,26 +103,10 @@ def _bridge(_: Site) -> Iterator[Running]:
     yield Running("the kernel's bridge")
 
 
-@contextmanager
-def _route(site: Site) -> Iterator[Running]:
-    def make() -> None:
-        with iproute("route") as ip:
-            for name, address in (("a", "198.18.0.254"), ("b", "198.19.0.254")):
-                ip.addr("add", index=socket.if_nametoindex(name), address=address, prefixlen=16)
-            assert site.onward is not None
-            there = {"dst": "198.19.0.1", "lladdr": site.onward.mac, "state": _NUD_PERMANENT}
-            ip.neigh("add", ifindex=socket.if_nametoindex("b"), **there)
-
-    outside_loop(make)
-    File("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    yield Running("the kernel's IPv4")
-
-
 FORWARD = (
     Path("devmap", _devmap, 'Forward("b"): XDP alone, on the CPU that receives', delays=False),
     Path("afxdp-forward", _user_space, "forward(a, b): one C thread, shared UMEM, adaptive wait", delays=False),
     Path("bridge", _bridge, "Linux bridge, no STP", delays=False),
-    Path("route", _route, "IPv4 forwarding, static neighbour", delays=False),
     Path("packet-forward", _packet, "packet sockets, recvmmsg and sendmmsg of 64 in C", delays=False),
     Path("python-forward", _python, "AF_XDP batches and sockets.send() in Python", delays=False),
 )

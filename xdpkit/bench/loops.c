@@ -274,13 +274,13 @@ uint64_t echo_run(int fd, const int *stop)
 	return packets;
 }
 
-/* One frame at a time out of a packet socket, `gap_us` after the last, and how long it takes until one comes back. */
+/* One frame at a time out of a packet socket, `gap_us` after the last, and how long it takes until one comes back; gives up when 5 in a row do not. */
 uint32_t ping_run(int fd, const uint8_t *frame, uint32_t size, uint32_t count, uint32_t gap_us, uint32_t *rtt_ns)
 {
 	uint8_t data[SLOT];
-	uint32_t back = 0;
+	uint32_t back = 0, lost = 0;
 
-	for (uint32_t i = 0; i < count; i++) {
+	for (uint32_t i = 0; i < count && lost < 5; i++) {
 		struct timespec pause = { 0, (long)gap_us * 1000 };
 		uint64_t start, now;
 
@@ -289,12 +289,14 @@ uint32_t ping_run(int fd, const uint8_t *frame, uint32_t size, uint32_t count, u
 		start = now_ns();
 		if (send(fd, frame, size, 0) != (ssize_t)size)
 			continue;
+		lost++;
 		do {
 			ssize_t n = recv(fd, data, SLOT, MSG_DONTWAIT);
 
 			now = now_ns();
 			if (n >= 0) {
 				rtt_ns[back++] = (uint32_t)(now - start);
+				lost = 0;
 				break;
 			}
 		} while (now - start < 100000000);

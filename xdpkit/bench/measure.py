@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..core import check, ffi, lib, text
 
-__all__ = ["Calls", "Cost", "idle_share", "percentiles"]
+__all__ = ["Calls", "Cost", "family", "idle_share", "own_seconds", "percentiles"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -33,6 +34,16 @@ def process_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found
+
+
 def own_seconds() -> float:
     """utime and stime of this process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -50,7 +61,7 @@ class Cost:
     """From when it is made: CPU seconds of the machine beyond ``idle``, and of this process and ``pids``."""
 
     def __init__(self, idle: float, pids: Iterable[int] = ()):
-        self._idle, self._pids = idle, tuple(pids)
+        self._idle, self._pids = idle, tuple(child for pid in pids for child in family(pid))
         self._start, self._machine = time.monotonic(), machine_seconds()
         self._own = own_seconds() + sum(map(process_seconds, self._pids))
 

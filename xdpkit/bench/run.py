@@ -18,7 +18,7 @@ from ..errors import NotSupported
 from ..lab import Lab
 from .echo import ECHO, round_trips
 from .forwarding import FORWARD, middle
-from .measure import Calls, Cost, idle_share, percentiles
+from .measure import Calls, Cost, family, idle_share, percentiles
 from .receive import RECEIVE
 from .sample import Sample
 from .send import SEND
@@ -78,27 +78,30 @@ class _Step:
 
 
 def _steps(plan: Plan) -> list[_Step]:
-    """A round of every path comes before the next, so that what disturbs the machine disturbs all."""
+    """A round of every path comes before the next, so that what disturbs the machine disturbs all.  Sizes other than
+    the first take fewer rounds, and tools, which start slowly, fewer still."""
     out: list[_Step] = []
-    loads = [Load("saturated")] * plan.runs
+    few = max(1, plan.runs // 2)
     for size in plan.sizes:
-        fixed = plan.fixed_pps(size)
-        for turn, load in enumerate([*loads, *[Load("fixed", fixed)] * max(1, plan.runs // 2), Load("probe", fixed, True)]):
+        main = size == plan.sizes[0]
+        saturated, fixed = (plan.runs, few) if main else (few, 1)
+        for turn in range(saturated):
             for direction in ("receive", "send", "forward"):
-                for path in DIRECTIONS[direction]:
-                    few = path.tool and (turn >= max(1, plan.runs // 2) or size not in (64, 1518))
-                    idle = direction == "send" and load.name != "saturated"
-                    long = size > _JUMBO and (direction != "receive" or path.name == "xdp-drop" and False)
-                    if plan.wanted(path.name) and not few and not idle and not long:
-                        if load.name != "probe" or path.delays or direction == "receive":
-                            out.append(_Step(direction, path, size, load))
-    out += [_Step("echo", path, 64, Load("probe")) for path in ECHO * max(1, plan.runs // 2) if plan.wanted(path.name)]
+                if direction == "receive" or size <= _JUMBO:
+                    tools = turn < few and size in (plan.sizes[0], 1518)
+                    out += [
+                        _Step(direction, path, size, Load("saturated")) for path in DIRECTIONS[direction] if tools or not path.tool
+                    ]
+        rate = plan.fixed_pps(size)
+        for load in [Load("fixed", rate)] * fixed + [Load("probe", rate, True)]:
+            for direction in ("receive", "forward") if load.name == "fixed" and size <= _JUMBO else ("receive",):
+                out += [_Step(direction, path, size, load) for path in DIRECTIONS[direction] if not path.tool]
+    out += [_Step("echo", path, 64, Load("probe")) for _ in range(few) for path in ECHO]
+    out = [step for step in out if plan.wanted(step.path.name)]
     if plan.wanted("waits"):
         afxdp = next(p for p in RECEIVE if p.name == "afxdp")
-        for _ in range(max(1, plan.runs // 2)):
-            out += [
-                _Step("waits", afxdp, 64, Load(f"{rate}", rate, True), wait) for rate in plan.rates for wait in _WAITS
-            ]
+        loads = [Load(str(rate), rate, True) for rate in plan.rates]
+        out += [_Step("waits", afxdp, 64, load, wait) for _ in range(few) for load in loads for wait in _WAITS]
     return out
 
 
@@ -140,7 +143,8 @@ def _run(step: _Step, plan: Plan, idle: float) -> Sample:
 
 def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
     mtu = max(1500, step.size - 14)
-    with Lab.pair(names=("sender", "receiver"), addresses=(None, "198.19.0.1/15"), mtu=mtu) as (left, right):
+    address = "198.19.0.1/15" if step.path.name.startswith("udp") else None  # else the stack drops at once
+    with Lab.pair(names=("sender", "receiver"), addresses=(None, address), mtu=mtu) as (left, right):
         site = Site(right, step.size, CPUS[1], step.wait)
         if step.load.stamped and step.path.delays:
             site.ask_delays()
@@ -149,7 +153,7 @@ def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
             with step.path.open(site) as running:
                 calls = None
                 if step.load.name == "probe":
-                    calls = stack.enter_context(Calls(running.pids[0] if running.pids else os.getpid()))
+                    calls = stack.enter_context(Calls(family(running.pids[0])[-1] if running.pids else os.getpid()))
                 load = step.load if site.stamped or step.load.name != "probe" else step.load._replace(stamped=False)
                 sent = transmit(
                     left, frame_for(left, step.size), load, plan.seconds, running.poll,
@@ -160,7 +164,7 @@ def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
         return Sample(
             direction=step.direction, path=step.path.name if step.direction != "waits" else step.wait, size=step.size,
             load=step.load.name, got=running.got, knobs=step.path.knobs, seconds=sent.seconds, sent=sent.frames,
-            lost_ring=sent.lost_ring, lost_kernel=running.lost or 0, received=running.received, machine_s=machine,
+            lost_ring=sent.lost_ring, lost_kernel=running.lost, received=running.received, machine_s=machine,
             own_s=own + sent.cpu_s, calls=made, delays_us=percentiles(site.delays_ns[: running.delays]),
         )  # fmt: skip
 
@@ -169,22 +173,22 @@ def _forward(step: _Step, plan: Plan, idle: float) -> Sample:
     with middle(max(1500, step.size - 14)) as (left, a, b, right):
         with right.namespace:
             counter = attach(dropping(), right.name, mode="native")
-        site = Site(a, step.size, CPUS[1], step.wait, right)
+        site = Site(a, step.size, CPUS[1], step.wait)
         costs: list[Cost] = []
         with counter, a.namespace:
             with step.path.open(site) as running:
-                to = a.mac if step.path.name == "route" else right.mac
                 sent = transmit(
-                    left, frame_for(left, step.size, to), step.load, plan.seconds, running.poll,
+                    left, frame_for(left, step.size, right.mac), step.load, plan.seconds, running.poll,
                     begin=lambda: costs.append(Cost(idle)),
                 )  # fmt: skip
                 machine, own = costs[0].seconds()
             received = counter.ledger().seen
-        dropped = b.stats()["tx_dropped"]
+        lost = sent.frames - sent.lost_ring - received
+        dropped = max(0, min(lost, running.lost + b.stats()["tx_dropped"]))
     return Sample(
         direction="forward", path=step.path.name, size=step.size, load=step.load.name, got=running.got,
         knobs=step.path.knobs, seconds=sent.seconds, sent=sent.frames, lost_ring=sent.lost_ring,
-        lost_kernel=min(dropped, sent.frames - sent.lost_ring - received), received=received, machine_s=machine,
+        lost_kernel=dropped, received=received, machine_s=machine,
         own_s=own + sent.cpu_s,
     )  # fmt: skip
 
@@ -200,7 +204,7 @@ def _send(step: _Step, plan: Plan, idle: float) -> Sample:
                 running.poll()
                 if time.monotonic() > deadline:
                     raise OSError(f"{step.path.name}: nothing arrives")
-            calls = Calls(running.pids[0] if running.pids else os.getpid()) if step.size == 64 else None
+            calls = Calls(family(running.pids[0])[-1] if running.pids else os.getpid()) if step.size == 64 else None
             cost, start, before = Cost(idle, running.pids), time.monotonic(), counter.ledger().seen
             while time.monotonic() - start < plan.seconds:
                 running.poll()

@@ -24,13 +24,12 @@ __all__ = ["Path", "Running", "Site", "dropping", "everything", "loop"]
 @dataclass(slots=True)
 class Site:
     """The port that receives (sends, for what sends), the size of its frames, the CPU for what is measured, how a
-    worker waits, the port that gets what is forwarded, and room for delays (none: they are not asked for)."""
+    worker waits, and room for delays (none: they are not asked for)."""
 
     port: Port
     size: int
     cpu: int
     wait: str = "adaptive"
-    onward: Port | None = None
     delays_ns: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
 
     @property
@@ -44,8 +43,8 @@ class Site:
 
 
 class Running:
-    """A path at work.  ``received``, ``lost`` and ``delays`` (how many) are final once its block has ended; ``lost``
-    None: it cannot tell.  ``pids``: processes of it, besides this one."""
+    """A path at work.  ``received``, ``lost`` and ``delays`` (how many) are final once its block has ended.
+    ``pids``: processes of it, besides this one."""
 
     def __init__(self, got: str = "", pids: tuple[int, ...] = ()):
         self.got, self.pids = got, pids

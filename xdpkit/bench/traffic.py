@@ -22,7 +22,7 @@ from ..port import Port
 from .measure import own_seconds
 from .native import ffi, loops
 
-__all__ = ["CPUS", "Load", "Sent", "TIME_OFFSET", "packet_socket", "transmit"]
+__all__ = ["CPUS", "TIME_OFFSET", "Load", "Sent", "frame_for", "packet_socket", "transmit"]
 
 #: The CPU of the sender and of the softirq that its frames cause, and that of what is measured.
 CPUS = (0, max(os.sched_getaffinity(0)))

@@ -74,7 +74,8 @@ int64_t uring_run(int fd, const int *stop, struct delays *delays)
 
 				if (delays->count < delays->room) {
 					memcpy(&sent, data + delays->offset, sizeof(sent));
-					delays->ns[delays->count++] = (uint32_t)(now - be64toh(sent));
+					sent = be64toh(sent); /* may have come since we looked at the clock */
+					delays->ns[delays->count++] = sent < now ? (uint32_t)(now - sent) : 0;
 				}
 				io_uring_buf_ring_add(buffers, data, SLOT, id, io_uring_buf_ring_mask(BUFFERS),
 						      (int)returned++);
