@@ -21,6 +21,7 @@ from rich.live import Live
 from . import netdev
 from .attach import BINDS, MODES, Link, attach, parse_choice
 from .built import load
+from .cli_bench import bench
 from .cli_sets import sets
 from .doctor import examine
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
@@ -337,6 +338,7 @@ app.command("show")(show_command)
 app.command("replay")(replay_command)
 app.command("build")(build_command)
 app.add_typer(sets)
+app.add_typer(bench)
 
 
 @app.command("version")

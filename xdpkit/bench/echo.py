@@ -1,7 +1,7 @@
 """Round trips: one frame at a time out of a packet socket that spins, back from what is measured on the other CPU.
 
-The client is the same for all, so the difference is the way back: AF_XDP in user space, XDP alone (TX), a UDP echo server
-on the stack.
+The client is the same for all, so the difference is the way back: AF_XDP in user space, XDP alone (TX), a UDP echo
+server on the stack.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..actions import TX
 from ..attach import attach
-from ..headers import eth
 from ..forward import forward
+from ..headers import eth
 from ..lab import Lab
 from ..netlink import iproute, outside_loop
 from ..pipeline import Pipeline

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..actions import Forward
 from ..attach import attach
-from ..headers import eth
 from ..forward import forward
+from ..headers import eth
 from ..lab import Lab
 from ..netlink import iproute, outside_loop
 from ..options import SocketOptions
@@ -26,6 +26,7 @@ from .site import Path, Running, Site, everything, loop
 from .traffic import packet_socket
 
 __all__ = ["FORWARD", "middle"]
+
 
 @contextmanager
 def middle(mtu: int) -> Iterator[tuple[Port, Port, Port, Port]]:

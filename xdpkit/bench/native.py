@@ -1,4 +1,4 @@
-"""The C loops that AF_XDP is compared with, compiled when a comparison runs: loops.c by cc alone, uring.c with liburing.
+"""The C loops that AF_XDP is compared with, compiled when a comparison runs: loops.c, and uring.c where liburing is.
 
 They are no part of the core, so that xdpkit itself needs neither a compiler nor liburing.
 """

@@ -14,6 +14,7 @@ from typing import Any
 from .. import core
 from ..attach import Link, attach
 from ..core import check, lib
+from ..errors import NotSupported
 from .native import loops, uring
 from .site import Path, Running, Site, dropping, everything, loop
 from .traffic import TIME_OFFSET, packet_socket
@@ -23,6 +24,7 @@ __all__ = ["RECEIVE"]
 _IN_FRAME = 42 + TIME_OFFSET
 _RECVFROM, _RECVMMSG, _TPACKET_V3 = 0, 1, 2
 _ALL = 3  # ETH_P_ALL
+_PLAIN_MOST = 2048 - 256
 _FANOUT_LB = 1  # PACKET_FANOUT_LB: in turn
 
 
@@ -85,6 +87,8 @@ def _settle(me: Running, link: Link) -> None:
 @contextmanager
 def _plain_c(site: Site) -> Iterator[Running]:
     """The yardstick: an AF_XDP loop that does nothing else, behind the same program."""
+    if site.size > _PLAIN_MOST:
+        raise NotSupported("the plain loop", f"packets of at most {_PLAIN_MOST} bytes: it knows one frame for each")
     me = Running()
     with attach(everything(), site.port.name, mode="native") as link:
         fd = loops().plain_open(site.port.index, 0)
@@ -144,8 +148,8 @@ def _packet(kind: int, sockets: int = 1) -> Callable[[Site], AbstractContextMana
         me, opened, workers = Running("AF_PACKET"), [], []
         config = core.ffi.new(
             "struct xk_packet_config *",
-            {"kind": kind, "filter_prog_fd": -1, "block_size": 1 << 20, "blocks": 16, "retire_ms": 1 if site.stamped else 10,
-             "buffer_bytes": 16 << 20},
+            {"kind": kind, "filter_prog_fd": -1, "block_size": 1 << 20, "blocks": 16,
+             "retire_ms": 1 if site.stamped else 10, "buffer_bytes": 16 << 20},
         )  # fmt: skip
         with ExitStack() as stack:
             sink, cpu = stack.enter_context(_sink(site))
@@ -228,9 +232,7 @@ def _udp(batch: int) -> Callable[[Site], AbstractContextManager[Running]]:
             sock.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
             sock.bind(("0.0.0.0", 9))
             before = _udp_lost()
-            with loop(
-                site, me, TIME_OFFSET, lambda stop, d: int(loops().receive_run(sock.fileno(), batch, stop, d))
-            ):
+            with loop(site, me, TIME_OFFSET, lambda stop, d: int(loops().receive_run(sock.fileno(), batch, stop, d))):
                 yield me
             me.lost = _udp_lost() - before
 

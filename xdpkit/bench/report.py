@@ -98,7 +98,9 @@ def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
     if direction != "send":
         notes.append("* nothing lost: the sending CPU was the limit, which also runs the receiver's softirq.")
     if rates := [r.fixed_pps for r in mine if r.fixed_pps]:
-        notes.append(f"CPU ns: whole machine, own ns: this run's processes, per packet at {si(min(rates))}-{si(max(rates))}/s.")
+        notes.append(
+            f"CPU ns: whole machine, own ns: this run's processes, per packet at {si(min(rates))}-{si(max(rates))}/s."
+        )
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
@@ -148,5 +150,10 @@ def _verdicts(table: Sequence[Row], idle: float) -> Table:
     for v in verdicts(table, idle):
         measured = "not measured" if v.measured is None else f"{v.measured:.2f}"
         met = "" if v.met is None else "yes" if v.met else "NO"
-        out.add_row(v.target + (f" ({v.remark})" if v.remark else ""), measured, f"{'>=' if v.at_least else '<='} {v.limit}", met)
+        out.add_row(
+            v.target + (f" ({v.remark})" if v.remark else ""),
+            measured,
+            f"{'>=' if v.at_least else '<='} {v.limit}",
+            met,
+        )
     return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -40,8 +40,9 @@ _JUMBO = 3408
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """``sizes``: bytes of a frame, FCS not counted; ``runs`` of ``seconds`` each; ``only``: names of paths (empty: all);
-    ``rates``: offered rates at which ways of waiting are compared."""
+    """``sizes``: bytes of a frame, FCS not counted; ``runs`` of ``seconds`` each; ``only``: names of paths (empty:
+    all); ``rates``: offered rates at which ways of waiting are compared; ``pings``: round trips of each echo;
+    ``tools``: also programs that are installed (those that ``only`` names are run anyhow)."""
 
     sizes: tuple[int, ...] = (64, 256, 1518, 9000)
     runs: int = 5
@@ -49,6 +50,7 @@ class Plan:
     only: tuple[str, ...] = ()
     rates: tuple[int, ...] = (1_000, 10_000, 100_000, 500_000)
     pings: int = 5000
+    tools: bool = True
 
     def fixed_pps(self, size: int) -> int:
         """The offered rate at which CPU time is measured: what all but the slowest paths can take."""
@@ -90,14 +92,16 @@ def _steps(plan: Plan) -> list[_Step]:
                 if direction == "receive" or size <= _JUMBO:
                     tools = turn < few and size in (plan.sizes[0], 1518)
                     out += [
-                        _Step(direction, path, size, Load("saturated")) for path in DIRECTIONS[direction] if tools or not path.tool
+                        _Step(direction, path, size, Load("saturated"))
+                        for path in DIRECTIONS[direction]
+                        if tools or not path.tool
                     ]
         rate = plan.fixed_pps(size)
         for load in [Load("fixed", rate)] * fixed + [Load("probe", rate, True)]:
             for direction in ("receive", "forward") if load.name == "fixed" and size <= _JUMBO else ("receive",):
                 out += [_Step(direction, path, size, load) for path in DIRECTIONS[direction] if not path.tool]
     out += [_Step("echo", path, 64, Load("probe")) for _ in range(few) for path in ECHO]
-    out = [step for step in out if plan.wanted(step.path.name)]
+    out = [s for s in out if plan.wanted(s.path.name) and (plan.tools or plan.only or not s.path.tool)]
     if plan.wanted("waits"):
         afxdp = next(p for p in RECEIVE if p.name == "afxdp")
         loads = [Load(str(rate), rate, True) for rate in plan.rates]
@@ -122,10 +126,10 @@ def measure(plan: Plan, progress: Callable[[int, int, str], None] = lambda *_: N
                 continue
             try:
                 results.samples.append(_run(step, plan, results.idle))
-            except NotSupported as error:
-                results.missing[f"{step.direction} {step.path.name}"] = str(error)
-            except OSError as error:
-                results.missing[key] = error.strerror or str(error)
+            except FileNotFoundError as error:
+                results.missing[f"{step.direction} {step.path.name}"] = error.strerror or str(error)
+            except (NotSupported, OSError) as error:
+                results.missing[key] = (isinstance(error, OSError) and error.strerror) or str(error)
         return results
     finally:
         os.sched_setaffinity(0, before)

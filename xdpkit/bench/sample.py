@@ -65,7 +65,7 @@ class Sample:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """Medians of a path at a size; what was not measured is None.  ``rate``: (median, least, most) packets per second
-    saturated; ``machine_ns``, ``own_ns`` per packet and ``fixed_loss`` (a share) at ``fixed_pps``, which was offered."""
+    saturated; ``machine_ns``, ``own_ns`` per packet and ``fixed_loss`` (a share) at the offered ``fixed_pps``."""
 
     direction: str
     path: str

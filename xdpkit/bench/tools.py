@@ -127,6 +127,8 @@ TOOLS = (
         ),
         "to a file, -B 16", delays=False, tool=True,
     ),
-    Path("testpmd-afxdp", _testpmd("net_af_xdp"), "rxonly, net_af_xdp, --no-huge, 1 queue, polls", delays=False, tool=True),
-    Path("testpmd-packet", _testpmd("net_af_packet"), "rxonly, net_af_packet, --no-huge, polls", delays=False, tool=True),
+    Path("testpmd-afxdp", _testpmd("net_af_xdp"), "rxonly, net_af_xdp, --no-huge, polls", delays=False,
+         tool=True),
+    Path("testpmd-packet", _testpmd("net_af_packet"), "rxonly, net_af_packet, --no-huge, polls", delays=False,
+         tool=True),
 )  # fmt: skip

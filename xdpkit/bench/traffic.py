@@ -98,7 +98,11 @@ def transmit(
 def _process(port: Port, frame: bytes, load: Load, seconds: float, pipe: multiprocessing.connection.Connection) -> None:
     try:
         os.sched_setaffinity(0, {CPUS[0]})
-        pipe.send(_long(port, frame, load, seconds, pipe) if len(frame) > _LIVE_MOST else _live(port, frame, load, seconds, pipe))
+        pipe.send(
+            _long(port, frame, load, seconds, pipe)
+            if len(frame) > _LIVE_MOST
+            else _live(port, frame, load, seconds, pipe)
+        )
     except (OSError, NotSupported) as error:
         with suppress(OSError):
             pipe.send(str(error))

@@ -62,9 +62,7 @@ def verdicts(rows: Sequence[Row], idle: float) -> list[Verdict]:
 
 def _cpu(found: dict[tuple[str, str], Row], which: str) -> Verdict:
     """Without what the sender and the hook cost, which xdp-drop tells; the ratio with them is the remark."""
-    cost = [
-        getattr(found.get(("receive", name)), f"{which}_ns", None) for name in ("afxdp", "tpacket-v3", "xdp-drop")
-    ]
+    cost = [getattr(found.get(("receive", name)), f"{which}_ns", None) for name in ("afxdp", "tpacket-v3", "xdp-drop")]
     target = "receive: afxdp / tpacket-v3, CPU per packet beyond xdp-drop's at a fixed rate"
     words = {"machine": "the whole machine", "own": "the run's processes: other work ran on this machine"}[which]
     ours, other, base = cost
