@@ -65,15 +65,8 @@ def paths_command(
         require_matplotlib()
     names = tuple(only.split(",")) if only else ()
     if quick:
-        plan = Plan(
-            sizes=_sizes(sizes or "64"),
-            runs=1,
-            seconds=0.15,
-            rates=(10_000, 100_000),
-            pings=500,
-            tools=False,
-            only=names,
-        )
+        some, rates = _sizes(sizes or "64"), (10_000, 100_000)
+        plan = Plan(sizes=some, runs=1, seconds=0.15, rates=rates, pings=500, tools=False, only=names)
     else:
         plan = Plan(sizes=_sizes(sizes or "64,256,1518,9000"), runs=runs, seconds=seconds, only=names)
     facts = machine()

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..live import si
 from .run import Plan, Results
 from .sample import Row, rows
-from .verdict import verdicts
+from .verdict import QUIET, verdicts
 
 __all__ = ["as_json", "machine", "show", "summary"]
 
@@ -70,6 +70,10 @@ def show(console: Console, results: Results, facts: dict[str, str]) -> None:
     for name, why in results.missing.items():
         console.print(f"not measured: {name}: {why}", highlight=False, soft_wrap=True)
     console.print(_verdicts(table, results.idle))
+    if results.idle >= QUIET:
+        console.print(
+            f"This machine was not quiet: {results.idle:.2f} CPUs did other work.  Take no figure from this run."
+        )
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -82,7 +86,7 @@ def _table(title: str, *columns: str) -> Table:
 def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
     table = _table(
         f"\n{direction}, {size} bytes", "path", "packets/s", "min - max", "offered/s", "ring lost", "kernel lost",
-        "unknown", "CPU ns", "own ns", "lost at fixed", "syscalls/p", "p50 us", "p99", "p99.9",
+        "unknown", "fixed/s", "lost", "CPU ns", "own ns", "syscalls/p", "p50 us", "p99", "p99.9",
     )  # fmt: skip
     for r in mine:
         delays = [f"{n:.0f}" for n in r.delays_us] if r.delays_us else [""] * 3
@@ -91,15 +95,16 @@ def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
             si(r.rate[0]) if r.rate else "", f"{si(r.rate[1])} - {si(r.rate[2])}" if r.rate else "",
             si(r.offered) if r.offered else "",
             *(_share(n) for n in (r.ring_loss, r.kernel_loss, r.unaccounted)),
-            *("" if n is None else f"{n:.0f}" for n in (r.machine_ns, r.own_ns)), _share(r.fixed_loss),
+            si(r.fixed_pps) if r.fixed_pps else "", _share(r.fixed_loss),
+            *("" if n is None else f"{n:.0f}" for n in (r.machine_ns, r.own_ns)),
             "" if r.calls_per_packet is None else f"{r.calls_per_packet:.3f}", *delays,
         )  # fmt: skip
     notes = []
     if direction != "send":
         notes.append("* nothing lost: the sending CPU was the limit, which also runs the receiver's softirq.")
-    if rates := [r.fixed_pps for r in mine if r.fixed_pps]:
+    if any(r.fixed_pps for r in mine):
         notes.append(
-            f"CPU ns: whole machine, own ns: this run's processes, per packet at {si(min(rates))}-{si(max(rates))}/s."
+            "fixed/s: what a paced sender achieved; loss and CPU per packet at that: of the machine, of this run's processes."
         )
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table

@@ -156,7 +156,7 @@ def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
             costs: list[Cost] = []
             with step.path.open(site) as running:
                 calls = None
-                if step.load.name == "probe":
+                if step.load.name == "probe" or step.load.stamped:
                     calls = stack.enter_context(Calls(family(running.pids[0])[-1] if running.pids else os.getpid()))
                 load = step.load if site.stamped or step.load.name != "probe" else step.load._replace(stamped=False)
                 sent = transmit(
