@@ -50,7 +50,7 @@ perf-deps:
 	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
 
 perf: install perf-deps ## Compare paths of packets (paths.html), filters and sets on this machine (root)
-	$(BIN)/xdpkit bench paths --html paths.html --json paths.json
+	$(BIN)/python perf/paths.py
 	$(BIN)/python perf/filter.py
 	$(BIN)/python perf/sets.py
 

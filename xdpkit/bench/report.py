@@ -104,7 +104,7 @@ def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
         notes.append("* nothing lost: the sending CPU was the limit, which also runs the receiver's softirq.")
     if any(r.fixed_pps for r in mine):
         notes.append(
-            "fixed/s: what a paced sender achieved; loss and CPU per packet at that: of the machine, of this run's processes."
+            "fixed/s: what a paced sender achieved; there loss, and CPU per packet of machine and own processes."
         )
     table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
