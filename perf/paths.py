@@ -1,6 +1,6 @@
 """AF_XDP beside every other path of packets: `xdpkit bench paths`, with a page and JSON beside it.
 
-    python perf/paths.py [--quick] [--sizes 64,1518] [--only afxdp,recvfrom] ...   # docs/performance.md
+python perf/paths.py [--quick] [--sizes 64,1518] [--only afxdp,recvfrom] ...   # docs/performance.md
 """
 
 import sys

@@ -15,6 +15,7 @@ from .. import core
 from ..attach import Link, attach
 from ..core import check, lib
 from ..errors import NotSupported
+from ..workers import wait_number
 from .native import loops, uring
 from .site import Path, Running, Site, dropping, everything, loop
 from .traffic import TIME_OFFSET, packet_socket
@@ -55,8 +56,8 @@ def _join(me: Running, workers: Sequence[Any]) -> None:
             raise OSError(stats.error, f"worker: {os.strerror(stats.error)}")
 
 
-def _afxdp(mode: str, bind: str) -> Callable[[Site], AbstractContextManager[Running]]:
-    """AF_XDP, drained by the C worker."""
+def _afxdp(mode: str, bind: str, wait: str = "") -> Callable[[Site], AbstractContextManager[Running]]:
+    """AF_XDP, drained by the C worker; ``wait`` instead of the site's."""
 
     @contextmanager
     def path(site: Site) -> Iterator[Running]:
@@ -65,8 +66,8 @@ def _afxdp(mode: str, bind: str) -> Callable[[Site], AbstractContextManager[Runn
             me.got = str(link.got)
             with _sink(site) as (sink, cpu):
                 out = core.ffi.new("struct xk_worker **")
-                wait = ("adaptive", "busy", "sleep").index(site.wait)
-                check(lib.xk_worker_start_xsk(sockets.xsks[0].xsk, sink, 0, 0, wait, cpu, out))
+                number = wait_number(wait or site.wait)
+                check(lib.xk_worker_start_xsk(sockets.xsks[0].xsk, sink, 0, 0, number, cpu, out))
                 try:
                     yield me
                 finally:
@@ -252,6 +253,7 @@ RECEIVE = (
     Path("xdp-drop", _xdp_drop, "native XDP, one counter, no user space", delays=False),
     Path("plain-c", _plain_c, "AF_XDP rxdrop loop in C, copy, batch 64, rings of 2048, never sleeps"),
     Path("afxdp", _afxdp("native", "want:zerocopy"), "rings of 2048, need_wakeup, C worker, batch 256, adaptive wait"),
+    Path("afxdp-sleep", _afxdp("native", "want:zerocopy", "sleep"), "the same, but it sleeps at once"),
     Path("afxdp-generic", _afxdp("generic", "copy"), "the same in generic mode"),
     Path("afxdp-python", _afxdp_python, "batches of at most 512 in Python, lengths summed by numpy"),
     Path("tpacket-v3", _packet(_TPACKET_V3), _RING),

@@ -151,14 +151,9 @@ def waits(results: Results) -> list[dict[str, Any]]:
 
 
 def _verdicts(table: Sequence[Row], idle: float) -> Table:
-    out = _table("\nverdicts", "target", "measured", "wanted", "met")
+    out = _table("\nverdicts", "target", "measured", "wanted", "met", "")
     for v in verdicts(table, idle):
         measured = "not measured" if v.measured is None else f"{v.measured:.2f}"
         met = "" if v.met is None else "yes" if v.met else "NO"
-        out.add_row(
-            v.target + (f" ({v.remark})" if v.remark else ""),
-            measured,
-            f"{'>=' if v.at_least else '<='} {v.limit}",
-            met,
-        )
+        out.add_row(v.target, measured, f"{'>=' if v.at_least else '<='} {v.limit}", met, v.remark)
     return out

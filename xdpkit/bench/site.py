@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..actions import DROP, REDIRECT
+from ..built import Built
+from ..compiler import compile_pipeline
 from ..headers import eth
 from ..pipeline import Pipeline
 from ..port import Port
@@ -66,16 +69,23 @@ class Path:
     tool: bool = False  # a process that starts slowly: measured less often
 
 
-def everything() -> Pipeline:
+@functools.cache
+def everything() -> Built:
     """Redirect every packet."""
     pipe = Pipeline("everything")
     pipe.rule(eth.present, REDIRECT, name="all")
-    return pipe
+    return _built(pipe)
 
 
-def dropping() -> Pipeline:
+@functools.cache
+def dropping() -> Built:
     """Drop every packet."""
-    return Pipeline("nothing", default=DROP)
+    return _built(Pipeline("nothing", default=DROP))
+
+
+def _built(pipe: Pipeline) -> Built:
+    """Compiled once, not for every run."""
+    return Built(pipe, {hook: compile_pipeline(pipe, hook) for hook in ("xdp", "xdp_frags")})
 
 
 @contextmanager
