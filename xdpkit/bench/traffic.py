@@ -29,6 +29,7 @@ CPUS = (0, max(os.sched_getaffinity(0)))
 #: Where the time of sending is in a UDP datagram's payload; in a frame it is 42 bytes further on.
 TIME_OFFSET = 8
 _HEADERS = 42
+_BURST = 1024  # frames by which a paced sender that was held up catches up: half a ring of AF_XDP
 _LIVE_MOST = 3408  # bytes of a live frame, see xdpkit.generator
 _SOL_PACKET, _QDISC_BYPASS, _IGNORE_OUTGOING = 263, 20, 23
 
@@ -118,7 +119,7 @@ def _live(port: Port, frame: bytes, load: Load, seconds: float, pipe: multiproce
             while time.monotonic() - start < seconds:
                 generator.send(16384)
         else:
-            generator.start(rate_pps=load.rate_pps)
+            generator.start(rate_pps=load.rate_pps, burst=_BURST)
             time.sleep(seconds)
             generator.stop()
         took, cpu = time.monotonic() - start, own_seconds() - cpu
