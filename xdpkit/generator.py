@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, SupportsBytes
 
 from . import ethtool
 from .core import check, ffi, lib, text
+from .features import require
 from .netns import Namespace
 from .pace import Pace
 from .template import Template, udp_frame
@@ -98,6 +99,7 @@ class Generator:
         _check_offsets(self._frames, sequence_offset, 8)
         _check_offsets(self._frames, time_offset, 8)
         _check_offsets(self._frames, flow_offset, 2)
+        require("live frames", f"a generator on {port.name}")
         self._check_ports()
         offsets = {"sequence_offset": sequence_offset, "time_offset": time_offset, "flow_offset": flow_offset}
         numbers = {name: offset or 0 for name, offset in offsets.items()}
