@@ -6,19 +6,13 @@ STAMP  := $(VENV)/.installed
 # what the build, the demo and the tests need from Debian 12
 DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1g-dev pkg-config \
           python3-dev python3-venv util-linux
-<<<<<<< HEAD
+# the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
+VM_DEBS   := apt dpkg debian-archive-keyring util-linux
 TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-dev
 # what `make perf` compares with
 PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables
 
-.PHONY: help deps test-deps perf-deps install run test lint fuzz perf clean
-=======
-# the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
-VM_DEBS   := apt dpkg debian-archive-keyring util-linux
-TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables
-
-.PHONY: help deps test-deps install run test test-zerocopy test-kernels lint fuzz perf clean
->>>>>>> main
+.PHONY: help deps test-deps perf-deps install run test test-zerocopy test-kernels lint fuzz perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

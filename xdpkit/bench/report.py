@@ -151,7 +151,8 @@ def waits(results: Results) -> list[dict[str, Any]]:
 
 
 def _verdicts(table: Sequence[Row], idle: float) -> Table:
-    out = _table("\nverdicts", "target", "measured", "wanted", "met", "")
+    out = _table("\nverdicts", "target", "measured", "wanted", "met")
+    out.add_column("", overflow="fold")
     for v in verdicts(table, idle):
         measured = "not measured" if v.measured is None else f"{v.measured:.2f}"
         met = "" if v.met is None else "yes" if v.met else "NO"
