@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,24 @@ def test_a_page_without_matplotlib_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(NotSupported, match=r"pip install 'xdpkit\[perf\]'"):
         page(Results(0.0), {})
+
+
+def test_without_privileges_it_says_so_in_one_line():
+    args = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", XDPKIT, "bench", "paths", "--quick"]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "run as root" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_it_with_its_sender_and_no_traceback():
+    args = [XDPKIT, "bench", "paths", "--only", "xdp-drop", "--seconds", "30"]
+    child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    until(lambda: children.read_text().split(), "the sender")
+    os.killpg(child.pid, signal.SIGINT)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert "Traceback" not in out
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)

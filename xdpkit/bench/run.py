@@ -1,8 +1,9 @@
 """Run paths by turns on fresh veth pairs, and keep a sample of each run.
 
-One queue.  What is measured runs on the last CPU, the sender on CPU 0, which also runs the receiving port's softirq: on
-veth every path is a closed loop, and one that costs the kernel more slows its own sender.  So there are two measures:
-the rate with a sender that goes as fast as it can, and CPU time per packet at an offered rate that all can take.
+One queue.  What is measured runs on the last CPU, the sender on the first one, which also runs the receiving port's
+softirq: on veth every path is a closed loop, and one that costs the kernel more slows its own sender.  So there are two
+measures: the rate with a sender that goes as fast as it can, and CPU time per packet at an offered rate that all can
+take.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ..attach import attach
 from ..errors import NotSupported
-from ..lab import Lab
+from ..lab import Lab, Namespace
 from .echo import ECHO, round_trips
 from .forwarding import FORWARD, middle
 from .measure import Calls, Cost, family, idle_share, percentiles
@@ -110,10 +111,12 @@ def _steps(plan: Plan) -> list[_Step]:
 
 
 def measure(plan: Plan, progress: Callable[[int, int, str], None] = lambda *_: None) -> Results:
-    """Do it; ``progress(done, all, what)`` is called before each run.  ValueError for a path that there is not."""
+    """Do it; ``progress(done, all, what)`` is called before each run.  ValueError for a path that there is not;
+    PermissionError where namespaces cannot be made."""
     known = {p.name for paths in DIRECTIONS.values() for p in paths} | {"waits"}
     if unknown := [n for n in plan.only if n not in known]:
         raise ValueError(f"unknown path {unknown[0]!r}: {', '.join(sorted(known))}")
+    Namespace("probe").close()  # PermissionError here, not for each path
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {CPUS[1]})

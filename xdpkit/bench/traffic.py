@@ -6,14 +6,15 @@ Live frames up to a page; what is longer goes through a packet socket, by sendmm
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from ..errors import NotSupported
@@ -25,7 +26,7 @@ from .native import ffi, loops
 __all__ = ["CPUS", "TIME_OFFSET", "Load", "Sent", "frame_for", "packet_socket", "transmit"]
 
 #: The CPU of the sender and of the softirq that its frames cause, and that of what is measured.
-CPUS = (0, max(os.sched_getaffinity(0)))
+CPUS = (min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0)))
 #: Where the time of sending is in a UDP datagram's payload; in a frame it is 42 bytes further on.
 TIME_OFFSET = 8
 _HEADERS = 42
@@ -77,7 +78,7 @@ def transmit(
     if len(frame) > _LIVE_MOST:
         loops()  # compiled once, here
     ours, theirs = context.Pipe()
-    process = context.Process(target=_process, args=(port, frame, load, seconds, theirs), daemon=True)
+    process = context.Process(target=_process, args=(port, frame, load, seconds, ours, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -90,26 +91,27 @@ def transmit(
     except EOFError:
         result = "it ended without a word"
     finally:
+        ours.close()  # whoever still waits for "go" ends
         process.join()
     if isinstance(result, str):
         raise OSError(f"sender on {port.name}: {result}")
     return result
 
 
-def _process(port: Port, frame: bytes, load: Load, seconds: float, pipe: multiprocessing.connection.Connection) -> None:
-    try:
-        os.sched_setaffinity(0, {CPUS[0]})
-        pipe.send(
-            _long(port, frame, load, seconds, pipe)
-            if len(frame) > _LIVE_MOST
-            else _live(port, frame, load, seconds, pipe)
-        )
-    except (OSError, NotSupported) as error:
-        with suppress(OSError):
-            pipe.send(str(error))
+def _process(port: Port, frame: bytes, load: Load, seconds: float, parents: Connection, pipe: Connection) -> None:
+    parents.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
+    send = _long if len(frame) > _LIVE_MOST else _live
+    with suppress(EOFError):
+        try:
+            os.sched_setaffinity(0, {CPUS[0]})
+            pipe.send(send(port, frame, load, seconds, pipe))
+        except (OSError, NotSupported) as error:
+            with suppress(OSError):
+                pipe.send(str(error))
 
 
-def _live(port: Port, frame: bytes, load: Load, seconds: float, pipe: multiprocessing.connection.Connection) -> Sent:
+def _live(port: Port, frame: bytes, load: Load, seconds: float, pipe: Connection) -> Sent:
     stamp = _HEADERS + TIME_OFFSET if load.stamped else None
     with Generator(port, [frame], sequence_offset=_HEADERS, time_offset=stamp, cpu=CPUS[0]) as generator:
         pipe.send("ready")
@@ -127,7 +129,7 @@ def _live(port: Port, frame: bytes, load: Load, seconds: float, pipe: multiproce
         return Sent(generator.sent, generator.dropped, took, cpu)
 
 
-def _long(port: Port, frame: bytes, load: Load, seconds: float, pipe: multiprocessing.connection.Connection) -> Sent:
+def _long(port: Port, frame: bytes, load: Load, seconds: float, pipe: Connection) -> Sent:
     stop, done = ffi.new("int *"), threading.Event()
     with packet_socket(port) as sock, ThreadPoolExecutor(1) as pool:
         pipe.send("ready")
