@@ -132,7 +132,7 @@ def pipelines(draw: st.DrawFn, prefix: str = "s") -> Pipeline:
                 pipe.apply(maps[0], when=draw(st.none() | comparisons()))
                 continue
             condition = draw(_remembering(known))
-            form = draw(of((0, 0, 1, 2, 3)))
+            form = draw(of((0, 0, 1, 2, 3, 4)))
             if form == 0 and draw(st.booleans()):
                 condition = pkt.present
             elif form == 1:
@@ -141,6 +141,8 @@ def pipelines(draw: st.DrawFn, prefix: str = "s") -> Pipeline:
                 condition = condition | draw(conditions())
             elif form == 3:
                 condition = ~condition
+            elif form == 4:
+                condition = condition & draw(conditions())
             steps = [COUNT, Mark(draw(of((1, 7, 1 << 31))))] if draw(st.booleans()) else []
             if plain and draw(st.booleans()):
                 chosen = draw(of(tuple(plain)))

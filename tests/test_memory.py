@@ -6,10 +6,13 @@ from collections import Counter
 
 import pytest
 from hypothesis import given, note
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
 from stateful import Arrival, arrivals, pipelines
 from strategies import again, examples, listing
 from test_engines import one_by_one, runs
 
+from xdpkit import DROP, limit, udp
 from xdpkit.actions import Verdict
 from xdpkit.built import Built
 from xdpkit.pipeline import Pipeline
@@ -21,9 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 
 def assert_remembered_alike(pipe: Pipeline, stream: list[Arrival], hook: str) -> None:
     """Each frame is taken by the same rule, and rules have counted the same in the end."""
-    note(f"{pipe}\n{listing(pipe)}")
-    for spec in pipe.sets:
-        note(f"{spec.name}: {spec.kind}, {spec.capacity}: {[spec.text(e) for e in spec.members]}")
     state, counts, failed = State(pipe), Counter[str](), Counter[str]()
     with Ruleset(Built(pipe, {}), hook, explain=True) as ruleset:
         for number, arrival in enumerate(a for a in stream if runs(hook, a.frame)):
@@ -44,7 +44,19 @@ def assert_remembered_alike(pipe: Pipeline, stream: list[Arrival], hook: str) ->
 def test_what_rules_remember_is_the_same_in_the_kernel_and_in_the_reference(
     hook: str, pipe: Pipeline, stream: list[Arrival]
 ):
-    note(again("test_memory.py"))
+    note(f"{again('test_memory.py')}\n{pipe}\n{listing(pipe)}")
+    for spec in pipe.sets:
+        note(f"{spec.name}: {spec.kind}, {spec.capacity}: {[spec.text(e) for e in spec.members]}")
+    assert_remembered_alike(pipe, stream, hook)
+
+
+@one_by_one
+def test_a_limit_in_front_of_a_test_also_counts_packets_without_the_header_that_is_tested(hook: str):
+    """The header is not asked for before it is its turn."""
+    pipe = Pipeline("limited")
+    pipe.rule(~limit("1/day", burst=3) & (udp.dport == 53), DROP, name="over")
+    asked, other = (bytes(Ether() / IP() / above) for above in (UDP(dport=53), TCP(dport=53)))
+    stream = [Arrival(frame, 1 << 40, 0) for frame in (other, other, asked, asked, other, asked)]
     assert_remembered_alike(pipe, stream, hook)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from contextlib import ExitStack
@@ -243,6 +244,85 @@ def test_a_refused_update_changes_nothing(make_veth, pipe, error, words):
         assert link.program.info()["id"] == program
         assert len(link.sets["blocked"]) == 3
     assert link.ledger().updates == 0
+
+
+def both_or_neither(left, turns, change) -> tuple[int, int, int]:
+    """Packets of A and B take turns while ``change(live, turn)`` changes a set: how often the rule changed from one
+    packet to the next, packets that arrived, and as many as the ledger says must."""
+    right = left.peer
+    pipe = Pipeline("both")
+    pipe.rule(pipe.set("both", ip.src, intervals=False), REDIRECT, name="in")
+    pipe.rule(udp, REDIRECT, name="out")
+    frame = udp_frame(src_mac=left.mac, dst_mac=right.mac).frame
+    states: list[int] = []
+    with ExitStack() as stack:
+        stack.enter_context(right.namespace)
+        sources = {"flow_offset": 28, "flow_base": 1, "flows": 2}  # the low half of ip.src
+        generator = stack.enter_context(left.generator([frame], **sources))
+        link = stack.enter_context(attach(pipe, right.name, mode="native", timestamps=True))
+        sockets = stack.enter_context(link.sockets())
+
+        def read() -> None:
+            for batch in sockets.batches(timeout=1):
+                states.extend(batch.rules.tolist())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        generator.start(rate_pps=50_000)
+        for turn in range(turns):
+            change(link.sets["both"], turn)
+        generator.stop()
+        generator.settle()
+        reader.join()
+        ledger = link.ledger()
+    assert ledger.seen == generator.sent - generator.dropped
+    assert {r.name: r.packets for r in ledger.rules}["default"] == 0
+    return sum(a != b for a, b in itertools.pairwise(states)), len(states), ledger.seen - ledger.lost
+
+
+def test_no_packet_meets_half_of_a_set_that_is_replaced(make_veth):
+    """A half would show: of A and B, which take turns, one would be in it and the other not."""
+    left, _ = make_veth()
+    flips, arrived, expected = both_or_neither(
+        left, 60, lambda live, turn: live.replace([] if turn % 2 else ["198.18.0.1", "198.18.0.2"])
+    )
+    assert arrived == expected > 0
+    assert 0 < flips <= 60
+
+
+def test_a_half_of_a_set_would_be_seen(make_veth):
+    """The same look at a set that is changed member by member finds what the test above must not."""
+    left, _ = make_veth()
+
+    def change(live, turn: int) -> None:
+        one, other = (["198.18.0.1"], ["198.18.0.2"])
+        live.replace(one if turn % 2 else other)
+
+    flips, arrived, expected = both_or_neither(left, 60, change)
+    assert arrived == expected
+    assert flips > 60
+
+
+def test_sets_that_change_while_packets_pass_lose_none_and_count_each(make_veth):
+    """update, replace and sync by turns, of a set that the packets are not in and one that they are."""
+    left, right = make_veth()
+    pipe = Pipeline("sets")
+    nets = pipe.set("nets", ip.src, capacity=1000, members=["198.18.0.0/15"])
+    pipe.rule(udp, COUNT, name="all")
+    pipe.rule(nets, DROP, name="in")
+    frame = udp_frame(src_mac=left.mac, dst_mac=right.mac).frame
+    others = [f"10.0.{n}.0/24" for n in range(200)]
+    with right.namespace, left.generator([frame]) as generator, attach(pipe, right.name, mode="native") as link:
+        live = link.sets["nets"]
+        generator.start()
+        for turn in range(20):
+            live.update(add=others[turn : turn + 50], remove=others[turn + 50 : turn + 90])
+            live.replace(["198.18.0.0/16", *others[turn:]])
+            live.sync(["198.18.0.0/15", *others[: turn * 5]])
+        generator.stop()
+        generator.settle()
+        assert counts(link) == {"all": link.ledger().seen, "in": link.ledger().seen, "default": 0}
+        assert link.ledger().seen == generator.sent - generator.dropped > 0
 
 
 def test_a_device_to_forward_to_that_is_not_there_is_refused_by_name(veth_pair):

@@ -170,8 +170,8 @@ def run(
                 built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write), options=options,
                 shadow=beside,
             )  # fmt: skip
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+        except ValueError as error:  # a PipelineError is one, but the usage is right then
+            raise (error if isinstance(error, PipelineError) else typer.BadParameter(str(error))) from None
         failure: OSError | None = None
         with link:
             watched = Watched(

@@ -114,7 +114,9 @@ def read(spec: SetSpec, source: Source, *, timeout: float = 0, folder: Path | No
             with path.open("rb") as file:
                 return _from_file(spec, file, str(path), timeout)
         except FileNotFoundError as error:
-            if isinstance(source, str) and "/" not in source:
+            if folder is not None:
+                error.strerror = f"no such file, and it is the source of set {spec.name!r}"
+            elif isinstance(source, str) and "/" not in source:
                 error.strerror = f"no such file, and no list of members: a member alone is written [{source!r}]"
             raise
     if hasattr(source, "read"):

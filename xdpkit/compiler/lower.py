@@ -134,7 +134,7 @@ class Lowering:
             if isinstance(run, Table):
                 self.tables.lower(run, builder)
                 continue
-            for headers, group in groupby(run, key=lambda pair: required(pair[1].expr)):
+            for headers, group in groupby(run, key=lambda pair: asked_first(pair[1].expr)):
                 self.lower_group(headers, list(group), builder)
 
     def lower_group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
@@ -363,6 +363,21 @@ def required(expr: Expr) -> frozenset[str]:
         case Or():
             return frozenset.intersection(*map(required, expr.terms))
     return frozenset()
+
+
+def asked_first(expr: Expr) -> frozenset[str]:
+    """Those of :func:`required` that may be asked for in front of ``expr``: where one is missing no limit in it is
+    tried, and no sample drawn.  What stands behind those must wait for its turn, for they count every packet."""
+    if not isinstance(expr, (And, Or)):
+        return required(expr)
+    if isinstance(expr, Or):
+        return frozenset.intersection(*map(asked_first, expr.terms))
+    found = frozenset[str]()
+    for term in expr.terms:
+        found |= asked_first(term)
+        if any(isinstance(node, (Limit, Sample)) for node in term.nodes()):
+            break
+    return found
 
 
 def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
