@@ -151,7 +151,7 @@ static void *run(void *self)
 			last_ns = xk_clock_ns(CLOCK_MONOTONIC) + PATIENCE_MS * 1000000ull;
 		if (stopping && (!stalled(f) || xk_clock_ns(CLOCK_MONOTONIC) > last_ns))
 			break;
-		if (f->wait != XK_WAIT_SLEEP && (idle < XK_LOOKS || f->wait == XK_WAIT_BUSY)) {
+		if (f->wait == XK_WAIT_BUSY || (f->wait == XK_WAIT_ADAPTIVE && idle < XK_LOOKS)) {
 			int nudged = 0;
 
 			idle++;
@@ -164,6 +164,13 @@ static void *run(void *self)
 			continue;
 		}
 		add(&d[0].stats.waits, 1);
+		if (f->wait == XK_WAIT_NAP && idle < XK_NAPS && !stopping) {
+			idle++;
+			for (int i = 0; i < f->count; i++)
+				xk_nudge(d[i].from);
+			xk_nap(f->stop_fd);
+			continue;
+		}
 		poll(fds + stopping, (nfds_t)(1 + f->count - stopping), stopping || stalled(f) ? STALLED_MS : -1);
 		idle = 0;
 		for (int i = 1; i <= f->count; i++)

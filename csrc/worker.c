@@ -291,7 +291,7 @@ static void *run(void *self)
 				continue;
 			break;
 		}
-		if (n == 0 && w->wait != XK_WAIT_SLEEP && (idle < XK_LOOKS || w->wait == XK_WAIT_BUSY)) {
+		if (n == 0 && (w->wait == XK_WAIT_BUSY || (w->wait == XK_WAIT_ADAPTIVE && idle < XK_LOOKS))) {
 			if (++idle == XK_LOOKS)
 				flush(w); /* one that never sleeps does not keep what it has for itself */
 			add(&w->stats.looks, 1);
@@ -299,6 +299,15 @@ static void *run(void *self)
 				add(&w->stats.nudges, 1);
 			else
 				xk_relax();
+			continue;
+		}
+		if (n == 0 && w->wait == XK_WAIT_NAP && idle < XK_NAPS) {
+			idle++;
+			flush(w);
+			add(&w->stats.waits, 1);
+			if (w->source.nudge)
+				w->source.nudge(w->source.self);
+			xk_nap(w->stop_fd);
 			continue;
 		}
 		flush(w);
@@ -319,6 +328,14 @@ static void *run(void *self)
 	}
 	flush(w);
 	return NULL;
+}
+
+void xk_nap(int stop_fd)
+{
+	struct pollfd stop = { .fd = stop_fd, .events = POLLIN };
+	struct timespec nap = { .tv_nsec = XK_NAP_NS };
+
+	ppoll(&stop, 1, &nap, NULL);
 }
 
 int xk_start_thread(pthread_t *thread, int cpu, void *(*run)(void *), void *self)

@@ -43,7 +43,7 @@ UNALIGNED = SocketOptions(ring_size=64, debug=True, unaligned=True, chunk_size=3
 
 
 @pytest.mark.parametrize("options", [TINY, SMALL, UNALIGNED], ids=["rings of 4", "rings of 64", "unaligned"])
-@pytest.mark.parametrize("wait", ["adaptive", "sleep", "busy"])
+@pytest.mark.parametrize("wait", ["adaptive", "sleep", "busy", "nap"])
 def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, options, wait):
     left, a, _, right = bridge()
     there, back = frames(left, right, range(200), size=300), frames(right, left, range(200), size=1500)

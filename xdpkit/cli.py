@@ -129,9 +129,9 @@ def run(
             "-o", "--option", metavar="NAME=VALUE", help="Socket option: ring_size=4096, busy_poll=want:on ..."
         ),
     ] = None,
-    wait: Annotated[str, typer.Option(help="What workers do when idle: adaptive, busy (never sleep), sleep.")] = WAITS[
-        0
-    ],
+    wait: Annotated[
+        str, typer.Option(help="What workers do when idle: adaptive, busy (never sleep), sleep, nap.")
+    ] = WAITS[0],
     copies: Annotated[
         str, typer.Option(metavar="FILE", help="Write the copies that rules mirror to a pcapng file; - for stdout.")
     ] = "",

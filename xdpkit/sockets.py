@@ -145,7 +145,7 @@ class Sockets:
         """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
         ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see :mod:`xdpkit.placement`).
         ``wait``: what a worker does when there is nothing, "adaptive" (look on for a moment, then sleep), "busy" (look
-        on for ever) or "sleep"."""
+        on for ever), "sleep" or "nap" (look again every 0.5 ms: the least CPU time, the longest delay)."""
         self._idle()
         return Workers(self, None, limit=limit, cpus=cpus, wait=wait)
 

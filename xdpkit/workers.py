@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
 
 #: What a worker does when there is nothing, in the order of XK_WAIT_*.
-WAITS = ("adaptive", "busy", "sleep")
+WAITS = ("adaptive", "busy", "sleep", "nap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class WorkerStats:
     """Totals of the workers: packets and bytes received, written by the sink, refused by it; batches.
 
     What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a
-    system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep in poll().  ``error``: the errno
+    system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep.  ``error``: the errno
     that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not."""
 
     packets: int = 0

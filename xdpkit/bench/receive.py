@@ -254,6 +254,7 @@ RECEIVE = (
     Path("plain-c", _plain_c, "AF_XDP rxdrop loop in C, copy, batch 64, rings of 2048, never sleeps"),
     Path("afxdp", _afxdp("native", "want:zerocopy"), "rings of 2048, need_wakeup, C worker, batch 256, adaptive wait"),
     Path("afxdp-sleep", _afxdp("native", "want:zerocopy", "sleep"), "the same, but it sleeps at once"),
+    Path("afxdp-nap", _afxdp("native", "want:zerocopy", "nap"), "the same, but it looks again every 0.5 ms"),
     Path("afxdp-generic", _afxdp("generic", "copy"), "the same in generic mode"),
     Path("afxdp-python", _afxdp_python, "batches of at most 512 in Python, lengths summed by numpy"),
     Path("tpacket-v3", _packet(_TPACKET_V3), _RING),

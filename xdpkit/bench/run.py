@@ -35,7 +35,7 @@ DIRECTIONS: dict[str, tuple[Path, ...]] = {
     "forward": FORWARD,
     "echo": ECHO,
 }
-_WAITS = ("busy", "adaptive", "sleep")
+_WAITS = ("busy", "adaptive", "sleep", "nap")
 _JUMBO = 3408
 
 

@@ -79,7 +79,9 @@ def transmit(
         loops()  # compiled once, here
     ours, theirs = context.Pipe()
     process = context.Process(target=_process, args=(port, frame, load, seconds, ours, theirs), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us: we hang up on it then
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     try:
         ours.recv()
@@ -100,7 +102,6 @@ def transmit(
 
 def _process(port: Port, frame: bytes, load: Load, seconds: float, parents: Connection, pipe: Connection) -> None:
     parents.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
     send = _long if len(frame) > _LIVE_MOST else _live
     with suppress(EOFError):
         try:

@@ -54,16 +54,16 @@ def verdicts(rows: Sequence[Row], idle: float) -> list[Verdict]:
         a, b = found.get((direction, ours)), found.get((direction, other))
         ratio = a.rate[0] / b.rate[0] if a and b and a.rate and b.rate and b.rate[0] else None
         out.append(Verdict(f"{direction}: {ours} / {other}, packets/s", ratio, True, limit))
-    out.append(_cpu(found, "machine" if idle < QUIET else "own"))
+    out += [_cpu(found, "machine" if idle < QUIET else "own", path) for path in ("afxdp", "afxdp-nap")]
     tx, udp = found.get(("echo", "afxdp-adaptive")), found.get(("echo", "udp-echo"))
     ratio = tx.delays_us[1] / udp.delays_us[1] if tx and udp and tx.delays_us and udp.delays_us else None
     return [*out, Verdict("echo: afxdp-adaptive / udp-echo, p99 of the round trip", ratio, False, 1.0)]
 
 
-def _cpu(found: dict[tuple[str, str], Row], which: str) -> Verdict:
+def _cpu(found: dict[tuple[str, str], Row], which: str, path: str) -> Verdict:
     """Without what the sender and the hook cost, which xdp-drop tells; the ratio with them is the remark."""
-    cost = [getattr(found.get(("receive", name)), f"{which}_ns", None) for name in ("afxdp", "tpacket-v3", "xdp-drop")]
-    target = "receive: afxdp / tpacket-v3, CPU per packet beyond xdp-drop's at a fixed rate"
+    cost = [getattr(found.get(("receive", name)), f"{which}_ns", None) for name in (path, "tpacket-v3", "xdp-drop")]
+    target = f"receive: {path} / tpacket-v3, CPU per packet beyond xdp-drop's at a fixed rate"
     words = {"machine": "the whole machine", "own": "the run's processes: other work ran on this machine"}[which]
     ours, other, base = cost
     if ours is None or other is None or base is None or other <= base:
