@@ -6,12 +6,14 @@ STAMP  := $(VENV)/.installed
 # what the build, the demo and the tests need from Debian 12
 DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1g-dev pkg-config \
           python3-dev python3-venv util-linux
+# the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
+VM_DEBS   := apt dpkg debian-archive-keyring util-linux
 TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables
 
-.PHONY: help deps test-deps install run test lint fuzz perf clean
+.PHONY: help deps test-deps install run test test-zerocopy test-kernels lint fuzz perf clean
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps:
 	@missing=$$(for p in $(DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
@@ -20,6 +22,12 @@ deps:
 test-deps:
 	@missing=$$(for p in $(TEST_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
+
+vm-deps:
+	@missing=$$(for p in $(VM_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
+
+VM_SECONDS ?= 600
 
 $(STAMP): pyproject.toml setup.py xdpkit/fields.py $(wildcard bpf/* csrc/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +42,12 @@ run: install ## Set up and run the demo: a veth lab of its own, live traffic fil
 test: install test-deps ## Set up and run every test (root)
 	$(BIN)/python -m pytest
 
+test-zerocopy: install vm-deps ## Test AF_XDP zero-copy on emulated NICs: a recent kernel in QEMU, fetched, not installed
+	$(BIN)/python tests/vm/run.py --timeout $(VM_SECONDS) -- $(abspath $(BIN))/python -m pytest -v -p no:cacheprovider tests/zerocopy
+
+test-kernels: install vm-deps ## Survey and test Debian's kernels in QEMU; KERNELS=--write writes docs/kernels.md
+	$(BIN)/python tests/vm/kernels.py $(KERNELS)
+
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,10 +57,11 @@ SECONDS ?= 600
 fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
 	$(BIN)/python tests/fuzz.py $(SECONDS)
 
-perf: install ## Compare receive paths, filters and sets on this machine (root)
+perf: install ## Compare receive paths, filters, sets and live changes on this machine (root)
 	$(BIN)/python perf/receive.py
 	$(BIN)/python perf/filter.py
 	$(BIN)/python perf/sets.py
+	$(BIN)/python perf/updates.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,11 +14,11 @@ RING(events)
 /* Bytes of a packet that an event shows. */
 #define EVENT_BYTES 96
 
-void mirror(struct source *s, const struct packet *p, const struct steps *a, __u32 outcome)
+GENERATED_CALLS void mirror(struct source *s, __u32 len, __u32 queue, const struct steps *a, __u32 outcome)
 {
 	struct reader *r = find_reader(&mirrored_reader);
-	struct copy head = { .time_ns = now(), .rule = a->mirror_rule, .len = a->mirror < p->len ? a->mirror : p->len,
-			     .wire_len = p->len, .queue = p->rx_queue, .mark = a->mark,
+	struct copy head = { .time_ns = now(), .rule = a->mirror_rule, .len = a->mirror < len ? a->mirror : len,
+			     .wire_len = len, .queue = queue, .mark = a->mark,
 			     .verdict = verdict_of(outcome) == FORWARD ? XDP_REDIRECT : verdict_of(outcome) };
 
 	if (r && !copy_packet(s, &mirrored, &mirrored_count, r, &head))

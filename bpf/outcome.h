@@ -53,4 +53,4 @@ __u32 pairs(void);
 #define MAY(verdict) (verdicts() & 1u << (verdict))
 
 /* Copy the packet to user space as a->mirror says (mirror.h). */
-void mirror(struct source *s, const struct packet *p, const struct steps *a, __u32 outcome);
+void mirror(struct source *s, __u32 len, __u32 queue, const struct steps *a, __u32 outcome);

@@ -269,6 +269,7 @@ static __always_inline int walk_ip6(struct source *s, struct headers *h, struct 
 			goto out;
 		/* (len + 1) * 8 bytes; AH (len + 2) * 4; a fragment header 8 */
 		*at += (ext->len * (1 - fragment) + 1 + ah) * (8 - 4 * ah);
+		*at &= MAX_AT; /* no smaller for it; the verifier before Linux 6.10 knows nothing of a product */
 	}
 	proto = bit_of(next, EXTENSIONS) ? -1 : next;
 out:

@@ -38,10 +38,10 @@ static __always_inline struct source source_of(struct skb *skb)
 #define kept(skb) source_of(skb)
 #include "loop.h"
 
-#ifndef DIRECT_ACCESS
 /*
- * Room for what the walk finds.  Headers are copied here, and helpers write the copies, so LLVM cannot take it apart as it
- * does at XDP; on the stack of 512 bytes it would leave no room for anything else.  Programs run with bottom halves off, so none meets another here.
+ * Room for what the walk finds, where rules read many headers or, as in the socket filter, headers are copied: LLVM cannot
+ * take apart what helpers write, and of 512 bytes of stack classify() needs most.  Programs run with bottom halves off, so
+ * none meets another here.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -59,7 +59,6 @@ static __always_inline struct packet *packet_room(void)
 		__builtin_memset(p, 0, sizeof(*p));
 	return p;
 }
-#endif
 
 /*
  * The metadata that rules read, as the kernel keeps it in the skb: a hash of 0 and a time of 0 are none (skb_get_hash(),
@@ -86,10 +85,32 @@ static __always_inline __u32 wire_length(const struct source *s)
 	return s->skb->len + one_if(s->tpid) * TAG_SIZE;
 }
 
+/* The bytes in place, or NULL where that cannot be had; the barriers are those of xdp.bpf.c. */
+static GENERATED_CALLS const void *linear(struct source *s, __u64 offset, __u32 size)
+{
+#ifdef DIRECT_ACCESS
+	const void *from;
+
+	asm("" : "+r"(offset));
+	if (offset <= 0xffff - size) { /* MAX_PACKET_OFF of the verifier */
+		from = s->data + offset;
+		asm("" : "+r"(from));
+		if (from + size <= s->end)
+			return from;
+	}
+#endif
+	(void)s, (void)offset, (void)size;
+	return 0;
+}
+
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
 #ifdef DIRECT_ACCESS
 	(void)room;
+	if (wanted() & BLUR) { /* from a map, where the verifier does not know what it was that was written */
+		asm("" : "+r"(at));
+		at &= MAX_AT;
+	}
 	return in_place(s, at, size, where);
 #else
 	(void)s, (void)at, (void)size;
@@ -100,10 +121,9 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
 {
-#ifdef DIRECT_ACCESS
-	if (!(wanted() & BLUR) && in_place(s, at, size, where)) /* the verifier follows both ways: too many for it, with many rules */
+	/* with many rules always copied: two ways for every rule are too many for the verifier */
+	if (!(wanted() & BLUR) && (*where = linear(s, at, size)))
 		return 1;
-#endif
 	*where = room;
 	return !bpf_skb_load_bytes(s->skb, at, room, size);
 }
@@ -124,24 +144,6 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 		value = value << 8 | byte;
 	}
 	return value;
-}
-
-/* The bytes in place, or NULL where that cannot be had; the barriers are those of xdp.bpf.c. */
-static GENERATED_CALLS const void *linear(struct source *s, __u64 offset, __u32 size)
-{
-#ifdef DIRECT_ACCESS
-	const void *from;
-
-	asm("" : "+r"(offset));
-	if (offset <= 0xffff - size) { /* MAX_PACKET_OFF of the verifier */
-		from = s->data + offset;
-		asm("" : "+r"(from));
-		if (from + size <= s->end)
-			return from;
-	}
-#endif
-	(void)s, (void)offset, (void)size;
-	return 0;
 }
 
 #define LOADS(bits, to_host)                                                                                           \

@@ -26,7 +26,7 @@ int xdpkit(struct skb *skb)
 	if (explain)
 		return outcome;
 	if (mirrors() && a.mirror)
-		mirror(&s, p, &a, outcome);
+		mirror(&s, p->len, p->rx_queue, &a, outcome);
 	return verdict_of(outcome) == XDP_REDIRECT ? -1 : 0;
 }
 

@@ -90,7 +90,7 @@ static __always_inline int act(struct skb *skb, const struct packet *p, __u32 ou
 	if (marks() && a->marked)
 		skb->mark = a->mark;
 	if (mirrors() && a->mirror)
-		mirror(&s, p, a, outcome);
+		mirror(&s, p->len, p->rx_queue, a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(skb, c, outcome, a->mark);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
@@ -130,25 +130,31 @@ static long judge(__u32 n, struct judging *j)
 {
 	struct skb *skb = j->skb;
 	struct source s = source_of(skb);
-	struct packet p = { .rx_queue = queue_of(skb), .len = wire_length(&s) };
+	struct packet bare = { 0 }, *p = &bare;
 	struct steps a = { 0 };
 	__u32 outcome, want, tpid = s.tpid;
 
 	(void)n;
-	s.missed = ZERO(p.rx_queue);
+	if (wanted() & BLUR && !(p = packet_room())) {
+		j->verdict = TCX_NEXT;
+		return 1;
+	}
+	p->rx_queue = queue_of(skb);
+	p->len = wire_length(&s);
+	s.missed = ZERO(p->rx_queue);
 	if (wanted() & BLUR)
-		tpid = (s.tpid ^ ZERO(p.rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
-	find_metadata(&s, &p);
+		tpid = (s.tpid ^ ZERO(p->rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
+	find_metadata(&s, p);
 	if (reads_headers())
-		walk(&s, &p, tpid, s.tci);
+		walk(&s, p, tpid, s.tci);
 	if (reads_headers() && s.missed && (want = more(skb))) {
 		if (!bpf_skb_pull_data((void *)skb, want))
 			return 0;
 		j->verdict = TCX_DROP; /* no memory: the stack, too, drops packets whose headers it cannot pull */
 		return 1;
 	}
-	outcome = classify(&p, &s, &a);
-	j->verdict = act(j->skb, &p, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
+	outcome = classify(p, &s, &a);
+	j->verdict = act(j->skb, p, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
 	return 1;
 }
 

@@ -251,7 +251,7 @@ int xdpkit(struct xdp_md *ctx)
 	if (explain)
 		return outcome;
 	if (mirrors() && a.mirror)
-		mirror(&s, &p, &a, outcome);
+		mirror(&s, p.len, p.rx_queue, &a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(ctx, c, outcome, marks() ? a.mark : 0);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)

@@ -19,10 +19,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from traffic import frames, take, until
 
-from xdpkit import Pipeline, attach, compile_pipeline, load_file, netdev
+from xdpkit import Pipeline, attach, load_file, netdev
+from xdpkit.built import as_built
 from xdpkit.cli import main
 from xdpkit.netlink import iproute
-from xdpkit.program import Program
+from xdpkit.ruleset import Ruleset
 
 XDPKIT = str(Path(sys.executable).with_name("xdpkit"))
 HERE = Path(__file__).resolve().parent.parent
@@ -224,7 +225,7 @@ def test_an_mtu_too_large_is_one_line_with_the_limit(make_veth):
         (["--bind", "zero"], ["bind 'zero': auto, zerocopy, copy"]),
         (["--count", "-1"], ["--count"]),
         (["--no-such-flag"], ["--no-such-flag"]),
-        (["-w", "-", "--json"], ["both want standard output"]),
+        (["-w", "-", "--json"], ["all want standard output"]),
     ],
 )
 def test_a_wrong_argument_is_a_usage_error_that_says_what_is_right(veth, args, words):
@@ -471,8 +472,8 @@ def test_every_pipeline_passes_the_verifier_for_every_hook_and_runs(veth, path):
     left, right = veth
     pipe = load_file(path)
     for hook in ("xdp", "tc", "socket"):
-        with Program(compile_pipeline(pipe, hook)) as program:
-            assert program.info()["verified_instructions"] > 0
+        with Ruleset(as_built(pipe), hook, explain=True) as ruleset:
+            assert ruleset.program.info()["verified_instructions"] > 0
     child = start(right, path, "--json")
     left.send(frames(left, right, range(10), dport=9))
     status, out, err = stop(child)
@@ -481,6 +482,9 @@ def test_every_pipeline_passes_the_verifier_for_every_hook_and_runs(veth, path):
     assert json.loads(out)["problems"] == []
     assert held(right) == ()
     assert "xdpkit run pipelines/" in path.read_text()  # says how to run it
+    for spec in pipe.sets:
+        if spec.pinned:
+            assert xdpkit(right, "set", "delete", spec.name).returncode == 0
 
 
 def ether(left, right):

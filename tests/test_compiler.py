@@ -12,7 +12,7 @@ import pytest
 from llvmlite import ir
 
 import xdpkit
-from xdpkit.actions import DROP, PASS, REDIRECT, TX
+from xdpkit.actions import DROP, PASS, REDIRECT, TX, Mirror
 from xdpkit.compiler import HOOKS, compile_pipeline, table
 from xdpkit.compiler.lower import I8, I64, Lowering
 from xdpkit.errors import VerifierError, Where
@@ -270,3 +270,14 @@ def test_a_pipeline_that_reads_everything_passes_the_verifier(hook, least, monke
     pipe.rule(pcap("tcp dst port 443 and net 10/8") | pcap("ip6 protochain 17"), REDIRECT)
     with Program(compile_pipeline(pipe, hook)) as program:
         assert program.info()["verified_instructions"] < 800_000
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_many_rules_behind_one_that_copies_packets_pass_the_verifier(hook):
+    """What copies is inlined, however many rules there are: the verifier refuses it as a function by itself."""
+    pipe = Pipeline("many")
+    pipe.rule(udp, Mirror())
+    for n in range(40):
+        pipe.rule((tcp.dport == n) & (ip.ttl == n), DROP)
+    with Program(compile_pipeline(pipe, hook)) as program:
+        assert program.info()["verified_instructions"] < 100_000

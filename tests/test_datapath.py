@@ -316,7 +316,7 @@ def test_unaligned_frames_take_packets_and_send_them(make_veth):
                 left.send(sent[n : n + 30])
                 assert take(sockets, 30) == sent[n : n + 30]
                 assert sockets.send(sent[n : n + 30]) == 30
-                got.wait(n + 30)
+                got.wait(n + 30, timeout=20)
                 until(lambda: sockets.complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
     assert list(got) == sent
 
@@ -383,12 +383,12 @@ def test_an_array_of_packets_is_sent_row_by_row(make_veth):
             while done < 200:
                 done += sockets.send(rows[done:])
                 sockets.complete()
-            got.wait(200)
+            got.wait(200, timeout=20)
             stats = sockets.stats()
             assert stats.transmitted == 200
             assert stats.kicks <= 20  # a system call for a batch, not for a packet
             assert sockets.send(rows[:, ::-1][:1]) == 1  # not contiguous: copied
-            got.wait(201)
+            got.wait(201, timeout=20)
             for bad in (rows.astype(np.uint16), rows[0]):
                 with pytest.raises(ValueError, match="rows of a uint8 array of 2 dimensions"):
                     sockets.send(bad)
@@ -404,7 +404,7 @@ def test_a_packet_longer_than_a_frame_is_sent_in_several(make_veth):
         with link.sockets() as sockets:
             for n, frame in enumerate(sent):
                 until(lambda frame=frame: sockets.send([frame]), "room")
-                got.wait(n + 1)
+                got.wait(n + 1, timeout=20)
             until(lambda: sockets.complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
             with pytest.raises(OSError, match="longer than a frame"):
                 sockets.send([bytes(80_000)])
@@ -441,7 +441,7 @@ def test_the_kernel_computes_checksums_that_are_asked_for(make_veth):
             assert "not zero-copy (a driver that computes checksums for AF_XDP" in str(link.got)
             assert sockets.send([partial], checksum=(udp_at, sum_at)) == 1
             assert sockets.send([whole]) == 1
-            got.wait(2)
+            got.wait(2, timeout=20)
             with pytest.raises(OSError, match="the checksum is not in the packet"):
                 sockets.send([partial], checksum=(len(partial), 0))
     assert list(got) == [whole, whole]
@@ -514,7 +514,7 @@ def test_without_need_wakeup_packets_come_and_go(make_veth):
                 while done < 100:
                     done += sockets.send(sent[done:])
                     sockets.complete()
-                got.wait(100)
+                got.wait(100, timeout=20)
     assert list(got) == sent
 
 

@@ -39,12 +39,24 @@ def test_the_readme_example_receives_packets_and_accounts_for_them(make_veth, tm
     assert re.search(r"delivered +3\b", out)
 
 
+#: What examples of a line or two take for granted.
+PRELUDE = """
+from xdpkit import *
+pipe = Pipeline("page")
+blocked, trusted = pipe.set("blocked", ip.src, timeouts=True), pipe.set("trusted", ip.src)
+scanners = pipe.set("scanners", ip.src, intervals=False, timeouts=True)
+"""
+
+
 @pytest.mark.parametrize("page", ["docs/pipelines.md", "docs/sets.md"])
 def test_examples_of_pipelines_declare_what_they_say(page):
     for source in blocks(page):
         scope: dict[str, object] = {}
+        exec(PRELUDE, scope)
         exec(compile(source, page, "exec"), scope)
-        assert any(isinstance(value, Pipeline) for value in scope.values())
+        pipe = scope["pipe"]
+        assert isinstance(pipe, Pipeline)
+        assert pipe.rules
 
 
 def test_every_field_is_in_the_documentation():

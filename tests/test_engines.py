@@ -66,13 +66,13 @@ def counted(program: Program) -> Counter[str]:
 
 # ---- XDP and TC, one frame at a time ----
 
-one_by_one = pytest.mark.parametrize("hook", ["xdp", "tc"])
+one_by_one = pytest.mark.parametrize("hook", ["xdp", "xdp_frags", "tc"])
 
 
 def runs(hook: str, frame: bytes) -> bool:
     """BPF_PROG_TEST_RUN makes no skb of an IP packet that is shorter than its header; those are judged on the wire."""
     shortest = {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], 14)
-    return hook == "xdp" or len(frame) >= shortest
+    return hook.startswith("xdp") or len(frame) >= shortest
 
 
 def assert_judged_alike(pipe: Pipeline, batch: list[bytes], hook: str) -> None:

@@ -54,8 +54,8 @@ def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, opt
                     until(lambda: all_home(running), "all frames free or in FILL")
                     left.send(there[n : n + 4])
                     right.send(back[n : n + 4])
-                    at_right.wait(n + 4)
-                    at_left.wait(n + 4)
+                    at_right.wait(n + 4, timeout=20)
+                    at_left.wait(n + 4, timeout=20)
                 until(lambda: all_home(running), "all frames free or in FILL")
                 assert running.stats(0).written == running.stats(1).written == 200
                 assert one.got.shared_umem
@@ -97,8 +97,8 @@ def test_what_no_rule_redirects_is_not_forwarded(bridge):
         with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
             with forward(one, two):
                 left.send(frames(left, a, [1], dport=80) + frames(left, a, [2]))
-                got.wait(1)
-                stack.wait(1)
+                got.wait(1, timeout=20)
+                stack.wait(1, timeout=20)
     assert [number(f) for f in got] == [2]
     assert [number(f) for f in stack] == [1]
 
@@ -110,9 +110,9 @@ def test_jumbo_packets_are_forwarded_in_their_buffers(bridge):
         with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
             with forward(one, two) as running:
                 assert one.got.multi_buffer
-                for frame in sent:
+                for n, frame in enumerate(sent):
                     left.send([frame])
-                got.wait(len(sent))
+                    got.wait(n + 1, timeout=20)
                 until(lambda: all_home(running), "all frames free or in FILL")
                 assert running.stats().bytes == sum(map(len, sent))
     assert list(got) == sent
@@ -125,7 +125,7 @@ def test_a_device_reflects_with_its_addresses_exchanged(make_veth):
         with forward(link, link) as running:
             for n in range(0, 200, 10):
                 left.send(sent[n : n + 10])
-                got.wait(n + 10)
+                got.wait(n + 10, timeout=20)
             until(lambda: all_home(running), "all frames free or in FILL")
     assert list(got) == [f[6:12] + f[:6] + f[12:] for f in sent]
     assert (link.ledger().written, link.ledger().problems()) == (200, ())
@@ -137,7 +137,7 @@ def test_the_sockets_of_a_link_can_be_opened_again_after_forwarding(bridge):
         for _ in range(2):
             with forward(one, two), right.capture() as got:
                 left.send(frames(left, right, range(3)))
-                got.wait(3)
+                got.wait(3, timeout=20)
         with one.sockets() as sockets, sockets.count() as workers:
             left.send(frames(left, right, range(3)))
             until(lambda: workers.stats().written == 3, "3 packets counted")

@@ -17,7 +17,7 @@ from blocks import capture
 from scapy.utils import PcapNgReader, rdpcap
 from traffic import drain, frames, last, number, take, until
 
-from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, SocketOptions, attach, tcp, udp
+from xdpkit import DROP, PASS, REDIRECT, FrameError, Pipeline, Redirect, SocketOptions, attach, tcp, udp
 from xdpkit.batch import NO_RULE
 from xdpkit.built import build
 from xdpkit.netlink import iproute
@@ -709,3 +709,34 @@ def test_a_reader_of_a_pipe_that_does_not_read_cannot_keep_the_workers_from_stop
 
 def full(pipe):
     return not select.select([], [pipe], [], 0)[1]
+
+
+def test_named_groups_of_sockets_get_what_is_redirected_to_them(make_veth, tmp_path):
+    """Several sockets on a queue share its frames; each group is drained by itself, and an update moves them along."""
+    left, right = make_veth(queues=2)
+    pipe, more = Pipeline("groups"), Pipeline("more")
+    for each in (pipe, more):
+        if each is more:
+            each.rule(udp.dport == 7, Redirect(group="echo"), name="echo")
+        each.rule(udp.dport == 53, Redirect(group="dns"), name="dns")
+        each.rule(udp.dport == 80, Redirect(group="web", otherwise=DROP), name="web")
+        each.rule(udp, REDIRECT, name="rest")
+    sent = {port: frames(left, right, range(port * 100, port * 100 + 50), dport=port) for port in (53, 80, 9)}
+    with right.namespace, attach(pipe, right.name, mode="native") as link, link.sockets() as sockets:
+        with pytest.raises(ValueError, match="no rule redirects to a group 'echo'"):
+            sockets.group("echo")
+        for turn, queue in enumerate((0, 1)):
+            if turn:
+                link.update(more)
+            dns_group = sockets.group("dns")
+            with dns_group.write(tmp_path / f"{turn}.pcapng"):
+                for batch in sent.values():
+                    left.send(batch, queue=queue)
+                got = take(sockets.group("web"), 50)
+                assert [number(f) for f in got] == [number(f) for f in sent[80]]
+                got = take(sockets.group(""), 50)
+                assert [number(f) for f in got] == [number(f) for f in sent[9]]
+            _, packets, _ = capture((tmp_path / f"{turn}.pcapng").read_bytes())
+            assert [p["data"] for p in packets] == sent[53]
+    ledger = link.ledger()
+    assert (ledger.redirected, ledger.delivered, ledger.problems()) == (300, 300, ())

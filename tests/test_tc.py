@@ -22,6 +22,8 @@ from xdpkit.copies import ring_bytes
 from xdpkit.generator import udp_frame
 from xdpkit.got import Got
 
+pytestmark = pytest.mark.needs("tcx")
+
 INGRESS, EGRESS = 46, 47  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 PASSED, DROPPED, TAKEN, ECHOED = 1001, 1002, 1003, 1004
 LAST = 1009  # passes: what was sent before it has been judged

@@ -412,3 +412,16 @@ def test_sets_of_one_name_and_two_kinds_are_refused(veth_pair):
         pytest.raises(PipelineError, match=r"set .blocked. is ip\.src intervals in .sets., and ip\.dst"),
     ):
         attach(sets_of(), right.name, shadow=sets_of(field=ip.dst))
+
+
+def test_rules_that_mark_for_sockets_want_a_link_that_carries_marks(make_veth):
+    left, right = make_veth()
+    plain, marks = Pipeline("plain"), Pipeline("marks")
+    for pipe in (plain, marks):
+        pipe.rule(udp, *([Mark(9)] if pipe is marks else []), REDIRECT, name="all")
+    with right.namespace, attach(plain, right.name) as link, pytest.raises(ValueError, match="timestamps=True"):
+        link.update(marks)
+    with right.namespace, attach(plain, right.name, timestamps=True) as link, link.sockets() as sockets:
+        link.update(marks)
+        left.send(frames(left, right, [1]))
+        assert next(sockets.batches(timeout=5)).marks.tolist() == [9]

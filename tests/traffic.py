@@ -13,12 +13,12 @@ MARK = b"xdpkit"  # in front of the sequence number
 LAST = 0xFFFFFFFF
 
 
-def frames(left, right, numbers, *, dport=53, size=64, vlan=None):
+def frames(left, right, numbers, *, dport=53, size=64, vlan=None, source="198.51.100.1"):
     """One UDP frame of `size` bytes for each number, from port `left` to port `right`; bytes, fast."""
     head = Ether(src=left.mac, dst=right.mac)
     if vlan is not None:
         head /= Dot1Q(vlan=vlan)
-    head /= IP(src="198.51.100.1", dst="192.0.2.1") / UDP(sport=4000, dport=dport, chksum=0)
+    head /= IP(src=source, dst="192.0.2.1") / UDP(sport=4000, dport=dport, chksum=0)
     empty = len(head)
     template = bytes(head / (MARK + b"\0" * 4).ljust(size - empty, b"."))
     before, after = template[: empty + len(MARK)], template[empty + len(MARK) + 4 :]

@@ -26,6 +26,7 @@ from .built import Built, as_built
 from .compiler import Compiled
 from .core import check, ffi, lib, text
 from .errors import NotSupported
+from .features import require
 from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
 from .link import Link, ring_bytes_for
@@ -184,14 +185,13 @@ def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...],
         raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
     if "copy" not in binds:
         raise OSError(errno.EOPNOTSUPP, f"{device.name}: zero-copy needs native mode, and this is {mode}")
+    require("tcx", f"{mode} on {device.name}")
 
 
 def _link_tcx(program: Program, device: Device, mode: str) -> int:
     fd: int = lib.xk_link_tcx(program.fd, device.index, mode == "tc_egress")
     if fd >= 0:
         return fd
-    if fd == -errno.EINVAL:
-        raise NotSupported(f"{mode} on {device.name}", f"tcx, Linux 6.6 or later; this is Linux {os.uname().release}")
     hints = {errno.EPERM: "attaching needs CAP_NET_ADMIN: run as root", errno.ERANGE: "64 programs are there already"}
     check(fd, f"attach to {device.name} at {mode}", hints.get(-fd, ""))
     raise AssertionError("unreachable")

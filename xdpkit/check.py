@@ -117,8 +117,7 @@ class Seen:
             for alternative in known:
                 keys = tuple(alternative.values)
                 kind = kinds.setdefault((alternative.there, keys), _Kind(alternative.there, keys, []))
-                low, high = _hull(alternative.values[keys[0]]) if keys else (0, 0)
-                kind.rules.append((low, high, at))
+                kind.rules.append((at, [_hull(alternative.values[key]) for key in keys]))
         self._kinds = list(kinds.values())
 
     def _general(self) -> list[tuple[str, list[Alternative]]]:
@@ -127,22 +126,23 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Alternatives of earlier rules that ask for the same headers and fields: the hull of the first field's values, and
-    the number of the rule."""
+    """Alternatives of earlier rules that ask for the same headers and fields: the number of the rule, and the hulls of
+    the fields' values."""
 
     there: frozenset[str]
     keys: tuple[Key, ...]
-    rules: list[tuple[int, int, int]]
+    rules: list[tuple[int, list[tuple[int, int]]]]
 
     def wide(self, narrow: Alternative) -> Iterable[int]:
-        """The rules that may hold all of ``narrow``, as far as headers and the first field say."""
+        """The rules that may hold all of ``narrow``, as far as headers and hulls say."""
         if not self.there <= narrow.there:
             return ()
-        have = narrow.values.get(self.keys[0]) if self.keys else None
-        if have is None:  # no field asked for, or any value will do, which only a closer look can tell
-            return [at for _, _, at in self.rules]
-        first, last = _hull(have)
-        return [at for low, high, at in self.rules if low <= first and last <= high]
+        found = self.rules
+        for number, key in enumerate(self.keys):
+            if key in narrow.values:  # else any value will do, which only a closer look can tell
+                low, high = _hull(narrow.values[key])
+                found = [rule for rule in found if rule[1][number][0] <= low and high <= rule[1][number][1]]
+        return [at for at, _ in found]
 
 
 def _hull(intervals: Intervals) -> tuple[int, int]:

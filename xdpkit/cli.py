@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import select
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -15,10 +12,9 @@ from pathlib import Path
 from typing import IO, Annotated, NoReturn
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 
-from . import netdev
+from .actions import Log, Mirror
 from .attach import BINDS, MODES, Link, attach, parse_choice
 from .built import load
 from .cli_sets import sets
@@ -27,10 +23,13 @@ from .errors import FrameError, NotSupported, PipelineError, VerifierError
 from .findings import as_json as findings_json
 from .findings import render
 from .holders import clean
+from .ledger import Ledger
 from .live import headline, table
 from .offline import PipelineFile, build_command, replay_command, show_command
 from .options import SocketOptions
-from .pipeline import load_file
+from .pipeline import Pipeline, load_file
+from .signals import signals
+from .watch import Watched, telling_events
 from .workers import WAITS, Workers, open_capture
 
 app = typer.Typer(
@@ -132,51 +131,79 @@ def run(
     wait: Annotated[str, typer.Option(help="What workers do when idle: adaptive, busy (never sleep), sleep.")] = WAITS[
         0
     ],
+    copies: Annotated[
+        str, typer.Option(metavar="FILE", help="Write the copies that rules mirror to a pcapng file; - for stdout.")
+    ] = "",
+    shadow: Annotated[
+        Path | None,
+        typer.Option(metavar="PIPELINE", exists=True, dir_okay=False, help="Try these rules beside: they only count."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the final ledger as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No live table.")] = False,
 ) -> None:
     """Attach a pipeline to a device until Ctrl-C, then print where every packet went.
 
-    Redirected packets are written with -w, else counted.  Nothing is left behind, however the run ends.
+    Redirected packets are written with -w, else counted; what rules log is told on standard error.  SIGUSR1 reads the
+    pipeline again and puts it in place without losing a packet.  Nothing is left behind, however the run ends.
 
     Example: xdpkit run pipelines/dns.py -i eth1 -w dns.pcapng --duration 60
     """
-    if write == "-" and as_json:
-        raise typer.BadParameter("-w - and --json both want standard output")
-    built = load(pipeline)
-    pipe = built.pipeline
-    wanted = parse_queues(queues) if queues else None
-    options = _socket_options(option or [])
+    if [write, copies].count("-") + as_json > 1:
+        raise typer.BadParameter("-w -, --copies - and --json all want standard output")
     if wait not in WAITS:
         raise typer.BadParameter(f"--wait {wait}: {', '.join(WAITS)}")
+    built = load(pipeline)
+    pipe = built.pipeline
+    beside = load(shadow).pipeline if shadow else None
+    wanted = parse_queues(queues) if queues else None
+    options = _socket_options(option or [])
     redirects = "REDIRECT" in pipe.verdicts
-    if write and not redirects:
-        raise typer.BadParameter(f"-w: {pipeline} has no REDIRECT rule, so there is nothing to write")
-    console = Console(stderr=bool(write == "-" or as_json))
+    _can_write(pipe, pipeline, write, copies)
+    console = Console(stderr=bool("-" in (write, copies) or as_json))
     with ExitStack() as stack:
         file = stack.enter_context(_capture_file(write)) if write else None
-        stop = stack.enter_context(_stop_signals())
+        copied = stack.enter_context(_capture_file(copies)) if copies else None
+        stop = stack.enter_context(signals())
         try:
-            link = attach(built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write), options=options)
+            link = attach(
+                built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write), options=options,
+                shadow=beside,
+            )  # fmt: skip
         except ValueError as error:  # a PipelineError is one, but the usage is right then
             raise (error if isinstance(error, PipelineError) else typer.BadParameter(str(error))) from None
         failure: OSError | None = None
         with link:
+            watched = Watched(
+                link, stop, duration, count, console, quiet, reload=lambda: _reload(link, pipeline, beside)
+            )
             try:
-                if redirects:
-                    with link.sockets() as sockets:
-                        workers = (
-                            sockets.write(file, limit=count, snaplen=snaplen, wait=wait)
-                            if file
-                            else sockets.count(limit=count, wait=wait)
-                        )
-                        with workers:
-                            _watch(link, workers, stop, duration, count, console, quiet)
-                else:
-                    _watch(link, None, stop, duration, count, console, quiet)
+                with ExitStack() as draining:
+                    if Log in pipe.steps:
+                        draining.enter_context(telling_events(link))
+                    if copied is not None:
+                        draining.enter_context(draining.enter_context(link.copies()).write(copied, snaplen=snaplen))
+                    workers = None
+                    if redirects:
+                        sockets = draining.enter_context(link.sockets())
+                        made = sockets.write(file, limit=count, snaplen=snaplen, wait=wait) if file else None
+                        workers = draining.enter_context(made or sockets.count(limit=count, wait=wait))
+                    watched.run(workers)
             except OSError as error:
                 failure = error
-        ledger = link.ledger()
+    _finish(link.ledger(), failure, console, as_json)
+
+
+def _can_write(pipe: Pipeline, path: Path, write: str, copies: str) -> None:
+    """Wrong usage where nothing would be written."""
+    if write and "REDIRECT" not in pipe.verdicts:
+        hint = "; --copies writes what rules mirror" if Mirror in pipe.steps else ""
+        raise typer.BadParameter(f"-w: {path} has no REDIRECT rule, so there is nothing to write{hint}")
+    if copies and Mirror not in pipe.steps:
+        raise typer.BadParameter(f"--copies: {path} has no rule that mirrors, so there is nothing to write")
+
+
+def _finish(ledger: Ledger, failure: OSError | None, console: Console, as_json: bool) -> None:
+    """Print where every packet went; exit with 1 after a failure."""
     if as_json:
         print(ledger.json())
     else:
@@ -190,37 +217,16 @@ def run(
         sys.exit(1)
 
 
-def _watch(
-    link: Link,
-    workers: Workers | None,
-    stop: Stop,
-    duration: float,
-    count: int,
-    console: Console,
-    quiet: bool,
-) -> None:
-    """Until stopped, out of time, enough packets, or the device is gone (OSError); meanwhile show the live table."""
-    start = time.monotonic()
-    show = console.is_terminal and not quiet
-    if not show and not quiet:
-        print(f"xdpkit: {link.program.pipeline.name} on {link.device.name}: {link.got}", file=sys.stderr)
-    with Live(console=console, auto_refresh=False, transient=True) if show else ExitStack() as live:
-        before = link.ledger()
-        while True:
-            left = duration - (time.monotonic() - start) if duration else 1.0
-            if left <= 0 or stop.wait(min(left, 0.05 if count and not show else 0.25)):
-                return
-            if workers is not None and workers.done:
-                return
-            netdev.stats(link.device.index)  # OSError when the device is gone
-            if not show and not (count and workers is None):
-                continue
-            ledger = link.ledger()
-            if workers is None and count and ledger.seen >= count:
-                return
-            if isinstance(live, Live) and ledger.seconds - before.seconds >= 0.2:
-                live.update(Group(headline(ledger), table(ledger, before)), refresh=True)
-                before = ledger
+def _reload(link: Link, pipeline: Path, beside: Pipeline | None) -> str:
+    """Read the pipeline again and put it in place; what to say of it.  One that is refused leaves the old one."""
+    try:
+        built = load(pipeline)
+        if Mirror in built.pipeline.steps and Mirror not in link.pipeline.steps:
+            raise ValueError("rules that mirror from now on want a new run, with --copies")
+        took = link.update(built, shadow=beside)
+    except (PipelineError, VerifierError, NotSupported, OSError, ValueError) as error:
+        return f"{pipeline} is refused, the old rules go on: {error}"
+    return f"{link.pipeline.name} is in place: {took}"
 
 
 @contextmanager
@@ -235,38 +241,6 @@ def _capture_file(path: str) -> Iterator[IO[bytes]]:
         file.close()
         if empty:
             os.unlink(path)
-
-
-class Stop:
-    """What SIGINT, SIGTERM and SIGHUP ask for.  No threading.Event: its lock is held for a moment by who waits, and a
-    signal handler that runs in that moment, in the same thread, would wait for it for ever."""
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def set(self, *_: object) -> None:
-        """The signal handler."""
-        os.eventfd_write(self._fd, 1)
-
-    def wait(self, timeout: float) -> bool:
-        """True once a signal came; False after ``timeout`` seconds."""
-        return bool(select.select([self._fd], [], [], timeout)[0])
-
-    def close(self) -> None:
-        """Close the descriptor; the handlers are gone."""
-        os.close(self._fd)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Stop]:
-    stop = Stop()
-    previous = {s: signal.signal(s, stop.set) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        stop.close()
 
 
 @app.command("demo")
@@ -287,10 +261,10 @@ def run_demo(
     for rule in load_file(PIPELINE).outcomes:
         console.print(f"  {rule.name:<8} {rule}", markup=False, highlight=False)
     console.print(f"traffic: {RATE_PPS:,} packets/s asked for, {duration:g} s, over a veth pair of two queues\n")
-    with _stop_signals() as stop:
+    with signals() as stop:
 
         def watch(link: Link, workers: Workers, seconds: float) -> None:
-            _watch(link, workers, stop, seconds, 0, console, False)
+            Watched(link, stop, seconds, 0, console, False).run(workers)
 
         ledger, arrived = demo(write, duration, watch)
     console.print(headline(ledger), soft_wrap=True)

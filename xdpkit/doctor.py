@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .doctor_device import examine_device
+from .features import FEATURES, has
 from .findings import Finding, as_json, render
 from .holders import clean
 
@@ -53,6 +54,7 @@ def _kernel() -> Iterator[Finding]:
         yield Finding("kernel", "note", text, "nothing must be done; Linux 6.3 and newer can tell")
     else:
         yield Finding("kernel", "ok", f"Linux {release}")
+    yield from _features()
     yield from _ebpf()
     yield _af_xdp()
     if Path("/sys/kernel/btf/vmlinux").exists():
@@ -60,6 +62,15 @@ def _kernel() -> Iterator[Finding]:
     else:
         text = "the kernel does not describe its types: no kfuncs, so no hardware time stamps or hashes"
         yield Finding("BTF", "note", text, "pipelines work; else use a kernel with CONFIG_DEBUG_INFO_BTF=y")
+
+
+def _features() -> Iterator[Finding]:
+    """What is newer than this kernel, or missing in it; nothing can be said without the privilege to try."""
+    if _effective() >> _SYS_ADMIN & 1:
+        for feature in FEATURES.values():
+            if not has(feature.name):
+                text = f"missing in this kernel; it is for {feature.use}"
+                yield Finding(feature.name, "note", text, f"Linux {feature.version} or newer has it")
 
 
 def _ebpf() -> Iterator[Finding]:

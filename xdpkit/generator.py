@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, SupportsBytes
 
 from . import ethtool
 from .core import check, ffi, lib, text
+from .features import require
 from .netns import Namespace
 from .pace import Pace
 from .template import Template, udp_frame
@@ -95,6 +96,7 @@ class Generator:
             raise ValueError(f"{flows} flows from {flow_base} on do not fit into 16 bits")
         _check_offsets(self._frames, sequence_offset, 8)
         _check_offsets(self._frames, flow_offset, 2)
+        require("live frames", f"a generator on {port.name}")
         self._check_ports()
         numbers = {"sequence_offset": sequence_offset or 0, "flow_offset": flow_offset or 0}
         with ExitStack() as stack:

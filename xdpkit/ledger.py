@@ -63,6 +63,7 @@ class Ledger:
 
     ``totals``: what was seen, redirected and forwarded in all.  ``sent_on`` and ``dropped_there``: forwarded packets
     that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
+    Delivered packets are ``written`` or ``refused`` by the ``sink``, or were ``read`` in batches.
     ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
     ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
     ``shadow``: the rules that are tried beside these.  ``final`` means that nothing was under way when it was taken."""
@@ -86,6 +87,7 @@ class Ledger:
     written: int
     refused: int
     sink: str
+    read: int
     device_dropped: int
     final: bool
     shadow: ShadowLedger | None = None
@@ -138,8 +140,9 @@ class Ledger:
         counted = self.sent_on + self.dropped_there
         if self.final and counted and counted != self.forwarded:
             found.append(f"{self.forwarded} forwarded, but {self.sent_on} taken + {self.dropped_there} dropped there")
-        if self.final and self.sink != "none" and self.delivered != self.written + self.refused:
-            found.append(f"{self.delivered} delivered, but {self.written} written + {self.refused} refused")
+        if self.final and self.sink != "none" and self.delivered != self.written + self.refused + self.read:
+            sink = f"{self.written} {self.sink} + {self.refused} refused + {self.read} read in batches"
+            found.append(f"{self.delivered} delivered, but {sink}")
         return tuple(found)
 
     def rows(self) -> list[tuple[str, int, str]]:
@@ -180,6 +183,7 @@ class Ledger:
             rows += [("  delivered", self.delivered, "")]
             if self.sink != "none":
                 rows += [(f"    {self.sink}", self.written, "")]
+                rows += [("    read in batches", self.read, "")] * bool(self.read)
                 rows += [("    refused by the sink", self.refused, "beyond the limit, or a failed write")] * bool(
                     self.refused
                 )

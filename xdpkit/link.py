@@ -12,11 +12,12 @@ from threading import RLock
 from types import MappingProxyType, TracebackType
 
 from . import netdev
-from .actions import Log, Mirror
+from .actions import Add, Mark, Mirror
 from .built import Built, as_built
 from .compiler import Compiled
-from .copies import CopiesSocket, ring_bytes
+from .copies import ring_bytes
 from .core import check, lib
+from .events import Event, Events
 from .forwarded import Forwarded
 from .got import Got
 from .ledger import Ledger, LedgerRule, ShadowLedger
@@ -29,34 +30,28 @@ from .program import Program
 from .queues import Queues
 from .ruleset import Ruleset
 from .sockets import Copies, Sockets
+from .sweeper import Sweeper
 from .tally import RuleTotal, Tally, totals
 from .xsk import SocketStats
 
-__all__ = ["Event", "Link", "Update", "ring_bytes_for"]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A packet that a rule logged: ``time_ns`` (CLOCK_REALTIME), the ``rule``'s name, the packet's first bytes, and how
-    many it had on the wire."""
-
-    time_ns: int
-    rule: str
-    data: bytes
-    wire_bytes: int
+__all__ = ["Link", "Update", "ring_bytes_for"]
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """What a change of rulesets took, in nanoseconds: ``compile_ns`` (0 for one that was built ahead), ``load_ns``
-    (program, sets, devices), ``swap_ns`` (the exchange, and until no packet is with the old program)."""
+    (program, sets, devices), ``swap_ns`` (the exchange: packets meet the new rules from here on), ``settle_ns`` (until
+    no packet is with the old program, and its counts are final)."""
 
     compile_ns: int
     load_ns: int
     swap_ns: int
+    settle_ns: int
 
     def __str__(self) -> str:
-        parts = (("compile", self.compile_ns), ("load", self.load_ns), ("swap", self.swap_ns))
+        parts = (
+            ("compile", self.compile_ns), ("load", self.load_ns), ("swap", self.swap_ns), ("settle", self.settle_ns),
+        )  # fmt: skip
         return ", ".join(f"{name} {ns / 1e6:.1f} ms" for name, ns in parts)
 
 
@@ -77,10 +72,12 @@ class Link:
         self._copies: Copies | None = None
         self._mirrored = SocketStats()
         self._past = SocketStats()
-        self._sink = ("none", 0, 0)
+        self._sink, self._read = ("none", 0, 0), 0
         self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
+        self._sweeper: Sweeper | None = None
+        self._sweeps()
 
     @property
     def program(self) -> Program:
@@ -130,7 +127,7 @@ class Link:
             except BaseException:
                 new.abandon(old)
                 raise
-            self._ruleset = new
+            self._ruleset, swapped = new, time.perf_counter_ns()
             absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
             self.got = replace(self.got, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
@@ -138,12 +135,16 @@ class Link:
             self._updates += 1
             new.commit(old)
             self._forwards()
-            return Update(compiled - start, loaded - compiled, time.perf_counter_ns() - loaded)
+            self._sweeps()
+            settled = time.perf_counter_ns()
+            return Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
 
     def _may_follow(self, pipe: Pipeline) -> None:
         """What this link cannot do, said before anything is loaded."""
         if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
+        if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
+            raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
         refuse_generic(pipe.metadata, self.got.mode, self.device.name)
         if pipe.metadata and self.got.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
@@ -153,10 +154,16 @@ class Link:
         if self._forwarded is None and self.got.mode in ("native", "generic") and "FORWARD" in self.pipeline.verdicts:
             self._forwarded = Forwarded(self.device.name, self.device.index, namespace_id())
 
-    def sweep(self) -> int:
-        """Give the room of members whose time is over back; how many.  :meth:`sockets` and :meth:`update` need no help,
-        but a set that packets add to fills up with what is over."""
-        return sum(live.sweep() for live in self.sets.values() if live.spec.timeouts)
+    def _sweeps(self) -> None:
+        """Keep sets that packets add to from filling up with members whose time is over."""
+        if self._sweeper is None and Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets):
+            self._sweeper = Sweeper(self._sweep)
+
+    def _sweep(self) -> None:
+        with self._lock:
+            for live in self.sets.values() if self._final is None else ():
+                if live.spec.timeouts:
+                    live.sweep()
 
     def sockets(self, queues: Queues | None = None) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
@@ -187,21 +194,13 @@ class Link:
     def events(self, *, timeout: float | None = None) -> Iterator[Event]:
         """What rules log, from now on, until ``timeout`` seconds (None: for ever) pass without an event.  One reader at
         a time.  ValueError if no rule logs."""
-        if Log not in self.pipeline.steps:
-            raise ValueError(f"{self.device.name}: no rule of {self.pipeline.name!r} logs packets")
-        return self._events(CopiesSocket(self.device.name, self.program, "events"), timeout)
+        reader = Events(self)
 
-    def _events(self, reader: CopiesSocket, timeout: float | None) -> Iterator[Event]:
-        names = [rule.name for rule in self.pipeline.outcomes]
-        try:
-            for batch in reader.batches(timeout, 64):
-                for i, frame in enumerate(batch.frames):
-                    rule = int(batch.rules[i])
-                    name = names[rule] if rule < len(names) else str(rule)
-                    yield Event(int(batch.timestamps[i]), name, bytes(frame), int(batch.wire_lengths[i]))
-                names = [rule.name for rule in self.pipeline.outcomes]
-        finally:
-            reader.close()
+        def run() -> Iterator[Event]:
+            with reader:
+                yield from reader.read(timeout)
+
+        return run()
 
     def forget(self, sockets: Sockets) -> None:
         """Called by Sockets.close(): keep what they counted."""
@@ -210,6 +209,7 @@ class Link:
             self._copies = None
         if self._sockets is sockets:
             self._past += sockets.stats()
+            self._read += sockets.read
             name, written, refused = sockets.sink
             if name != "none":
                 self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
@@ -258,6 +258,7 @@ class Link:
             written=written,
             refused=refused,
             sink=sink,
+            read=self._read + (self._sockets.read if self._sockets is not None else 0),
             device_dropped=max(0, dropped),
             final=final,
             shadow=self._shadow_ledger(),
@@ -280,6 +281,8 @@ class Link:
         """Close the sockets, detach, take the final ledger, let go of program and sets."""
         if self._final is not None:
             return
+        if self._sweeper is not None:
+            self._sweeper.close()
         try:
             for sockets in (self._copies, self._sockets):
                 if sockets is not None:

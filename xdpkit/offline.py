@@ -18,13 +18,14 @@ from rich.table import Table
 
 from . import pcapng
 from .actions import Verdict
-from .built import Built, build, load, needs, write
+from .built import Built, as_built, build, load, needs, write
 from .captures import CapturedPacket, read_captures
 from .compiler import HOOKS, Compiled, compile_pipeline
 from .compiler.listing import listing
 from .pipeline import Rule
-from .program import Program, may_load
+from .program import may_load
 from .replay import ENGINES, Replay, replay, summary
+from .ruleset import Ruleset
 from .workers import open_capture
 
 PipelineFile = Annotated[
@@ -108,7 +109,9 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
     measure, best of 5 runs of 100,000, on a 64-byte UDP packet)."""
     cost: dict[str, Any] = {f"{name} ms": round(ns / 1e6, 1) for name, ns in compiled.steps_ns}
     try:
-        with Program(compiled) as program:
+        touches = any(spec.pinned for spec in compiled.pipeline.sets)  # a set that others use is left alone
+        with Ruleset(as_built(compiled), compiled.hook, explain=touches) as ruleset:
+            program = ruleset.program
             info = program.info()
             cost |= {"instructions": info["xlated_bytes"] // 8, "machine code bytes": info["jited_bytes"]}
             cost |= {"verified instructions": info["verified_instructions"]}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .actions import Forward, Redirect, Verdict
 from .compiler import Compiled
-from .compiler.names import limit_symbol
+from .compiler.names import limit_symbol, set_symbol
 from .core import check, ffi, lib, text
 from .errors import NotSupported, VerifierError, Where
 from .metadata import kernel_needs
@@ -71,7 +71,7 @@ class Program:
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
-        self.explains, self.spread = explain, spread
+        self.explains, self.queues, self.spread = explain, max(1, queues), spread
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         self._rules = self.pipeline.every_rule
@@ -83,6 +83,9 @@ class Program:
         check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
+            missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
+            if missing:
+                raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
             for name, fd in maps.items():
                 if self._has_map(name):  # there is none for a set that no rule asks
                     check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
@@ -95,8 +98,8 @@ class Program:
                     check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.is_xdp:
                 groups = len(self.pipeline.targets(Redirect))
-                check(lib.xk_program_set_entries(self._program, b"xsks", max(1, queues) * groups * spread))
-                check(lib.xk_program_set_u32(self._program, b"queues", max(1, queues)))
+                check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * spread))
+                check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
                 check(lib.xk_program_set_u32(self._program, b"spread", spread))
                 check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
             if self._bound_to is not None:
@@ -165,6 +168,9 @@ class Program:
         """The maps through which copies of packets go to user space."""
         names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
         return {name: self.map_fd(name) for name in names if self._has_map(name)}
+
+    def _lacks(self, name: str, maps: Mapping[str, int]) -> bool:
+        return name not in maps and self._has_map(name)
 
     def _has_map(self, name: str) -> bool:
         return bool(lib.xk_program_has_map(self._program, name.encode()))

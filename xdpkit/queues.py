@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
+from .actions import Redirect
 from .core import check, lib
 from .errors import NotSupported
 from .got import Got
@@ -16,9 +17,11 @@ from .options import L2_BYTES, SocketOptions
 from .placement import device_node
 from .umem import Pool, Umem
 from .xsk import Socket
+from .zerocopy import chunk_for_zerocopy
 
 if TYPE_CHECKING:
     from .link import Link
+    from .program import Program
 
 __all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
 
@@ -98,7 +101,8 @@ class Queues:
     sockets: list[Socket] = field(default_factory=list)
     pools: list[Pool] = field(default_factory=list)
     umems: list[Umem] = field(default_factory=list)
-    group: int = 1  # sockets per queue
+    #: For each socket, the group that it is of and its number in it, on its queue; none: all are the ordinary ones.
+    places: list[tuple[str, int]] = field(default_factory=list)
 
     def close(self) -> None:
         """Close everything; idempotent."""
@@ -109,14 +113,29 @@ class Queues:
         for umem in self.umems:
             umem.close()
 
-    def slot(self, number: int) -> int:
-        """The entry of the program's XSKMAP that is socket ``number``'s."""
-        return self.sockets[number].queue * self.group + number % self.group
+    def slot(self, program: Program, number: int) -> int | None:
+        """The entry of the program's XSKMAP that is socket ``number``'s; None where no rule redirects to its group."""
+        name, nth = self.places[number] if self.places else ("", 0)
+        groups = program.pipeline.targets(Redirect)
+        if name not in groups:
+            return None
+        return (groups.index(name) * program.queues + self.sockets[number].queue) * program.spread + nth
 
-    def put_in_map(self, map_fd: int, number: int) -> None:
-        """Let REDIRECT find socket ``number``."""
-        socket = self.sockets[number]
-        check(lib.xk_xskmap_set(map_fd, self.slot(number), socket.fd), f"{socket.device} queue {socket.queue}")
+    def reach(self, program: Program) -> list[int]:
+        """Let the REDIRECT of ``program`` find these sockets; the entries of its XSKMAP that they are now."""
+        slots = []
+        for number, socket in enumerate(self.sockets):
+            slot = self.slot(program, number)
+            if slot is not None:
+                what = f"{socket.device} queue {socket.queue}"
+                check(lib.xk_xskmap_set(program.map_fd("xsks"), slot, socket.fd), what)
+                slots.append(slot)
+        return slots
+
+    def of_group(self, name: str) -> Queues:
+        """The sockets of one group, which stay this object's to close."""
+        rows = [number for number, (group, _) in enumerate(self.places) if group == name]
+        return Queues([self.sockets[n] for n in rows], places=[self.places[n] for n in rows])
 
     def got(self, got: Got, way: Way, refused: tuple[str, ...]) -> Got:
         """``got`` with what the kernel gave to these sockets, read back where it tells."""
@@ -136,17 +155,20 @@ class Queues:
 def open_queues(link: Link, way: Way) -> Queues:
     """Sockets on every queue of the link.  Refused, OSError (names call, device and queue): nothing stays open."""
     options, queues = link.options, link.got.queues
-    group = options.sockets_per_queue
-    frames = options.frames or (1 + group) * options.ring_size
-    opened = Queues(group=group)
+    used = {rule.action.group for rule in link.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
+    groups = [name for name in link.pipeline.targets(Redirect) if name in used]
+    places = [(name, n) for name in groups for n in range(options.sockets_per_queue)]
+    frames = options.frames or (1 + len(places)) * options.ring_size
+    opened = Queues()
     try:
         for queue in queues:
             if not opened.umems or not way.shared_umem:
                 opened.umems.append(open_umem((link,), frames * (len(queues) if way.shared_umem else 1), way, options))
             opened.pools.append(Pool(opened.umems[-1], frames, f"{link.device.name} queue {queue}"))
-            for _ in range(group):
+            for place in places:
                 sibling = opened.sockets[-1] if opened.sockets and opened.sockets[-1].queue == queue else None
                 opened.sockets.append(open_socket(link, queue, opened.pools[-1], way, options, sibling))
+                opened.places.append(place)
     except BaseException:
         opened.close()
         raise
@@ -163,8 +185,12 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
     longest = max(link.device.mtu for link in links) + L2_BYTES
     try:
         chunk = options.chunk_for(longest)
+        if way.zerocopy and not way.multi_buffer:
+            chunk = max(chunk_for_zerocopy(link.device, link.program.pipeline, options) for link in links)
     except ValueError:  # packets that take several
         chunk = options.chunk_size or 4096
+    except NotSupported as error:
+        raise Refused("zerocopy", error) from None
     try:
         return Umem(
             frames,

@@ -23,7 +23,7 @@ from .expr import Expr, Keyed, Member, here
 from .fields import FieldSpec
 from .headers import Field, parse_value
 
-__all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Entry", "Set", "SetSpec"]
+__all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Entry", "Set", "SetSpec", "written"]
 
 DEFAULT_CAPACITY = 65_536
 MAX_CAPACITY = 1 << 26
@@ -111,14 +111,14 @@ class SetSpec:
         """``entry`` as people write it, the fields joined by " . "."""
         at, parts = 0, []
         for f, size in zip(self.fields, self.sizes, strict=True):
-            parts.append(_written(f, int.from_bytes(entry.key[at : at + size])))
+            parts.append(written(f, int.from_bytes(entry.key[at : at + size])))
             at += size
         length = entry.bits - self.key_bits + self.fields[-1].bits
         if self.intervals and length < self.fields[-1].bits:
             low = int.from_bytes(entry.key[at - self.sizes[-1] : at])
             address = self.fields[-1].kind in ("ipv4", "ipv6")
             high = low | (1 << self.fields[-1].bits - length) - 1
-            parts[-1] += f"/{length}" if address else f"-{_written(self.fields[-1], high)}"
+            parts[-1] += f"/{length}" if address else f"-{written(self.fields[-1], high)}"
         return " . ".join(parts)
 
     def _split(self, member: object) -> tuple[object, ...]:
@@ -181,7 +181,8 @@ def _plain(error: PipelineError) -> str:
     return text.removeprefix(f"{error.where}: ") if error.where else text
 
 
-def _written(spec: FieldSpec, value: int) -> str:
+def written(spec: FieldSpec, value: int) -> str:
+    """A field's value as people write it."""
     if spec.kind == "ipv4":
         return str(ipaddress.IPv4Address(value))
     if spec.kind == "ipv6":

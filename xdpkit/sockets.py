@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Protocol
 
 from . import xsk
-from .actions import Mirror, Verdict
+from .actions import Mirror, Redirect, Verdict
 from .batch import U32, U64
 from .copies import CopiedBatch, CopiesSocket
 from .core import lib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .pipeline import Rule
     from .program import Program
 
-__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Sockets"]
+__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
 
 
 class AnyBatch(Protocol):
@@ -75,7 +75,9 @@ class Sockets:
         self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
         self._workers: Drains | None = None
         self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
+        self.read = 0  # packets in batches
         self._in_map: list[int] = []  # entries of the XSKMAP
+        self._groups: dict[str, Group] = {}
         self._closed = False
         try:
             self._open()
@@ -96,7 +98,6 @@ class Sockets:
         if self._queues is None:
             opened, way, refused = try_ways(list(ways(link)), lambda way: open_queues(link, way))
             self._queues, link.got = opened, opened.got(link.got, way, refused)
-        self._in_map = [self._queues.slot(number) for number in range(len(self.xsks))]
         self.reach(link.program)
 
     def gets(self, rule: Rule) -> bool:
@@ -104,10 +105,19 @@ class Sockets:
         return rule.action.verdict is Verdict.REDIRECT
 
     def reach(self, program: Program) -> None:
-        """Let the REDIRECT of ``program`` find these sockets."""
+        """Let the REDIRECT of ``program``, which the link runs from now on, find these sockets."""
         if self._queues is not None:
-            for number in range(len(self.xsks)):
-                self._queues.put_in_map(program.map_fd("xsks"), number)
+            self._in_map = self._queues.reach(program)
+
+    def group(self, name: str) -> Group:
+        """The sockets of a named group, which ``Redirect(group=...)`` sends to, to be drained by themselves while these
+        are open.  ValueError if there is none of that name."""
+        queues = self._queues.of_group(name) if self._queues is not None else None
+        if queues is None or not queues.sockets:
+            raise ValueError(f"{self.link.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
+        if name not in self._groups:
+            self._groups[name] = Group(self, name, queues)
+        return self._groups[name]
 
     def refilter(self, program: Program) -> None:
         """Put ``program`` in the place of the packet socket's filter."""
@@ -123,10 +133,13 @@ class Sockets:
         """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
         without a packet.  Each batch ends, and its frames go stale, when the next one is asked for."""
         self._idle()
-        if self.packet is not None:
-            yield from self.packet.batches(timeout, limit)
-        else:
-            yield from xsk.batches(self.xsks, timeout, limit)
+        source = self.packet.batches(timeout, limit) if self.packet else xsk.batches(self.xsks, timeout, limit)
+        for batch in source:
+            self._count_read(len(batch))
+            yield batch
+
+    def _count_read(self, packets: int) -> None:
+        self.read += packets
 
     def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: str = "adaptive") -> Workers:
         """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
@@ -169,11 +182,21 @@ class Sockets:
         """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""
         return sum(x.complete() for x in self.xsks)
 
-    def _idle(self) -> None:
+    def _alive(self) -> None:
         if self._closed:
             raise ValueError("the sockets are closed")
-        if self._workers is not None and not self._workers.ended:
+
+    def _idle(self) -> None:
+        self._alive()
+        if self.busy:
             raise ValueError("workers drain these sockets already")
+        if any(group.busy for group in self._groups.values()):
+            raise ValueError("workers drain sockets of a group already")
+
+    @property
+    def busy(self) -> bool:
+        """Workers drain these sockets."""
+        return self._workers is not None and not self._workers.ended
 
     def started(self, workers: Drains) -> None:
         """Called by Workers: they drain these sockets from now on."""
@@ -194,10 +217,22 @@ class Sockets:
 
     def live_sink(self) -> tuple[str, int, int]:
         """(name, written, refused) of the sink, with what running workers have counted so far."""
-        if self._workers is None or self._workers.ended:
-            return self.sink
-        now = self._workers.stats()
-        return self._workers.name, self.sink[1] + now.written, self.sink[2] + now.refused
+        name, written, refused = self.sink
+        for drained in (self, *self._groups.values()):
+            if drained._workers is not None and not drained._workers.ended:
+                now = drained._workers.stats()
+                name, written, refused = drained._workers.name, written + now.written, refused + now.refused
+        return name, written, refused
+
+    def leave(self, queues: Queues | None) -> None:
+        """Take some of the sockets out of REDIRECT's reach and wait until what was under way has arrived."""
+        program = self.link.program
+        for number in range(len(queues.sockets) if queues is not None and not self._closed else 0):
+            slot = queues.slot(program, number) if queues is not None else None
+            if slot is not None and slot in self._in_map:
+                lib.xk_xskmap_clear(program.map_fd("xsks"), slot)
+                self._in_map.remove(slot)
+        lib.xk_quiesce()
 
     def stop_inflow(self) -> None:
         """Take the sockets out of REDIRECT's reach and wait until what was under way has arrived; idempotent."""
@@ -215,8 +250,9 @@ class Sockets:
         self._closed = True
         try:
             self.stop_inflow()
-            if self._workers is not None:
-                self._workers.close()
+            for drained in (self, *self._groups.values()):
+                if drained._workers is not None:
+                    drained._workers.close()
         finally:  # a capture file that cannot be finished keeps nothing open
             if self._queues is not None and not self._borrowed:
                 self._queues.close()
@@ -231,6 +267,42 @@ class Sockets:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Group(Sockets):
+    """The sockets of a named group; made by :meth:`Sockets.group`, which they stay open with."""
+
+    def __init__(self, whole: Sockets, name: str, queues: Queues):
+        self._whole, self._name = whole, name
+        super().__init__(whole.link, queues)
+
+    def _open(self) -> None:
+        """They are open, and found by REDIRECT."""
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether ``rule`` redirects to this group."""
+        return isinstance(rule.action, Redirect) and rule.action.group == self._name
+
+    def _idle(self) -> None:
+        self._whole._alive()
+        if self.busy or self._whole.busy:
+            raise ValueError("workers drain these sockets already")
+
+    def _count_read(self, packets: int) -> None:
+        self._whole.read += packets
+
+    def ended(self, name: str, total: WorkerStats) -> None:
+        """What its workers counted is in the sums of all."""
+        self._whole.ended(name, total)
+
+    def stop_inflow(self) -> None:
+        """Take the group out of REDIRECT's reach and wait until what was under way has arrived."""
+        self._whole.leave(self._queues)
+
+    def close(self) -> None:
+        """End workers; the sockets are closed with the others."""
+        if self._workers is not None:
+            self._workers.close()
 
 
 class Copies(Sockets):

@@ -35,7 +35,7 @@ LEAST = 16
 MAX_TREES = 6
 #: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for
 #: every way through the headers that a rule asks for.
-MAX_TABLES, FEW_TABLES = 6, 2
+MAX_TABLES, FEW_TABLES = 6, 1
 #: Section of the entries: libbpf makes a map of its own of it, frozen before the program is loaded.
 SECTION = ".rodata.table"
 

@@ -1,0 +1,29 @@
+"""What all tests share; by being here it also makes the modules of this directory importable in those below.
+
+`@pytest.mark.needs("tcx")`: the test is about a feature of newer kernels (a key of xdpkit.features.FEATURES).  It is
+skipped where the kernel is older than the feature and the probe agrees.  A kernel that is new enough and lacks it is a
+failure: so nothing is ever skipped on CI's kernel.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from xdpkit.features import FEATURES, has, kernel_version
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(feature, ...): kernel features, keys of xdpkit.features.FEATURES")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            feature = FEATURES[name]
+            if has(name):
+                continue
+            if kernel_version() >= feature.since:
+                pytest.fail(f"Linux {os.uname().release} should have {name}, and the probe does not find it")
+            pytest.skip(f"{name} came with Linux {feature.version}, this is {os.uname().release}")
