@@ -8,9 +8,11 @@ DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1
           python3-dev python3-venv util-linux
 # the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
 VM_DEBS   := apt dpkg debian-archive-keyring util-linux
-TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables
+TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-dev
+# what `make perf` compares with
+PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables
 
-.PHONY: help deps test-deps install run test test-zerocopy test-kernels lint fuzz perf clean
+.PHONY: help deps test-deps perf-deps install run test test-zerocopy test-kernels lint fuzz perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,8 +59,12 @@ SECONDS ?= 600
 fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
 	$(BIN)/python tests/fuzz.py $(SECONDS)
 
-perf: install ## Compare receive paths, filters, sets and live changes on this machine (root)
-	$(BIN)/python perf/receive.py
+perf-deps:
+	@missing=$$(for p in $(PERF_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
+
+perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets and live changes on this machine (root)
+	$(BIN)/python perf/paths.py
 	$(BIN)/python perf/filter.py
 	$(BIN)/python perf/sets.py
 	$(BIN)/python perf/updates.py

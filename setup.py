@@ -58,6 +58,7 @@ def build_bpf(target: Path) -> None:
         *((m, f"{m}.bc") for m in modules),
         ("generator", "generator.o"),
         ("forwarded", "forwarded.o"),
+        ("syscalls", "syscalls.o"),
     ):
         source = str(ROOT / "bpf" / f"{name}.bpf.c")
         if not output.endswith(".bc"):

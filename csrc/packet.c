@@ -164,6 +164,11 @@ int xk_packet_quiet(struct xk_packet *p)
 		       0;
 }
 
+int xk_packet_fanout(struct xk_packet *p, uint16_t id, uint16_t mode)
+{
+	return option(p->fd, PACKET_FANOUT, (int)((uint32_t)mode << 16 | id), "setsockopt(PACKET_FANOUT)");
+}
+
 int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops)
 {
 	struct tpacket_stats_v3 s = { 0 }; /* begins as struct tpacket_stats, which the plain paths get */

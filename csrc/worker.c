@@ -5,6 +5,7 @@
  * batch).
  */
 #define _GNU_SOURCE
+#include <endian.h>
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
@@ -15,6 +16,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include "xdpkit.h"
 
@@ -28,6 +30,8 @@ struct xk_sink {
 	uint64_t limit, claimed;
 	int done, error; /* errno of the first failed write, under the lock */
 	int pipe;	 /* a reader may stop reading: never be stuck in write() when told to stop */
+	uint32_t *delays; /* else NULL: room for `limit` of them */
+	uint32_t offset;
 	pthread_mutex_t lock; /* around write(): whole buffers, never interleaved */
 };
 
@@ -76,6 +80,17 @@ int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **ou
 	return new_sink(fd, limit, snaplen, out);
 }
 
+int xk_sink_delays(uint32_t offset, uint32_t *delay_ns, uint32_t room, struct xk_sink **out)
+{
+	int error = new_sink(-1, room, 0, out);
+
+	if (!error) {
+		(*out)->delays = delay_ns;
+		(*out)->offset = offset;
+	}
+	return error;
+}
+
 int xk_sink_done(const struct xk_sink *s)
 {
 	return __atomic_load_n(&s->done, __ATOMIC_RELAXED);
@@ -87,8 +102,8 @@ void xk_sink_close(struct xk_sink *s)
 	free(s);
 }
 
-/* Room for up to `n` more packets under the limit. */
-static uint32_t claim(struct xk_sink *s, uint32_t n)
+/* Room for up to `n` more packets under the limit; *first is how many were before them. */
+static uint32_t claim(struct xk_sink *s, uint32_t n, uint64_t *first)
 {
 	uint64_t before;
 
@@ -96,7 +111,7 @@ static uint32_t claim(struct xk_sink *s, uint32_t n)
 		return 0;
 	if (!s->limit)
 		return n;
-	before = __atomic_fetch_add(&s->claimed, n, __ATOMIC_RELAXED);
+	*first = before = __atomic_fetch_add(&s->claimed, n, __ATOMIC_RELAXED);
 	if (before + n >= s->limit)
 		__atomic_store_n(&s->done, 1, __ATOMIC_RELAXED);
 	return before >= s->limit ? 0 : before + n <= s->limit ? n : (uint32_t)(s->limit - before);
@@ -211,10 +226,28 @@ static void put_option(struct xk_worker *w, uint16_t code, const void *value, ui
 	w->options_size += 4u + ((size + 3u) & ~3u);
 }
 
+/* When it was received less when it was sent; 0 for a packet too short to say. */
+static uint32_t delay_of(const struct xk_view *v, uint32_t offset, uint64_t now)
+{
+	uint64_t sent;
+
+	if (v->len < sizeof(sent) || offset > v->len - sizeof(sent))
+		return 0;
+	memcpy(&sent, v->data + offset, sizeof(sent));
+	sent = now - be64toh(sent);
+	return sent > UINT32_MAX ? UINT32_MAX : (uint32_t)sent;
+}
+
 static void take(struct xk_worker *w, uint32_t n)
 {
-	uint32_t wanted = claim(w->sink, n);
+	uint64_t first = 0, now;
+	uint32_t wanted = claim(w->sink, n, &first);
 
+	if (w->sink->delays && wanted) {
+		now = xk_clock_ns(CLOCK_MONOTONIC);
+		for (uint32_t i = 0; i < wanted; i++)
+			w->sink->delays[first + i] = delay_of(&w->views[i], w->sink->offset, now);
+	}
 	if (w->sink->fd < 0)
 		add(&w->stats.written, wanted);
 	else

@@ -370,6 +370,8 @@ int xk_packet_receive(struct xk_packet *p, uint32_t max, uint8_t *room, size_t r
 		      uint64_t *time_ns);
 /* Wait for packets: 1, or 0 after timeout_ms or sooner; -EINTR on a signal, -ENODEV when the device is gone. */
 int xk_packet_wait(const struct xk_packet *p, int timeout_ms);
+/* Join the PACKET_FANOUT group `id` of this network namespace, which shares packets out as `mode` says (packet(7)). */
+int xk_packet_fanout(struct xk_packet *p, uint16_t id, uint16_t mode);
 /* PACKET_STATISTICS since open: packets that passed the filter, and those of them dropped for want of room. */
 int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops);
 void xk_packet_close(struct xk_packet *p);
@@ -410,6 +412,11 @@ int xk_sink_count(uint64_t limit, struct xk_sink **out);
  * has stopped reading ends in ETIMEDOUT a second after the order to stop.
  */
 int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out);
+/*
+ * Writes into delay_ns (of the caller, `room` entries, kept until xk_sink_close()) how long ago each packet was sent: the
+ * time that stands at `offset` in it, 64 bits big-endian, ns of CLOCK_MONOTONIC.  `written` counts those that found room.
+ */
+int xk_sink_delays(uint32_t offset, uint32_t *delay_ns, uint32_t room, struct xk_sink **out);
 /* 1 once the sink wants no more: its limit is reached or a write failed. */
 int xk_sink_done(const struct xk_sink *s);
 void xk_sink_close(struct xk_sink *s);

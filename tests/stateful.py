@@ -56,7 +56,7 @@ def arrivals(size: int) -> st.SearchStrategy[list[Arrival]]:
 
 
 @st.composite
-def sets(draw: st.DrawFn, pipe: Pipeline, name: str) -> Set:
+def sets(draw: st.DrawFn, pipe: Pipeline, name: str, timed: bool) -> Set:
     """A set or verdict map of ``pipe``, with members that frames are likely to have."""
     fields = draw(st.lists(_FIELD, min_size=1, max_size=draw(of((1, 1, 2, 3)))))
     intervals, actions = draw(st.booleans()), draw(st.lists(_ACTION, min_size=1, max_size=3))
@@ -70,7 +70,7 @@ def sets(draw: st.DrawFn, pipe: Pipeline, name: str) -> Set:
     capacity = draw(of((400, 3000)))
     if is_map:
         return pipe.vmap(name, *fields, actions=actions, intervals=intervals, members=made, capacity=capacity)
-    timeouts, small = draw(st.booleans()), draw(st.booleans())
+    timeouts, small = timed and draw(st.booleans()), draw(st.booleans())
     members = list(made)[: 4 if small else 12]
     if small:
         members = [m for m in members if "-" not in str(m[-1])]
@@ -96,8 +96,8 @@ def _prefixes(draw: st.DrawFn, field: Field) -> object:
 
 
 @st.composite
-def _remembering(draw: st.DrawFn, known: list[Set]) -> Expr:
-    kind = draw(of((0, 1, 2, 3)))
+def _remembering(draw: st.DrawFn, known: list[Set], timed: bool) -> Expr:
+    kind = draw(of((0, 1, 2, 3))) if timed else 0
     if kind <= 1 and known:
         chosen = draw(of(tuple(known)))
         alike = [
@@ -115,10 +115,10 @@ def _remembering(draw: st.DrawFn, known: list[Set]) -> Expr:
 
 
 @st.composite
-def pipelines(draw: st.DrawFn, prefix: str = "s") -> Pipeline:
-    """Up to 6 rules over up to 3 sets, with steps."""
+def pipelines(draw: st.DrawFn, prefix: str = "s", *, timed: bool = True) -> Pipeline:
+    """Up to 6 rules over up to 3 sets, with steps; nothing that depends on time or chance unless ``timed``."""
     pipe = Pipeline("remembers", default=draw(_ACTION))
-    known = [draw(sets(pipe, f"{prefix}{n}")) for n in range(draw(of((1, 2, 3))))]
+    known = [draw(sets(pipe, f"{prefix}{n}", timed)) for n in range(draw(of((1, 2, 3))))]
     plain = [s for s in known if not s.spec.actions]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PipelineWarning)
@@ -131,7 +131,7 @@ def pipelines(draw: st.DrawFn, prefix: str = "s") -> Pipeline:
             if maps and draw(st.booleans()):
                 pipe.apply(maps[0], when=draw(st.none() | comparisons()))
                 continue
-            condition = draw(_remembering(known))
+            condition = draw(_remembering(known, timed))
             form = draw(of((0, 0, 1, 2, 3, 4)))
             if form == 0 and draw(st.booleans()):
                 condition = pkt.present

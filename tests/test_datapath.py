@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,13 +271,13 @@ def test_huge_pages_that_are_not_reserved_are_refused_or_done_without(make_veth)
         options = replace(SMALL, ring_size=4096, huge_pages="on", frames=1 << 20)  # 2 GiB: more than anybody reserved
         with attach(DNS, right.name, options=options) as link:
             with pytest.raises(
-                NotSupported, match=r"huge pages: 1024 free huge pages of 2 MiB, .*/proc/sys/vm/nr_hugepages"
+                NotSupported, match=r"huge pages: \d+ free huge pages of 2 MiB, .*/proc/sys/vm/nr_hugepages"
             ):
                 link.sockets()
         with attach(DNS, right.name, options=replace(SMALL, huge_pages="want:on", frames=1 << 17)) as link:
             with link.sockets():
                 assert link.got.huge_pages is False
-                assert "not huge pages (128 free huge pages of 2 MiB" in str(link.got)
+                assert re.search(r"not huge pages \(\d+ free huge pages of 2 MiB", str(link.got))
 
 
 def test_queues_share_one_umem(make_veth):

@@ -6,18 +6,23 @@ from collections import Counter
 
 import pytest
 from hypothesis import given, note
+from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from stateful import Arrival, arrivals, pipelines
-from strategies import again, examples, listing
-from test_engines import one_by_one, runs
+from strategies import again, batches, examples, listing
+from test_engines import counted, drain, live, one_by_one, packet_socket, runs, wire
 
 from xdpkit import DROP, limit, udp
 from xdpkit.actions import Verdict
 from xdpkit.built import Built
+from xdpkit.core import check, lib
+from xdpkit.lab import Port
 from xdpkit.pipeline import Pipeline
 from xdpkit.reference import State, run
 from xdpkit.ruleset import Ruleset
+
+__all__ = ["wire"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 
@@ -58,6 +63,25 @@ def test_a_limit_in_front_of_a_test_also_counts_packets_without_the_header_that_
     asked, other = (bytes(Ether() / IP() / above) for above in (UDP(dport=53), TCP(dport=53)))
     stream = [Arrival(frame, 1 << 40, 0) for frame in (other, other, asked, asked, other, asked)]
     assert_remembered_alike(pipe, stream, hook)
+
+
+@examples(25, shrink=False)
+@given(pipelines(timed=False), batches(120), st.sampled_from([lib.XK_RECVMMSG, lib.XK_TPACKET_V3]))
+def test_the_socket_filter_remembers_as_the_reference_does(wire: Port, pipe: Pipeline, batch: list[bytes], kind: int):
+    """On a device, with the clock that there is: nothing here depends on time."""
+    note(f"{again('test_memory.py')}\n{pipe}\n{listing(pipe)}")
+    batch, state, counts, wanted = live(batch), State(pipe), Counter[str](), []
+    for frame in batch:
+        outcome = run(pipe, frame, state)
+        counts.update(rule.name for rule in (outcome.rule, *outcome.passed))
+        wanted += [frame] if outcome.rule.action.verdict is Verdict.REDIRECT else []
+    with wire.namespace, Ruleset(Built(pipe, {}), "socket") as ruleset, wire.capture() as seen:
+        with packet_socket(wire, ruleset.program, kind) as sock:
+            wire.peer.send(batch)
+            assert seen.wait(len(batch)) == batch, "the wire itself"
+            check(lib.xk_quiesce())
+            assert counted(ruleset.program) == counts
+            assert drain(sock, len(wanted)) == wanted
 
 
 @one_by_one

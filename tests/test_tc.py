@@ -17,7 +17,21 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import rdpcap
 
-from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, Redirect, SocketOptions, attach, eth, icmp, udp
+from xdpkit import (
+    DROP,
+    PASS,
+    REDIRECT,
+    TX,
+    NotSupported,
+    Pipeline,
+    Redirect,
+    SocketOptions,
+    attach,
+    eth,
+    features,
+    icmp,
+    udp,
+)
 from xdpkit.copies import ring_bytes
 from xdpkit.generator import udp_frame
 from xdpkit.got import Got
@@ -445,9 +459,15 @@ class OtherKernel:
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """`kernel(xk_link_tcx=-22)`: what these calls return from now on."""
-    module = sys.modules["xdpkit.attach"]
-    return lambda **answers: monkeypatch.setattr(module, "lib", OtherKernel(module.lib, **answers))
+    """`kernel(xk_link_tcx=-22)`: what these calls return from now on, to attach() and to the probes of features."""
+
+    def answer(**answers):
+        for module in (sys.modules["xdpkit.attach"], features):
+            monkeypatch.setattr(module, "lib", OtherKernel(module.lib, **answers))
+        features.has.cache_clear()
+
+    yield answer
+    features.has.cache_clear()
 
 
 NO_XDP = {"xk_link_xdp": -errno.EOPNOTSUPP, "xk_attach_reason": 0}

@@ -17,6 +17,7 @@ from rich.console import Console
 from .actions import Log, Mirror
 from .attach import BINDS, MODES, Link, attach, parse_choice
 from .built import load
+from .cli_bench import bench
 from .cli_sets import sets
 from .doctor import examine
 from .errors import FrameError, NotSupported, PipelineError, VerifierError
@@ -311,6 +312,7 @@ app.command("show")(show_command)
 app.command("replay")(replay_command)
 app.command("build")(build_command)
 app.add_typer(sets)
+app.add_typer(bench)
 
 
 @app.command("version")

@@ -63,7 +63,8 @@ class Generator:
     """Sends copies of `templates` (bytes or scapy packets) out of `port`, taking turns after each BATCH frames.
 
     `sequence_offset`: where in each frame its number goes, 64 bits big-endian, from 0, counting all frames of this
-    generator.  `flow_offset`: where a 16-bit word (a source port) goes, which runs through `flow_base` ..
+    generator.  `time_offset`: where the time goes at which it was made, 64 bits big-endian, ns of CLOCK_MONOTONIC.
+    `flow_offset`: where a 16-bit word (a source port) goes, which runs through `flow_base` ..
     `flow_base + flows - 1`.  Checksums over these places are not corrected.  `cpu`: the CPU that sends (module text);
     None leaves it to the scheduler.  Needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN.
 
@@ -77,6 +78,7 @@ class Generator:
         templates: Sequence[SupportsBytes],
         *,
         sequence_offset: int | None = None,
+        time_offset: int | None = None,
         flow_offset: int | None = None,
         flows: int = 1,
         flow_base: int = 1024,
@@ -95,10 +97,12 @@ class Generator:
         if flows < 1 or flow_base < 0 or flow_base + flows > 65536:
             raise ValueError(f"{flows} flows from {flow_base} on do not fit into 16 bits")
         _check_offsets(self._frames, sequence_offset, 8)
+        _check_offsets(self._frames, time_offset, 8)
         _check_offsets(self._frames, flow_offset, 2)
         require("live frames", f"a generator on {port.name}")
         self._check_ports()
-        numbers = {"sequence_offset": sequence_offset or 0, "flow_offset": flow_offset or 0}
+        offsets = {"sequence_offset": sequence_offset, "time_offset": time_offset, "flow_offset": flow_offset}
+        numbers = {name: offset or 0 for name, offset in offsets.items()}
         with ExitStack() as stack:
             self._program: ffi.CData | None = _load(numbers | {"flows": flows, "flow_base": flow_base})
             stack.callback(lib.xk_program_close, self._program)
@@ -146,15 +150,17 @@ class Generator:
         """Send exactly `count` frames as fast as the peer takes them, and return `count`.  Blocks; the GIL is free."""
         return self._transmit(count, Pace(None, self._stride), threading.Event())
 
-    def start(self, count: int | None = None, *, rate_pps: float | None = None) -> None:
+    def start(self, count: int | None = None, *, rate_pps: float | None = None, burst: int | None = None) -> None:
         """Send in a thread until `stop`, or until `count` frames are sent.
 
-        `rate_pps` paces chunks of what is due within 100 us (`xdpkit.pace`); `achieved_pps` tells what came of it.  The
-        thread needs the GIL between chunks: a busy Python thread elsewhere in the process holds the pace up.
+        `rate_pps` paces chunks of what is due within 100 us (`xdpkit.pace`); who comes late catches up by `burst`
+        frames at most (default: two chunks): more of them keep the rate, fewer the pace.  `achieved_pps` tells what
+        came of it.  The thread needs the GIL between chunks: a busy Python thread elsewhere in the process holds the
+        pace up.
         """
         if self._thread:
             raise RuntimeError("the generator runs already: stop() it first")
-        pace = Pace(rate_pps, BATCH if rate_pps else self._stride)
+        pace = Pace(rate_pps, BATCH if rate_pps else self._stride, burst)
         self._stopping.clear()
         self._thread = threading.Thread(target=self._background, args=(count, pace), name="xdpkit-generator")
         self._thread.start()

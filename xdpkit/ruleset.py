@@ -69,7 +69,7 @@ class Ruleset:
                 spread=spread,
             )
             self._closing.callback(self.program.close)
-            for number, ifindex in enumerate(devices):
+            for number, ifindex in enumerate(devices if hook != "socket" else ()):  # a filter forwards nothing
                 key, value = ffi.new("uint32_t *", number), ffi.new("uint32_t *", ifindex)
                 name = self.pipeline.targets(Forward)[number]
                 check(lib.xk_map_update(self.program.map_fd("devices"), key, value, 0), f"FORWARD to {name}")
