@@ -272,11 +272,18 @@ def timed(do: Callable[[], Any]) -> tuple[float, float, Any]:
 
 def updates(link: Link, count: int, runs: int, traffic: bool) -> dict[str, Any]:
     """Rulesets of ``count`` rules in turn: seconds of declaring, and of each part of the update."""
-    parts: dict[str, list[float]] = {k: [] for k in ("declare", "compile", "load", "swap", "update", "update, CPU")}
+    parts: dict[str, list[float]] = {
+        k: [] for k in ("declare", "compile", "load", "swap", "settle", "update", "update, CPU")
+    }
     for run in range(runs):
         declare, _, pipe = timed(lambda run=run: rules(count, run))
         wall, cpu, update = timed(lambda pipe=pipe: link.update(pipe))
-        values = (declare, *(getattr(update, f"{p}_ns") / 1e9 for p in ("compile", "load", "swap")), wall, cpu)
+        values = (
+            declare,
+            *(getattr(update, f"{p}_ns") / 1e9 for p in ("compile", "load", "swap", "settle")),
+            wall,
+            cpu,
+        )
         for name, value in zip(parts, values, strict=True):
             parts[name].append(value)
     return {"rules": count, "traffic": traffic, "runs": runs, **{name: spread(v) for name, v in parts.items()}}
@@ -336,7 +343,7 @@ def report(result: dict[str, Any]) -> bool:
     sizes = ", ".join(f"{k} {b[k] / 2**20:.1f} -> {a[k] / 2**20:.1f} MiB" for k in ("process", "kernel"))
     console.print(f"memory: {sizes}\n")
     table = Table(title="ms to update to other rules, median (p99)", box=None)
-    names = ("declare", "compile", "load", "swap", "update", "update, CPU")
+    names = ("declare", "compile", "load", "swap", "settle", "update", "update, CPU")
     for column in ("rules", "traffic", *names):
         table.add_column(column, justify="right")
     for row in result["updates"]:
