@@ -66,6 +66,7 @@ perf-deps:
 perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets and live changes on this machine (root)
 	$(BIN)/python perf/paths.py
 	$(BIN)/python perf/filter.py
+	$(BIN)/python perf/lookups.py
 	$(BIN)/python perf/sets.py
 	$(BIN)/python perf/updates.py
 
