@@ -92,7 +92,7 @@ class Lowering:
         found = [run for run in runs if isinstance(run, Table)]
         chained = [rule for run in runs if isinstance(run, list) for _, rule in run]
         self.reader = Reader(self, pipeline, chained, (header for table in found for header in table.boxes.headers))
-        self.reader.blurred |= sum(table.info().depth for table in found) > DEEP
+        self.reader.blurred |= bool(beside) or sum(table.info().depth for table in found) > DEEP
         self.tables = Tables(self, found)
         self.memory = Memory(self, pipeline)
         self.chained = len(chained)
