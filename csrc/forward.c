@@ -124,7 +124,7 @@ static void *run(void *self)
 	struct xk_forwarder *f = self;
 	struct direction *d = f->directions;
 	struct pollfd fds[3] = { { .fd = f->stop_fd, .events = POLLIN } };
-	uint32_t idle = 0;
+	uint32_t idle = 0, looks = XK_LOOKS;
 	uint64_t last_ns = 0; /* when stopping: the end of patience */
 
 	for (int i = 0; i < f->count; i++)
@@ -151,7 +151,7 @@ static void *run(void *self)
 			last_ns = xk_clock_ns(CLOCK_MONOTONIC) + PATIENCE_MS * 1000000ull;
 		if (stopping && (!stalled(f) || xk_clock_ns(CLOCK_MONOTONIC) > last_ns))
 			break;
-		if (f->wait == XK_WAIT_BUSY || (f->wait == XK_WAIT_ADAPTIVE && idle < XK_LOOKS)) {
+		if (f->wait == XK_WAIT_BUSY || (f->wait == XK_WAIT_ADAPTIVE && idle < looks)) {
 			int nudged = 0;
 
 			idle++;
@@ -171,7 +171,8 @@ static void *run(void *self)
 			xk_nap(f->stop_fd);
 			continue;
 		}
-		poll(fds + stopping, (nfds_t)(1 + f->count - stopping), stopping || stalled(f) ? STALLED_MS : -1);
+		looks = xk_sleep(fds + stopping, (nfds_t)(1 + f->count - stopping),
+				 stopping || stalled(f) ? STALLED_MS : -1, looks);
 		idle = 0;
 		for (int i = 1; i <= f->count; i++)
 			if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL) && !(fds[i].revents & POLLIN))

@@ -40,6 +40,7 @@ struct xk_worker {
 	struct xk_source source;
 	struct xk_sink *sink;
 	int stop_fd, stop, wait;
+	uint32_t looks; /* XK_WAIT_ADAPTIVE: in vain before it sleeps */
 	uint32_t interface;
 	uint8_t *buffer;
 	size_t used;
@@ -291,7 +292,7 @@ static void *run(void *self)
 				continue;
 			break;
 		}
-		if (n == 0 && (w->wait == XK_WAIT_BUSY || (w->wait == XK_WAIT_ADAPTIVE && idle < XK_LOOKS))) {
+		if (n == 0 && (w->wait == XK_WAIT_BUSY || (w->wait == XK_WAIT_ADAPTIVE && idle < w->looks))) {
 			if (++idle == XK_LOOKS)
 				flush(w); /* one that never sleeps does not keep what it has for itself */
 			add(&w->stats.looks, 1);
@@ -314,7 +315,7 @@ static void *run(void *self)
 		add(&w->stats.waits, 1);
 		if (w->source.sleep)
 			w->source.sleep(w->source.self);
-		poll(fds, 2, -1);
+		w->looks = xk_sleep(fds, 2, -1, w->looks);
 		idle = 0;
 		if (fds[0].revents & (POLLERR | POLLHUP | POLLNVAL) && !(fds[0].revents & POLLIN) &&
 		    !__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
@@ -328,6 +329,14 @@ static void *run(void *self)
 	}
 	flush(w);
 	return NULL;
+}
+
+uint32_t xk_sleep(struct pollfd *fds, unsigned long n, int timeout_ms, uint32_t looks)
+{
+	uint64_t start = xk_clock_ns(CLOCK_MONOTONIC);
+
+	poll(fds, n, timeout_ms);
+	return xk_clock_ns(CLOCK_MONOTONIC) - start < XK_SHORT_NS ? XK_LOOKS : looks / 2;
 }
 
 void xk_nap(int stop_fd)

@@ -546,8 +546,15 @@ void xk_xsk_source(struct xk_xsk *x, struct xk_source *out);
 void xk_packet_source(struct xk_packet *p, struct xk_source *out);
 void xk_copies_source(struct xk_copies *c, struct xk_source *out);
 
-/* Empty looks at a ring before sleeping: some 20 us where no look is a system call. */
+/*
+ * XK_WAIT_ADAPTIVE: empty looks at a ring before sleeping, some 20 us where no look is a system call.  Where packets come
+ * further apart than that, looking is in vain: each sleep that was not short halves the looks before the next.
+ */
 #define XK_LOOKS 2000u
+#define XK_SHORT_NS 50000 /* what looks would have bridged, and what it takes to wake up */
+struct pollfd;
+/* poll(), and how many looks to make before the next one. */
+uint32_t xk_sleep(struct pollfd *fds, unsigned long n, int timeout_ms, uint32_t looks);
 /*
  * XK_WAIT_NAP: a wake-up costs as much as tens of packets, so a worker that nobody waits for wakes up by itself.  A ring
  * of 2048 takes 4 million packets a second meanwhile.

@@ -20,9 +20,11 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def machine_seconds() -> float:
-    """Seconds that all CPUs have worked: user, nice, system, irq, softirq and steal of /proc/stat (proc(5))."""
-    fields = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / _TICK
+    """Seconds that all CPUs have worked, from an arbitrary start: the time that passed less idle and iowait of
+    /proc/stat (proc(5)).  The kernel takes those from a clock; what a CPU does it samples with the timer interrupt, and
+    misses most of a program that sleeps between two."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return (os.cpu_count() or 1) * time.monotonic() - (int(fields[4]) + int(fields[5])) / _TICK
 
 
 def process_seconds(pid: int) -> float:
