@@ -375,6 +375,7 @@ static int start(struct xk_worker *w, struct xk_sink *sink, uint32_t interface, 
 
 	w->sink = sink;
 	w->wait = wait;
+	w->looks = XK_LOOKS;
 	w->interface = interface;
 	w->stats.cpu = cpu;
 	w->buffer = sink->fd >= 0 ? malloc(BUFFER) : NULL;
