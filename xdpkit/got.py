@@ -14,6 +14,7 @@ _SHOWN = {
     "huge_pages": "huge pages",
     "shared_umem": "shared UMEM",
 }
+_CLOCKS = {"device": "by the device", "software": "in software (CLOCK_TAI)"}
 _NAMES = {
     "af_packet": "AF_PACKET (copies: packets also go on to the stack)",
     "tc_ingress": "TC ingress",
@@ -31,7 +32,8 @@ class Got:
     rules test and no packet has here.
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
-    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`."""
+    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`.  ``tx_timestamp``: whose clock says when
+    packets left, "device" (its own) or "software" (the kernel's CLOCK_TAI, when it was done with a packet); "off"."""
 
     device: str
     driver: str | None
@@ -46,6 +48,7 @@ class Got:
     huge_pages: bool | None = None
     multi_buffer: bool | None = None
     shared_umem: bool | None = None
+    tx_timestamp: str | None = None
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -54,6 +57,8 @@ class Got:
         if self.driver:
             parts.append(self.driver)
         parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
+        if self.tx_timestamp in _CLOCKS:
+            parts.append(f"TX timestamps {_CLOCKS[self.tx_timestamp]}")
         if self.need_wakeup is False:
             parts.append("no need_wakeup")
         absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""

@@ -55,7 +55,8 @@ class SocketOptions:
 
     ``unaligned``: frames at any place (XDP_UMEM_UNALIGNED_CHUNK_FLAG).  ``sockets_per_queue``: sockets that share a
     queue; flows are spread over them.  ``checksum``: room for TX metadata, so that ``send(checksum=...)`` can ask for
-    checksums.
+    checksums.  ``tx_timestamp``, a switch (auto: off): the same for ``send(timestamp=True)``; zero-copy is then taken
+    only from a driver that has TX timestamps, and ``link.got`` says whose clock it is.
     """
 
     ring_size: int = 2048
@@ -74,6 +75,7 @@ class SocketOptions:
     unaligned: bool = False
     sockets_per_queue: int = 1
     checksum: bool = False
+    tx_timestamp: str = "auto"
 
     def __post_init__(self) -> None:
         if self.ring_size < 1 or self.ring_size & (self.ring_size - 1):
@@ -88,8 +90,10 @@ class SocketOptions:
             raise ValueError(f"sockets_per_queue {self.sockets_per_queue}: 1 to 64")
         if self.busy_poll_us < 1 or not 1 <= self.busy_poll_budget <= 65535:
             raise ValueError(f"busy_poll_us {self.busy_poll_us}, busy_poll_budget {self.busy_poll_budget}: 1 or more")
-        for name in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem"):
+        for name in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem", "tx_timestamp"):
             parse_choice(name, getattr(self, name), SWITCHES)
+        if self.switch("tx_timestamp", auto=False)[0] and not self.tx:
+            raise ValueError(f"tx_timestamp {self.tx_timestamp!r} without a TX ring: tx=True")
 
     @classmethod
     def parse(cls, given: Iterable[str]) -> SocketOptions:
