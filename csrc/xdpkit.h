@@ -303,7 +303,11 @@ struct xk_batch {
 	uint64_t *time_ns; /* [max_packets] CLOCK_REALTIME */
 	uint32_t *rule;    /* [max_packets] UINT32_MAX where the program wrote no metadata */
 	uint32_t *mark;    /* [max_packets] 0 where the program set none */
-	uint32_t buffers;  /* out: how many there are */
+	/* NULL unless the program writes struct xk_known: */
+	uint64_t *device_ns; /* [max_packets] the device's clock; 0: none */
+	uint32_t *hash;      /* [max_packets] RSS hash; 0: none */
+	uint32_t *vlan;      /* [max_packets] TCI of the tag beside the packet; UINT32_MAX: none */
+	uint32_t buffers;    /* out: how many there are */
 };
 
 /* What is asked for each packet of a call: struct xsk_tx_metadata. */
@@ -496,14 +500,25 @@ void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, stru
 /* In front of each packet that xdp.bpf.c redirects with want_meta set; the same struct there. */
 struct xk_meta {
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
-	uint32_t rule;
+	uint16_t rule;
+	uint16_t vlan; /* TCI; of struct xk_known */
 	uint32_t mark;
-	uint32_t unused;
+	uint32_t hash; /* of struct xk_known */
 	uint32_t magic;
 };
-#define XK_META_MAGIC 0x786b6d32u
+/* The same, written by a program that tells what the driver knows: 32 bytes, all that Linux before 6.9 takes. */
+struct xk_known {
+	uint64_t device_ns; /* the device's clock, 63 bits (ktime_t is signed); 0: none.  The last bit: there is a tag */
+	struct xk_meta meta;
+};
+#define XK_KNOWN_VLAN (1ull << 63)
+#define XK_META_MAGIC 0x786b6d33u
 #define XK_NO_RULE UINT32_MAX
-_Static_assert(sizeof(struct xk_meta) == 24, "shared with bpf/xdp.bpf.c");
+#define XK_NO_VLAN UINT32_MAX
+_Static_assert(sizeof(struct xk_meta) == 24 && offsetof(struct xk_meta, vlan) == 10 &&
+		       offsetof(struct xk_meta, hash) == 16 && offsetof(struct xk_meta, magic) == 20,
+	       "shared with bpf/xdp_meta.h");
+_Static_assert(sizeof(struct xk_known) == 32 && offsetof(struct xk_known, meta) == 8, "shared with bpf/xdp_meta.h");
 
 /* A record of bpf/copies.h and what its reader tells the program; the same structs there. */
 struct xk_copy {

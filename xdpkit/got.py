@@ -29,7 +29,8 @@ class Got:
     """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
     buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
-    rules test and no packet has here.
+    rules test and no packet has here; ``rx_metadata``: what readers get with each packet, as far as the driver knows it
+    (:data:`xdpkit.metadata.TOLD`).
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
     ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`.  ``tx_timestamp``: whose clock says when
@@ -49,6 +50,7 @@ class Got:
     multi_buffer: bool | None = None
     shared_umem: bool | None = None
     tx_timestamp: str | None = None
+    rx_metadata: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -59,6 +61,8 @@ class Got:
         parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
         if self.tx_timestamp in _CLOCKS:
             parts.append(f"TX timestamps {_CLOCKS[self.tx_timestamp]}")
+        if self.rx_metadata:
+            parts.append(f"RX metadata {' and '.join(self.rx_metadata)}")
         if self.need_wakeup is False:
             parts.append("no need_wakeup")
         absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""

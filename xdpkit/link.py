@@ -108,7 +108,7 @@ class Link:
             start, old = time.perf_counter_ns(), self._ruleset
             built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
-            built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
+            built = built.telling(old.program.hook, self.got.rx_metadata)
             compiled = time.perf_counter_ns()
             new = Ruleset(
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
@@ -146,7 +146,7 @@ class Link:
         if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
             raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
         refuse_generic(pipe.metadata, self.got.mode, self.device.name)
-        if pipe.metadata and self.got.mode == "native" and namespace_id() != self._namespace:
+        if (pipe.metadata or self.got.rx_metadata) and self.got.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 
     def _forwards(self) -> None:

@@ -235,7 +235,7 @@ def open_socket(
     socket = Socket(
         link.device.name, link.device.index, queue, pool, options, zerocopy=way.zerocopy, need_wakeup=way.need_wakeup,
         busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=link.got.timestamps,
-        tx_timestamp=way.tx_timestamp, sibling=sibling,
+        known=bool(link.got.rx_metadata), tx_timestamp=way.tx_timestamp, sibling=sibling,
     )  # fmt: skip
     if way.busy_poll and not socket.busy_poll:
         socket.close()

@@ -45,6 +45,15 @@ class AnyBatch(Protocol):
     def __len__(self) -> int: ...
 
     @property
+    def device_times(self) -> U64: ...
+
+    @property
+    def hashes(self) -> U32: ...
+
+    @property
+    def vlans(self) -> U32: ...
+
+    @property
     def frames(self) -> Sequence[memoryview]:
         """The packets."""
 

@@ -27,6 +27,11 @@ __all__ = ["Packets", "SentTimes", "Socket", "SocketStats", "batches", "slices",
 
 XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 
+#: The columns by packet of struct xk_batch: first, lengths, timestamps, rules and marks always, then what the driver
+#: knows.
+_COLUMNS = (np.uint32, np.uint32, np.uint64, np.uint32, np.uint32, np.uint64, np.uint32, np.uint32)
+_ALWAYS = 5
+
 #: Times of sent packets that a socket keeps until they are read, for each entry of its TX ring.
 TIMES_PER_ENTRY = 16
 
@@ -87,12 +92,14 @@ class Socket:
         busy_poll: bool = False,
         multi_buffer: bool = False,
         metadata: bool = False,
+        known: bool = False,
         tx_timestamp: bool = False,
         sibling: Socket | None = None,
     ):
         """Open and bind; OSError names the call.  ``zerocopy`` False binds in copy mode.  ``metadata``: the program
-        notes time and rule before each packet.  ``tx_timestamp``: keep the times at which packets left.  ``sibling``: a
-        socket of the same queue and pool whose FILL and COMPLETION rings this one uses too."""
+        notes time and rule before each packet, ``known``: also what the driver knows of it.  ``tx_timestamp``: keep the
+        times at which packets left.  ``sibling``: a socket of the same queue and pool whose FILL and COMPLETION rings
+        this one uses too."""
         self.device, self.queue, self.pool, self.multi_buffer = device, queue, pool, multi_buffer
         self.need_wakeup = need_wakeup
         ring = self._ring = options.ring_size
@@ -110,6 +117,7 @@ class Socket:
             "tx_times": TIMES_PER_ENTRY * ring if tx_timestamp else 0,
         }
         self._times, self._checksum = tx_timestamp, options.checksum
+        self._columns = _COLUMNS if known else _COLUMNS[:_ALWAYS]
         self.xsk = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
         self._buffers = ring if multi_buffer else 0  # that one packet may have
         self._final: SocketStats | None = None
@@ -156,19 +164,14 @@ class Socket:
         self._open()
         self.reclaim()
         room = max(limit, self._buffers)
-        c = Columns(
-            np.empty(room, np.uint64), np.empty(room, np.uint32), np.empty(limit, np.uint32),
-            np.empty(limit, np.uint32), np.empty(limit, np.uint64), np.empty(limit, np.uint32),
-            np.empty(limit, np.uint32),
-        )  # fmt: skip
-        out = ffi.new("struct xk_batch *", [limit, room, *(_pointer(getattr(c, f.name)) for f in fields(c))])
+        addr, size = np.empty(room, np.uint64), np.empty(room, np.uint32)
+        columns: list[Any] = [np.empty(limit, kind) for kind in self._columns]
+        pointers = [_pointer(x) for x in (addr, size, *columns)]
+        out = ffi.new("struct xk_batch *", [limit, room, *pointers])
         n, b = self._check(lib.xk_xsk_receive(self._open(), out)), out.buffers
         if not n:
             return None
-        return Batch(
-            self,
-            Columns(c.addr[:b], c.size[:b], c.first[:n], c.lengths[:n], c.timestamps[:n], c.rules[:n], c.marks[:n]),
-        )
+        return Batch(self, Columns(addr[:b], size[:b], *[column[:n] for column in columns]))
 
     def transmit(self, packets: Packets, *, checksum: tuple[int, int] | None = None, timestamp: bool = False) -> int:
         """Copy ``packets`` (bytes each, or the rows of a uint8[n, bytes] array) into free frames and hand them to the
