@@ -5,21 +5,8 @@
 #include "act.h"
 #include "xdp_source.h"
 #include "xdp_metadata.h"
+#include "xdp_meta.h"
 #include "loop.h"
-
-#define META_MAGIC 0x786b6d32u /* "xkm2" */
-
-/*
- * In front of each redirected packet when want_meta is set: the kernel's clock at the hook and the rule that matched.
- * User space believes it only where the magic stands; a driver without metadata support leaves it out.
- */
-struct meta {
-	__u64 time_ns; /* CLOCK_MONOTONIC */
-	__u32 rule;
-	__u32 mark; /* what the pipeline says of the packet */
-	__u32 unused;
-	__u32 magic;
-};
 
 /*
  * (group * queues + RX queue) * spread + n to AF_XDP socket; max_entries, groups times queues times spread, is set before
@@ -162,23 +149,14 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 {
 	int verdict;
 
-	if (want_meta && !bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct meta))) {
-		struct meta *m = (void *)(long)ctx->data_meta;
-
-		if ((void *)(m + 1) <= (void *)(long)ctx->data) {
-			m->time_ns = bpf_ktime_get_ns();
-			m->rule = rule_of(outcome);
-			m->mark = mark;
-			m->unused = 0;
-			m->magic = META_MAGIC;
-		}
-	}
+	if (want_meta)
+		put_meta(ctx, rule_of(outcome), mark);
 	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), otherwise_of(outcome));
 	if (verdict != XDP_REDIRECT) {
 		if (c)
 			c->no_socket++;
 		if (want_meta) /* PASS hands the metadata to the stack, where it can break GRO: take it back */
-			bpf_xdp_adjust_meta(ctx, sizeof(struct meta));
+			bpf_xdp_adjust_meta(ctx, meta_room());
 	}
 	return verdict;
 }

@@ -41,6 +41,20 @@ static inline void take_metadata(const struct xk_xsk *x, struct xk_batch *b, uin
 	m->magic = 0;
 }
 
+/* What the driver knew of the packets whose metadata was taken, for a program that writes struct xk_known. */
+static void take_known(const struct xk_xsk *x, struct xk_batch *b, uint32_t packets)
+{
+	for (uint32_t i = 0; i < packets; i++) {
+		uint64_t addr = b->addr[b->first[i]];
+		const struct xk_known *k = (struct xk_known *)(x->umem->memory + addr) - 1;
+		int written = b->rule[i] != XK_NO_RULE && addr - frame_base(x->umem, addr) >= sizeof(*k);
+
+		b->device_ns[i] = written ? k->device_ns & ~XK_KNOWN_VLAN : 0;
+		b->hash[i] = written ? k->meta.hash : 0;
+		b->vlan[i] = written && k->device_ns & XK_KNOWN_VLAN ? k->meta.vlan : XK_NO_VLAN;
+	}
+}
+
 int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
 {
 	const struct xdp_desc *descs = x->rx.entries;
@@ -82,6 +96,8 @@ int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
 	for (uint32_t i = 0; x->umem->owners && i < b->buffers; i++)
 		if (!pass_frame(x->umem, b->addr[i], OWNER_FILL, OWNER_HELD))
 			return xk_fail("RX descriptor check", EFAULT);
+	if (b->device_ns)
+		take_known(x, b, packets);
 	__atomic_store_n(&x->received, x->received + packets, __ATOMIC_RELAXED);
 	xk_ring_release(&x->rx, b->buffers);
 	pool_lock(x->pool);

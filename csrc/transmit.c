@@ -9,16 +9,50 @@
 
 /* What linux/if_xdp.h of Debian 12 does not have yet. */
 #define OPTION_TX_METADATA (1u << 1)
+#define TXMD_TIMESTAMP 1u
 #define TXMD_CHECKSUM 2u
 #define SKB_BUFFERS 18u /* MAX_SKB_FRAGS and the head: what a packet may have in copy mode */
 
 struct tx_metadata { /* struct xsk_tx_metadata */
 	uint64_t flags;
-	uint16_t csum_start, csum_offset;
-	uint32_t unused;
-	uint64_t launch_time;
+	union {
+		struct {
+			uint16_t csum_start, csum_offset;
+		} request;
+		uint64_t tx_timestamp; /* what the kernel writes there when the packet has left */
+	};
+	uint64_t launch_time; /* not asked for, so ours: what `tx_timestamp` is while nobody has written it */
 };
-_Static_assert(sizeof(struct tx_metadata) == 24, "the kernel's");
+_Static_assert(sizeof(struct tx_metadata) == 24 && offsetof(struct tx_metadata, tx_timestamp) == 8 &&
+		       offsetof(struct tx_metadata, launch_time) == 16,
+	       "the kernel's");
+
+/* When the packet in a completed frame left, for the socket that asked; what finds no room is counted. */
+static void keep_time(struct xk_umem *u, uint64_t base)
+{
+	struct xk_sender *s = &u->senders[base / u->config.chunk_size];
+	struct xk_times *t = &s->socket->times;
+	const struct tx_metadata *m = (const struct tx_metadata *)(u->memory + base);
+
+	if (t->end - t->start <= t->mask)
+		t->entries[t->end++ & t->mask] =
+			(struct xk_time){ s->number, m->tx_timestamp == m->launch_time ? 0 : m->tx_timestamp };
+	else
+		__atomic_store_n(&t->lost, t->lost + 1, __ATOMIC_RELAXED);
+	s->socket = NULL;
+}
+
+/* Of the next `n` entries of a COMPLETION ring. */
+static void keep_times(struct xk_umem *u, const struct xk_ring *completion, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t addr = *xk_ring_addr(completion, completion->consumer + i);
+		uint64_t base = frame_base(u, data_offset(u, addr));
+
+		if (u->senders[base / u->config.chunk_size].socket)
+			keep_time(u, base);
+	}
+}
 
 int xk_collect(struct xk_xsk *x)
 {
@@ -34,6 +68,8 @@ int xk_collect(struct xk_xsk *x)
 			return xk_fail("COMPLETION descriptor check", EFAULT);
 		p->free[p->free_count++] = addr;
 	}
+	if (x->umem->senders)
+		keep_times(x->umem, completion, n);
 	if (n)
 		xk_ring_release(completion, n);
 	return (int)n;
@@ -63,9 +99,12 @@ int xk_kick(struct xk_xsk *x)
 	return 0;
 }
 
-/* Where a packet goes from `packet` into free frames, chunk by chunk; descriptors from the TX ring's `at` on. */
+/*
+ * Where a packet, the socket's `number`th, goes from `packet` into free frames, chunk by chunk; descriptors from the TX
+ * ring's `at` on.
+ */
 static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint32_t len, uint32_t buffers,
-		      const struct tx_metadata *metadata)
+		      uint64_t number, const struct tx_metadata *metadata)
 {
 	struct xdp_desc *descs = x->tx.entries;
 	const struct xk_umem *u = x->umem;
@@ -83,6 +122,8 @@ static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint
 		if (metadata && !i) {
 			memcpy(u->memory + addr - sizeof(*metadata), metadata, sizeof(*metadata));
 			d->options |= OPTION_TX_METADATA;
+			if (metadata->flags & TXMD_TIMESTAMP)
+				u->senders[base / u->config.chunk_size] = (struct xk_sender){ x, number };
 		}
 		packet += size;
 		len -= size;
@@ -104,7 +145,8 @@ static int transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 
 		if (buffers > free_tx - used)
 			break;
-		if ((error = put_packet(x, x->tx.producer + used, packets[taken], len[taken], buffers, metadata)))
+		if ((error = put_packet(x, x->tx.producer + used, packets[taken], len[taken], buffers,
+					x->transmitted + taken, metadata)))
 			return error;
 		used += buffers;
 	}
@@ -115,11 +157,9 @@ static int transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 }
 
 int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
-		    int checksum_start, uint32_t checksum_offset)
+		    const struct xk_tx_ask *ask)
 {
-	struct tx_metadata metadata = { .flags = TXMD_CHECKSUM,
-					.csum_start = (uint16_t)checksum_start,
-					.csum_offset = (uint16_t)checksum_offset };
+	struct tx_metadata metadata = { 0 };
 	uint32_t most = x->umem->config.chunk_size - x->umem->config.tx_metadata;
 	int taken, error;
 
@@ -132,12 +172,20 @@ int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 			return xk_fail("transmit: packet longer than a frame", EMSGSIZE);
 		else if (len[i] < ETH_HLEN) /* the kernel would never complete an empty one: a frame lost */
 			return xk_fail("transmit: packet shorter than an Ethernet header", EINVAL);
-		else if (checksum_start >= 0 && (uint32_t)checksum_start + checksum_offset + 2 > len[i])
+		else if (ask->checksum && ask->start + ask->offset + 2 > len[i])
 			return xk_fail("transmit: the checksum is not in the packet", EINVAL);
-	if (checksum_start >= 0 && !x->umem->config.tx_metadata)
-		return xk_fail("transmit: a checksum without metadata", EINVAL);
+	if ((ask->checksum && !x->umem->config.tx_metadata) || (ask->timestamp && !x->times.entries))
+		return xk_fail("transmit: metadata without room for it", EINVAL);
+	if (ask->checksum) {
+		metadata.flags |= TXMD_CHECKSUM;
+		metadata.request.csum_start = (uint16_t)ask->start;
+		metadata.request.csum_offset = (uint16_t)ask->offset;
+		metadata.launch_time = metadata.tx_timestamp;
+	}
+	if (ask->timestamp)
+		metadata.flags |= TXMD_TIMESTAMP;
 	pool_lock(x->pool);
-	taken = transmit(x, packets, len, n, checksum_start >= 0 ? &metadata : NULL);
+	taken = transmit(x, packets, len, n, metadata.flags ? &metadata : NULL);
 	pool_unlock(x->pool);
 	if (taken < 0)
 		return taken;
@@ -155,4 +203,21 @@ int xk_xsk_complete(struct xk_xsk *x)
 	result = xk_collect(x);
 	pool_unlock(x->pool);
 	return result;
+}
+
+int xk_xsk_times(struct xk_xsk *x, uint64_t *number, uint64_t *time_ns, uint32_t max)
+{
+	struct xk_times *t = &x->times;
+	uint32_t n;
+
+	pool_lock(x->pool);
+	n = t->end - t->start < max ? t->end - t->start : max;
+	for (uint32_t i = 0; i < n; i++) {
+		struct xk_time *e = &t->entries[t->start++ & t->mask];
+
+		number[i] = e->number;
+		time_ns[i] = e->time_ns;
+	}
+	pool_unlock(x->pool);
+	return (int)n;
 }

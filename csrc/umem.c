@@ -93,6 +93,7 @@ void xk_umem_close(struct xk_umem *u)
 	if (u->memory)
 		munmap(u->memory, u->mapped);
 	free(u->owners);
+	free(u->senders);
 	free(u);
 }
 

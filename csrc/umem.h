@@ -25,6 +25,23 @@ struct mapping {
 	size_t size;
 };
 
+/* Who asked when the packet in a frame leaves (NULL: nobody), and which one of its packets that is. */
+struct xk_sender {
+	struct xk_xsk *socket;
+	uint64_t number;
+};
+
+struct xk_time {
+	uint64_t number, time_ns;
+};
+
+/* Times that nobody has read yet; indices run free. */
+struct xk_times {
+	struct xk_time *entries; /* NULL: none are kept */
+	uint32_t mask, start, end;
+	uint64_t lost; /* found no room; read by other threads */
+};
+
 struct xk_umem {
 	struct xk_umem_config config;
 	uint8_t *memory;
@@ -32,6 +49,7 @@ struct xk_umem {
 	uint64_t mask;	 /* of a frame's start, where chunk_size is a power of two */
 	uint32_t taken;	 /* frames that pools have */
 	uint8_t *owners; /* per frame, NULL unless config.check */
+	struct xk_sender *senders; /* per frame, NULL unless a socket keeps times */
 	struct xk_xsk *sockets; /* open ones, the first of them registered the UMEM or shares with one that did */
 };
 
@@ -66,6 +84,7 @@ struct xk_xsk {
 	struct xk_batch batch;
 	struct xk_part *parts;
 	uint32_t keep; /* free frames that stay for TX */
+	struct xk_times times;
 };
 
 static inline uint64_t frame_base(const struct xk_umem *u, uint64_t addr)

@@ -266,6 +266,7 @@ struct xk_xsk_config {
 	uint8_t metadata;         /* the XDP program writes struct xk_meta before each packet */
 	uint32_t busy_poll_us;    /* SO_BUSY_POLL with SO_PREFER_BUSY_POLL; 0: no busy polling */
 	uint32_t busy_poll_budget; /* packets per busy poll */
+	uint32_t tx_times;        /* times of packets that left to keep until they are read, a power of two; 0: none */
 };
 
 /* What was received, and what the kernel counts for the socket: XDP_STATISTICS. */
@@ -279,6 +280,7 @@ struct xk_xsk_stats {
 	uint64_t tx_empty;
 	uint64_t transmitted; /* packets handed to the TX ring */
 	uint64_t kicks;       /* system calls that told the kernel of it */
+	uint64_t tx_times_lost; /* times at which packets left that were not kept, because nobody had read those before */
 	uint32_t unread;      /* packets in the RX ring */
 };
 
@@ -301,7 +303,19 @@ struct xk_batch {
 	uint64_t *time_ns; /* [max_packets] CLOCK_REALTIME */
 	uint32_t *rule;    /* [max_packets] UINT32_MAX where the program wrote no metadata */
 	uint32_t *mark;    /* [max_packets] 0 where the program set none */
-	uint32_t buffers;  /* out: how many there are */
+	/* NULL unless the program writes struct xk_known: */
+	uint64_t *device_ns; /* [max_packets] the device's clock; 0: none */
+	uint32_t *hash;      /* [max_packets] RSS hash; 0: none */
+	uint32_t *vlan;      /* [max_packets] TCI of the tag beside the packet; UINT32_MAX: none */
+	uint32_t buffers;    /* out: how many there are */
+};
+
+/* What is asked for each packet of a call: struct xsk_tx_metadata. */
+struct xk_tx_ask {
+	uint8_t checksum;  /* the device (or the kernel, software_checksum) sums it from `start` on and stores that */
+	uint8_t timestamp; /* note when it left; the socket keeps times (tx_times) */
+	uint32_t start;
+	uint32_t offset; /* of the checksum behind `start` */
 };
 
 struct xk_xsk;
@@ -327,13 +341,18 @@ int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *batch);
 int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n);
 /*
  * Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first.  A packet
- * longer than a frame takes several where the socket is bound with XDP_USE_SG.  checksum_start >= 0: the device (or the
- * kernel, software_checksum) sums each packet from there on and stores it checksum_offset bytes behind; the UMEM keeps
- * room for it (tx_metadata).
+ * longer than a frame takes several where the socket is bound with XDP_USE_SG.  What is asked for goes into the UMEM's
+ * tx_metadata.
  * -EMSGSIZE, -EINVAL for a packet that is longer than a frame or shorter than an Ethernet header; none is sent then.
  */
 int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
-		    int checksum_start, uint32_t checksum_offset);
+		    const struct xk_tx_ask *ask);
+/*
+ * Up to `max` of the times at which packets left that were sent with `timestamp`, in the order of completion, as far as
+ * completions were collected; how many.  number[i]: of the socket's packets, from 0 on; time_ns[i]: 0 where the device
+ * gave none.
+ */
+int xk_xsk_times(struct xk_xsk *x, uint64_t *number, uint64_t *time_ns, uint32_t max);
 /* Let the kernel send what still waits in the TX ring, and collect completions; how many frames. */
 int xk_xsk_complete(struct xk_xsk *x);
 /*
@@ -481,14 +500,25 @@ void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, stru
 /* In front of each packet that xdp.bpf.c redirects with want_meta set; the same struct there. */
 struct xk_meta {
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
-	uint32_t rule;
+	uint16_t rule;
+	uint16_t vlan; /* TCI; of struct xk_known */
 	uint32_t mark;
-	uint32_t unused;
+	uint32_t hash; /* of struct xk_known */
 	uint32_t magic;
 };
-#define XK_META_MAGIC 0x786b6d32u
+/* The same, written by a program that tells what the driver knows: 32 bytes, all that Linux before 6.9 takes. */
+struct xk_known {
+	uint64_t device_ns; /* the device's clock, 63 bits (ktime_t is signed); 0: none.  The last bit: there is a tag */
+	struct xk_meta meta;
+};
+#define XK_KNOWN_VLAN (1ull << 63)
+#define XK_META_MAGIC 0x786b6d33u
 #define XK_NO_RULE UINT32_MAX
-_Static_assert(sizeof(struct xk_meta) == 24, "shared with bpf/xdp.bpf.c");
+#define XK_NO_VLAN UINT32_MAX
+_Static_assert(sizeof(struct xk_meta) == 24 && offsetof(struct xk_meta, vlan) == 10 &&
+		       offsetof(struct xk_meta, hash) == 16 && offsetof(struct xk_meta, magic) == 20,
+	       "shared with bpf/xdp_meta.h");
+_Static_assert(sizeof(struct xk_known) == 32 && offsetof(struct xk_known, meta) == 8, "shared with bpf/xdp_meta.h");
 
 /* A record of bpf/copies.h and what its reader tells the program; the same structs there. */
 struct xk_copy {

@@ -115,7 +115,8 @@ static int open_rings(struct xk_xsk *x)
 
 static int valid_config(const struct xk_xsk_config *c)
 {
-	const uint32_t sizes[] = { c->fill_size, c->completion_size, c->rx_size, c->tx_size ? c->tx_size : 1 };
+	const uint32_t sizes[] = { c->fill_size, c->completion_size, c->rx_size, c->tx_size ? c->tx_size : 1,
+				   c->tx_times ? c->tx_times : 1 };
 
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
 		if (!sizes[i] || sizes[i] & (sizes[i] - 1))
@@ -199,6 +200,22 @@ static int open_batch(struct xk_xsk *x)
 	return 0;
 }
 
+/* Room for the times at which packets left. */
+static int open_times(struct xk_xsk *x)
+{
+	struct xk_umem *u = x->umem;
+
+	if (!x->config.tx_times)
+		return 0;
+	if (!u->config.tx_metadata)
+		return xk_fail("times without TX metadata", EINVAL);
+	x->times.mask = x->config.tx_times - 1;
+	x->times.entries = calloc(x->config.tx_times, sizeof(*x->times.entries));
+	if (!u->senders)
+		u->senders = calloc(u->config.frames, sizeof(*u->senders));
+	return x->times.entries && u->senders ? 0 : xk_fail("calloc", ENOMEM);
+}
+
 /* Of a socket that was not bound: the kernel took nothing out of its FILL ring. */
 static void take_back(struct xk_xsk *x)
 {
@@ -236,7 +253,7 @@ int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config,
 	x->queue->users++;
 	if (sibling)
 		pool->locked = 1;
-	if ((error = open_batch(x)))
+	if ((error = open_batch(x)) || (error = open_times(x)))
 		goto out_close;
 	x->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
 	if (x->fd < 0) {
@@ -274,6 +291,9 @@ void xk_xsk_close(struct xk_xsk *x)
 			*at = x->next;
 			break;
 		}
+	for (uint32_t i = 0; x->umem->senders && i < x->umem->config.frames; i++)
+		if (x->umem->senders[i].socket == x)
+			x->umem->senders[i].socket = NULL;
 	unmap(x->maps, 2);
 	if (x->queue && !--x->queue->users) {
 		unmap(x->queue->maps, 2);
@@ -284,6 +304,7 @@ void xk_xsk_close(struct xk_xsk *x)
 	free(x->batch.addr);
 	free(x->batch.time_ns);
 	free(x->parts);
+	free(x->times.entries);
 	free(x);
 }
 
@@ -339,6 +360,7 @@ int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out)
 	*out = (struct xk_xsk_stats){ .received = __atomic_load_n(&x->received, __ATOMIC_RELAXED),
 				      .transmitted = __atomic_load_n(&x->transmitted, __ATOMIC_RELAXED),
 				      .kicks = __atomic_load_n(&x->kicks, __ATOMIC_RELAXED),
+				      .tx_times_lost = __atomic_load_n(&x->times.lost, __ATOMIC_RELAXED),
 				      .unread = unread(x),
 				      .rx_dropped = s.rx_dropped,
 				      .rx_invalid = s.rx_invalid_descs,

@@ -218,6 +218,10 @@ def test_zero_copy_is_told_where_the_driver_has_it(veth_pair, monkeypatch):
     found = told(veth_pair[0])
     assert found["zero-copy"].text == "the driver has AF_XDP zero-copy, packets of up to 5 buffers"
     assert found["redirect"].status == "problem"
+    assert (found["TX metadata"].status, found["TX metadata"].advice[:17]) == ("note", "bind copy or auto")
+    able = replace(device, xsk_features=frozenset({"tx-timestamp"}))
+    monkeypatch.setattr(doctor_device.netdev, "device", lambda _: able)
+    assert told(veth_pair[0])["TX metadata"].text == "the driver offers tx-timestamp in zero-copy"
 
 
 def test_an_old_kernel_that_tells_no_features_is_noted(veth_pair, monkeypatch):

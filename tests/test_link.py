@@ -533,3 +533,23 @@ def test_a_pipeline_without_redirect_has_no_socket_rows(make_veth):
     pipe.rule(tcp.present, DROP, name="tcp")
     with right.namespace, attach(pipe, right.name) as link:
         assert [row[0].strip() for row in link.ledger().rows()] == ["seen", "tcp", "default"]
+
+
+def test_what_a_device_drops_and_misses_before_the_program_is_told_beside_the_sums(make_veth, monkeypatch):
+    """As a network card counts: from attach on, each by itself, and in no sum."""
+    left, right = make_veth()
+    counts = {"rx_dropped": 100, "rx_missed_errors": 1000}
+    monkeypatch.setattr(netdev, "stats", lambda index: dict(counts))
+    found = replace(right.device, driver="ixgbe")
+    monkeypatch.setattr(netdev, "device", lambda name: found)
+    with right.namespace, attach(dns(), right.name, bind="copy") as link, link.sockets() as sockets:
+        left.send(frames(left, right, range(3)))
+        assert len(take(sockets, 3)) == 3
+        assert (link.ledger().device_dropped, link.ledger().device_missed) == (0, 0)
+        assert "device" not in "".join(stage for stage, _, _ in link.ledger().rows())
+        counts |= {"rx_dropped": 107, "rx_missed_errors": 1020}
+    ledger = link.ledger()
+    assert (ledger.device_dropped, ledger.device_missed, ledger.lost, ledger.problems()) == (7, 20, 0, ())
+    assert (ledger.seen, ledger.delivered) == (3, 3)
+    assert [(stage, n) for stage, n, _ in ledger.rows()][-2:] == [("device dropped", 7), ("device missed", 20)]
+    assert (ledger.as_dict()["device_dropped"], ledger.as_dict()["device_missed"]) == (7, 20)

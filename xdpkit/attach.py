@@ -30,7 +30,7 @@ from .features import require
 from .got import TC_MODES, Got, ranges
 from .holders import describe, owners
 from .link import Link, ring_bytes_for
-from .metadata import absent_at, refuse_generic
+from .metadata import absent_at, refuse_generic, told
 from .netdev import Device, Holder
 from .options import L2_BYTES, NATIVE_FRAME_BYTES, SocketOptions
 from .pipeline import Pipeline
@@ -76,7 +76,7 @@ def attach(
     built = as_built(pipeline, shadow)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
-    timestamps = timestamps or Mark in pipe.steps  # marks go the same way
+    timestamps = timestamps or Mark in pipe.steps  # marks go the same way; so does metadata, see _attach()
     acts = pipe.verdicts - {"PASS", "REDIRECT"}
     if mode == "af_packet" and not redirects:
         raise ValueError(f"{device}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
@@ -99,7 +99,7 @@ def attach(
             if code in (errno.EBUSY, errno.EEXIST):
                 break
             continue
-        link.got = replace(link.got, walk=tuple(walk))
+        link.got = replace(link.got, walk=(*walk, *link.got.walk))
         return link
     assert last is not None
     raise last
@@ -144,6 +144,8 @@ def _attach(
     metadata = built.pipeline.metadata
     refuse_generic(metadata, mode, device.name)
     hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp_frags" if frags else "xdp"
+    built, tells, untold = _telling(built, device, mode, hook, options)
+    timestamps = timestamps or bool(tells)
     ruleset = Ruleset(
         built,
         hook,
@@ -162,13 +164,30 @@ def _attach(
             if fd < 0:
                 raise _refused(-fd, program, device, mode)
         absent = absent_at(mode, device.rx_metadata, metadata)
-        got = Got(device.name, device.driver, mode, None, queues, timestamps, absent=absent)
+        got = Got(
+            device.name, device.driver, mode, None, queues, timestamps, untold, absent=absent, rx_metadata=tells,
+        )  # fmt: skip
         return Link(ruleset, device, fd, got, binds, options)
     except BaseException:
         if fd >= 0:
             os.close(fd)
         ruleset.close()
         raise
+
+
+def _telling(
+    built: Built, device: Device, mode: str, hook: str, options: SocketOptions
+) -> tuple[Built, tuple[str, ...], tuple[str, ...]]:
+    """With a program that tells readers the metadata that they want, what that is, and why it is not all."""
+    tells, untold = told(options.rx_wanted, options.rx_required, mode, device.rx_metadata, device.name)
+    if not tells:
+        return built, (), untold
+    try:
+        return built.telling(hook, tells), tells, untold
+    except NotSupported as error:  # built ahead, and no llvmlite here
+        if options.rx_required:
+            raise
+        return built, (), (*untold, f"RX metadata {', '.join(tells)} ({error.needs})")
 
 
 def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...], queues: tuple[int, ...]) -> None:

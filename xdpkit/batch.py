@@ -21,9 +21,10 @@ from .errors import FrameError
 if TYPE_CHECKING:
     from .xsk import Socket
 
-__all__ = ["NO_RULE", "U32", "U64", "Batch", "Columns", "Frames"]
+__all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "Batch", "Columns", "Frames"]
 
 NO_RULE = 0xFFFFFFFF
+NO_VLAN = 0xFFFFFFFF
 
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
@@ -32,7 +33,8 @@ U64 = npt.NDArray[np.uint64]
 @dataclass(frozen=True, slots=True)
 class Columns:
     """struct xk_batch: ``addr`` and ``size`` by buffer; ``first`` (index of its first buffer), ``lengths``,
-    ``timestamps``, ``rules`` and ``marks`` by packet."""
+    ``timestamps``, ``rules`` and ``marks`` by packet, and what the driver knows, None where the program does not tell:
+    ``device_times``, ``hashes``, ``vlans``."""
 
     addr: U64
     size: U32
@@ -41,6 +43,36 @@ class Columns:
     timestamps: U64
     rules: U32
     marks: U32
+    device_times: U64 | None = None
+    hashes: U32 | None = None
+    vlans: U32 | None = None
+
+
+class Known:
+    """What the driver knows of the packets of a batch, by packet."""
+
+    _device_times: U64 | None = None
+    _hashes: U32 | None = None
+    _vlans: U32 | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def device_times(self) -> U64:
+        """uint64[n] nanoseconds of the device's clock: when it received each packet; 0 where it does not say."""
+        return np.zeros(len(self), np.uint64) if self._device_times is None else self._device_times
+
+    @property
+    def hashes(self) -> U32:
+        """uint32[n] the RSS hash of each packet; 0 where there is none."""
+        return np.zeros(len(self), np.uint32) if self._hashes is None else self._hashes
+
+    @property
+    def vlans(self) -> U32:
+        """uint32[n] the TCI (16 bits: priority, DEI, identifier) of the VLAN tag that the device took out of each
+        packet; NO_VLAN (0xFFFFFFFF) where there was none."""
+        return np.full(len(self), NO_VLAN, np.uint32) if self._vlans is None else self._vlans
 
 
 class Frames(Sequence[memoryview]):
@@ -58,19 +90,23 @@ class Frames(Sequence[memoryview]):
         return self._batch.view(index)
 
 
-class Batch:
+class Batch(Known):
     """Packets received together from one queue.
 
     ``lengths`` uint32[n] bytes of the whole packet; ``timestamps`` uint64[n] nanoseconds of CLOCK_REALTIME: when the
     program ran if the link was attached with ``timestamps=True``, else when the batch was received; ``rules`` uint32[n]
     index of the rule in ``pipeline.outcomes`` (NO_RULE without metadata); ``marks`` uint32[n] what the pipeline marked
-    the packet with (0 without metadata).  The columns are copies and stay; ``frames`` does not.
+    the packet with (0 without metadata).  ``device_times``, ``hashes``, ``vlans``: what the driver knows of them, where
+    ``SocketOptions.rx_metadata`` asks for it and ``link.got.rx_metadata`` has it.  The columns are copies and stay;
+    ``frames`` does not.
     """
 
     def __init__(self, socket: Socket, columns: Columns):
         self.queue = socket.queue
         self.lengths, self.timestamps = columns.lengths, columns.timestamps
         self.rules, self.marks = columns.rules, columns.marks
+        if columns.device_times is not None:
+            self._device_times, self._hashes, self._vlans = columns.device_times, columns.hashes, columns.vlans
         self._socket, self._addr, self._size, self._first = socket, columns.addr, columns.size, columns.first
         self._views: dict[int, memoryview] = {}  # by buffer
         self._joined: dict[int, memoryview] = {}  # by packet

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,13 @@ class Built:
     def compiled(self, hook: str) -> Compiled:
         """The program for ``hook``; compiled now if it was not built ahead."""
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+    def telling(self, hook: str, tells: tuple[str, ...]) -> Built:
+        """With the program for ``hook`` that tells readers this metadata; compiled now unless it is there."""
+        found = self.programs.get(hook)
+        if found is None or found.tells != tells:
+            found = compile_pipeline(self.pipeline, hook, tells=tells)
+        return replace(self, programs={**self.programs, hook: found})
 
 
 def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .batch import NO_RULE, U32, U64
+from .batch import NO_RULE, U32, U64, Known
 from .core import check, ffi, lib
 from .errors import FrameError
 from .program import Program
@@ -36,7 +36,7 @@ def ring_bytes(ring_size: int, frame_bytes: int) -> int:
     return min(RING_MOST_BYTES, max(mmap.PAGESIZE, ring_size * (1 << (frame_bytes - 1).bit_length())))
 
 
-class CopiedBatch:
+class CopiedBatch(Known):
     """Packets of AF_PACKET or a ring buffer: like a Batch, but its frames are copies of its own and never go stale.
 
     Of a ring buffer also ``marks`` (uint32; 0 where no rule gave one), ``verdicts`` (uint8, the numbers of Verdict; 0

@@ -33,6 +33,7 @@ def examine_device(name: str) -> Iterator[Finding]:
     yield _queues(device)
     yield from _features(device)
     yield _metadata(device)
+    yield from _tx_metadata(device)
     yield from _mtu(device)
     yield from _busy_poll(device)
     yield from _holders(device)
@@ -111,6 +112,18 @@ def _metadata(device: Device) -> Finding:
         return Finding("metadata", "ok", f"the driver offers {', '.join(names)} in native mode")
     text = "the driver offers none: rules on meta.* match nothing in native mode"
     return Finding("metadata", "note", text, "mode tc_ingress reads what the skb carries")
+
+
+def _tx_metadata(device: Device) -> Iterator[Finding]:
+    """What a driver with zero-copy does for packets that sockets transmit; in copy mode the kernel does it."""
+    if "xsk-zerocopy" not in (device.xdp_features or ()):
+        return
+    names = [name for name in ("tx-timestamp", "tx-checksum") if name in device.xsk_features]
+    if names:
+        yield Finding("TX metadata", "ok", f"the driver offers {', '.join(names)} in zero-copy")
+    else:
+        text = "the driver offers no TX timestamps and no checksums in zero-copy"
+        yield Finding("TX metadata", "note", text, "bind copy or auto where you ask for them: the kernel does it then")
 
 
 def _mtu(device: Device) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import re
@@ -36,6 +37,7 @@ _XDP_PASS = 2
 _HAS_FRAGS, _LIVE_FRAMES = 1 << 5, 1 << 1
 _LOOP_HELPER = 181
 _AF_XDP, _SOL_XDP, _XDP_USE_SG = 44, 283, 1 << 4
+_XDP_UMEM_REG, _UMEM_TX_METADATA_LEN = 4, 1 << 2
 _NO_DEVICE = 0x7FFFFFFF
 
 _RETURN = struct.pack("<BBhiBBhi", 0xB7, 0, 0, _XDP_PASS, 0x95, 0, 0, 0)  # r0 = XDP_PASS; exit
@@ -143,6 +145,19 @@ def _multi_buffer() -> bool:
         return ctypes.get_errno() == errno.ENODEV
 
 
+def _tx_metadata() -> bool:
+    """An older kernel does not know the flag."""
+    size = os.sysconf("SC_PAGE_SIZE")
+    with socket.socket(_AF_XDP, socket.SOCK_RAW, 0) as sock, mmap.mmap(-1, size) as memory:
+        view = ctypes.c_char.from_buffer(memory)
+        umem = struct.pack("QQIIII", ctypes.addressof(view), size, size, 0, _UMEM_TX_METADATA_LEN, 24)
+        try:
+            sock.setsockopt(_SOL_XDP, _XDP_UMEM_REG, umem)
+        finally:
+            del view
+    return True
+
+
 def _netdev_features() -> bool:
     return netdev.device("lo").xdp_features is not None
 
@@ -162,6 +177,7 @@ FEATURES = {
         Feature("metadata kfuncs", (6, 3), "meta.hash, meta.timestamp", _kernel_function("bpf_xdp_metadata_rx_hash")),
         Feature("AF_XDP multi-buffer", (6, 6), "packets of several frames", _multi_buffer),
         Feature("tcx", (6, 6), "the TC modes", _tcx),
+        Feature("TX metadata", (6, 8), "TX timestamps and checksums of AF_XDP", _tx_metadata),
         Feature("VLAN kfunc", (6, 8), "meta.vlan", _kernel_function("bpf_xdp_metadata_rx_vlan_tag")),
     )
 }

@@ -14,6 +14,7 @@ _SHOWN = {
     "huge_pages": "huge pages",
     "shared_umem": "shared UMEM",
 }
+_CLOCKS = {"device": "by the device", "software": "in software (CLOCK_TAI)"}
 _NAMES = {
     "af_packet": "AF_PACKET (copies: packets also go on to the stack)",
     "tc_ingress": "TC ingress",
@@ -28,10 +29,12 @@ class Got:
     """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
     buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
-    rules test and no packet has here.
+    rules test and no packet has here; ``rx_metadata``: what readers get with each packet, as far as the driver knows it
+    (:data:`xdpkit.metadata.TOLD`).
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
-    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`."""
+    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`.  ``tx_timestamp``: whose clock says when
+    packets left, "device" (its own) or "software" (the kernel's CLOCK_TAI, when it was done with a packet); "off"."""
 
     device: str
     driver: str | None
@@ -46,6 +49,8 @@ class Got:
     huge_pages: bool | None = None
     multi_buffer: bool | None = None
     shared_umem: bool | None = None
+    tx_timestamp: str | None = None
+    rx_metadata: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -54,6 +59,10 @@ class Got:
         if self.driver:
             parts.append(self.driver)
         parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
+        if self.tx_timestamp in _CLOCKS:
+            parts.append(f"TX timestamps {_CLOCKS[self.tx_timestamp]}")
+        if self.rx_metadata:
+            parts.append(f"RX metadata {' and '.join(self.rx_metadata)}")
         if self.need_wakeup is False:
             parts.append("no need_wakeup")
         absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""

@@ -65,7 +65,10 @@ class Ledger:
     that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
     Delivered packets are ``written`` or ``refused`` by the ``sink``, or were ``read`` in batches.
     ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
-    ``device_dropped`` is what the device says it dropped in that time, before the hook; it is no part of the sums.
+    ``device_dropped`` and ``device_missed`` are what the device says it dropped in that time, before the hook, so no
+    packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped (``rx_dropped``): received by the host, and
+    then not wanted or not processed.  Missed (``rx_missed_errors``): the device had no buffer to put it in, because the
+    host was too slow to give it some.  Drivers differ in what they count, and in whether the one is in the other.
     ``shadow``: the rules that are tried beside these.  ``final`` means that nothing was under way when it was taken."""
 
     pipeline: str
@@ -89,6 +92,7 @@ class Ledger:
     sink: str
     read: int
     device_dropped: int
+    device_missed: int
     final: bool
     shadow: ShadowLedger | None = None
 
@@ -187,8 +191,11 @@ class Ledger:
                 rows += [("    refused by the sink", self.refused, "beyond the limit, or a failed write")] * bool(
                     self.refused
                 )
-        if self.device_dropped:
-            rows += [("device dropped", self.device_dropped, "before the program; not in the sums")]
+        before = [
+            ("device dropped", self.device_dropped, "before the program; not in the sums"),
+            ("device missed", self.device_missed, "before the program, for want of a buffer; not in the sums"),
+        ]
+        rows += [row for row in before if row[1]]
         return rows + (self.shadow.rows() if self.shadow is not None else [])
 
     def as_dict(self) -> dict[str, object]:

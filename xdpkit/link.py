@@ -108,7 +108,7 @@ class Link:
             start, old = time.perf_counter_ns(), self._ruleset
             built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
-            built = replace(built, programs={**built.programs, old.program.hook: built.compiled(old.program.hook)})
+            built = built.telling(old.program.hook, self.got.rx_metadata)
             compiled = time.perf_counter_ns()
             new = Ruleset(
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
@@ -146,7 +146,7 @@ class Link:
         if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
             raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
         refuse_generic(pipe.metadata, self.got.mode, self.device.name)
-        if pipe.metadata and self.got.mode == "native" and namespace_id() != self._namespace:
+        if (pipe.metadata or self.got.rx_metadata) and self.got.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 
     def _forwards(self) -> None:
@@ -234,10 +234,11 @@ class Link:
             mirrored += self._copies.stats()
         sent_on, dropped_there = self._forwarded.counts() if self._forwarded is not None else (0, 0)
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
-        dropped = 0  # at egress: what the device drops on arrival is not on its way out
+        dropped = missed = 0  # at egress: what the device drops on arrival is not on its way out
         if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
             with suppress(OSError):  # the device is gone
-                dropped = self._device_dropped() - self._dropped_before
+                now, before = self._device_dropped(), self._dropped_before
+                dropped, missed = now[0] - before[0], now[1] - before[1]
         return Ledger(
             pipeline=self.program.pipeline.name,
             device=self.device.name,
@@ -260,6 +261,7 @@ class Link:
             sink=sink,
             read=self._read + (self._sockets.read if self._sockets is not None else 0),
             device_dropped=max(0, dropped),
+            device_missed=max(0, missed),
             final=final,
             shadow=self._shadow_ledger(),
         )
@@ -273,9 +275,13 @@ class Link:
         other = [(mine.name, theirs.name, n) for (mine, theirs), n in pairs.items() if mine != theirs]
         return ShadowLedger(shadow.name, rules, tuple(sorted(other, key=lambda row: -row[2])))
 
-    def _device_dropped(self) -> int:
-        """rx_dropped, but for veth, which counts there what its XDP program dropped or failed to redirect."""
-        return 0 if self.device.driver == "veth" else netdev.stats(self.device.index).get("rx_dropped", 0)
+    def _device_dropped(self) -> tuple[int, int]:
+        """rx_dropped and rx_missed_errors (see Ledger), but for veth: it counts as dropped what its XDP program dropped
+        or failed to redirect, and misses nothing, because a full ring there is the sender's tx_dropped."""
+        if self.device.driver == "veth":
+            return 0, 0
+        counts = netdev.stats(self.device.index)
+        return counts.get("rx_dropped", 0), counts.get("rx_missed_errors", 0)
 
     def close(self) -> None:
         """Close the sockets, detach, take the final ledger, let go of program and sets."""

@@ -3,6 +3,8 @@
 Each is present or absent by itself, packet by packet, and a test on one that is absent is false.  At XDP the driver
 tells (Documentation/networking/xdp-rx-metadata.rst), and only a program that is bound to its device may ask; at TC and
 in the socket filter it is in the skb.  A time of 0 and a hash of 0 are none, as in the kernel's own skb.
+
+Readers of sockets get the same with each packet where they ask for it (``SocketOptions.rx_metadata``): :func:`told`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from .limits import Limit
 if TYPE_CHECKING:
     from .pipeline import Rule
 
-__all__ = ["Metadata", "absent_at", "asked", "kernel_needs", "offered_names", "refuse_generic"]
+__all__ = ["TOLD", "Metadata", "absent_at", "asked", "kernel_needs", "offered_names", "refuse_generic", "told"]
+
+#: What readers can ask for, in the order of the bits in bpf/xdp_meta.h.
+TOLD = ("timestamp", "hash", "vlan")
 
 #: The kernel that brought each to XDP, and what the generic netlink family `netdev` calls it.
 _SINCE = {"meta.timestamp": "6.3", "meta.hash": "6.3", "meta.vlan": "6.8"}
@@ -93,3 +98,20 @@ def kernel_needs(fields: Iterable[str]) -> str:
     late = [name for name in fields if _SINCE[name] != "6.3"]
     later = "".join(f", Linux {_SINCE[name]} for {name}" for name in late)
     return f"a device-bound program in native mode (Linux 6.3{later})"
+
+
+def told(
+    wanted: tuple[str, ...], required: bool, mode: str, offered: frozenset[str], device: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which of the ``wanted`` names of TOLD readers get in attach mode ``mode`` from a driver with the ``offered``
+    functions, and why they do not get the others.  NotSupported where one is ``required`` and cannot be."""
+    there = [name for name in TOLD if _FEATURES[f"meta.{name}"] in offered]
+    offers = f"the driver offers {', '.join(there) or 'none'}"
+    if mode == "native":
+        found, why, needs = tuple(name for name in wanted if name in there), offers, f"a driver that has it: {offers}"
+    else:
+        found, why, needs = (), f"none in mode {mode}", f"native mode, where {offers}; this is {mode}"
+    missing = ", ".join(name for name in wanted if name not in found)
+    if missing and required:
+        raise NotSupported(f"rx_metadata {missing} on {device}", needs)
+    return found, (f"RX metadata {missing} ({why})",) if missing else ()

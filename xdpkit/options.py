@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .metadata import TOLD
+
 __all__ = ["KERNEL_HEADROOM", "L2_BYTES", "NATIVE_FRAME_BYTES", "SWITCHES", "SocketOptions", "parse_choice"]
 
 #: XDP_PACKET_HEADROOM: what the kernel keeps free in front of a received packet in each frame.
@@ -55,7 +57,11 @@ class SocketOptions:
 
     ``unaligned``: frames at any place (XDP_UMEM_UNALIGNED_CHUNK_FLAG).  ``sockets_per_queue``: sockets that share a
     queue; flows are spread over them.  ``checksum``: room for TX metadata, so that ``send(checksum=...)`` can ask for
-    checksums.
+    checksums.  ``tx_timestamp``, a switch (auto: off): the same for ``send(timestamp=True)``; zero-copy is then taken
+    only from a driver that has TX timestamps, and ``link.got`` says whose clock it is.
+
+    ``rx_metadata``: what the driver knows of each packet and readers get in batches, "timestamp", "hash", "vlan" joined
+    by commas, all of them required; "want:timestamp,hash": those that can be had; "off".  Native mode only.
     """
 
     ring_size: int = 2048
@@ -74,6 +80,8 @@ class SocketOptions:
     unaligned: bool = False
     sockets_per_queue: int = 1
     checksum: bool = False
+    tx_timestamp: str = "auto"
+    rx_metadata: str = "off"
 
     def __post_init__(self) -> None:
         if self.ring_size < 1 or self.ring_size & (self.ring_size - 1):
@@ -88,8 +96,13 @@ class SocketOptions:
             raise ValueError(f"sockets_per_queue {self.sockets_per_queue}: 1 to 64")
         if self.busy_poll_us < 1 or not 1 <= self.busy_poll_budget <= 65535:
             raise ValueError(f"busy_poll_us {self.busy_poll_us}, busy_poll_budget {self.busy_poll_budget}: 1 or more")
-        for name in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem"):
+        for name in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem", "tx_timestamp"):
             parse_choice(name, getattr(self, name), SWITCHES)
+        if self.switch("tx_timestamp", auto=False)[0] and not self.tx:
+            raise ValueError(f"tx_timestamp {self.tx_timestamp!r} without a TX ring: tx=True")
+        unknown = [name for name in self.rx_wanted if name not in TOLD]
+        if unknown:
+            raise ValueError(f"rx_metadata {self.rx_metadata!r}: off, {', '.join(TOLD)}, or want:NAMES to prefer them")
 
     @classmethod
     def parse(cls, given: Iterable[str]) -> SocketOptions:
@@ -120,6 +133,17 @@ class SocketOptions:
         if value == "auto":
             return (auto,)
         return tuple(choice == "on" for choice in parse_choice(name, value, SWITCHES))
+
+    @property
+    def rx_wanted(self) -> tuple[str, ...]:
+        """The metadata that readers want, names of TOLD."""
+        names = [] if self.rx_metadata == "off" else self.rx_metadata.removeprefix("want:").split(",")
+        return tuple(sorted(set(names), key=lambda name: (TOLD.index(name) if name in TOLD else len(TOLD), name)))
+
+    @property
+    def rx_required(self) -> bool:
+        """That, or an error."""
+        return not self.rx_metadata.startswith("want:")
 
     def room(self, chunk_size: int | None = None) -> int:
         """Bytes of a packet that a frame takes; without ``chunk_size`` the most there can be."""

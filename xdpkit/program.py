@@ -65,8 +65,8 @@ class Program:
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
-        ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*`` is bound to
-        it, for good; without a device all metadata is absent.
+        ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*``, or which
+        tells readers of it, is bound to it, for good; without a device all metadata is absent.
         ``spread``: sockets of each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
@@ -75,7 +75,8 @@ class Program:
         self.pipeline: Pipeline = compiled.pipeline
         self.hook = compiled.hook
         self._rules = self.pipeline.every_rule
-        asks = self.is_xdp and bool(self.pipeline.metadata)
+        self._tells = compiled.tells if self.is_xdp else ()
+        asks = bool(self._tells) or (self.is_xdp and bool(self.pipeline.metadata))
         self._bound_to = device if asks else None
         code = unbound(compiled.object) if asks and device is None else compiled.object
         self._timed = self.pipeline.is_timed
@@ -126,8 +127,10 @@ class Program:
             check(-errno.EPERM, "load", "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         if self._bound_to is not None and (reason := self._refused_to_bind(-result, said)):
             fields, driver = self.pipeline.metadata, self._bound_to.driver or "none"
-            feature = f"{next(iter(fields.values()))}: {', '.join(fields)} on {self._bound_to.name} (driver {driver})"
-            raise NotSupported(feature, f"{reason}; needs {kernel_needs(fields)}")
+            names = [*fields, *(f"meta.{name}" for name in self._tells if f"meta.{name}" not in fields)]
+            where = f"{next(iter(fields.values()))}: " if fields else ""
+            feature = f"{where}{', '.join(names)} on {self._bound_to.name} (driver {driver})"
+            raise NotSupported(feature, f"{reason}; needs {kernel_needs(names)}")
         raise verifier_error(self.pipeline, said)
 
     def _refused_to_bind(self, error: int, log: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .actions import Redirect
 from .core import check, lib
 from .errors import NotSupported
+from .features import require
 from .got import Got
 from .options import L2_BYTES, SocketOptions
 from .placement import device_node
@@ -21,12 +22,15 @@ from .zerocopy import chunk_for_zerocopy
 
 if TYPE_CHECKING:
     from .link import Link
+    from .netdev import Device
     from .program import Program
 
 __all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
 
 T = TypeVar("T")
-_NAMES = {"huge_pages": "huge pages", "busy_poll": "busy poll", "zerocopy": "zero-copy"}
+_NAMES = {
+    "huge_pages": "huge pages", "busy_poll": "busy poll", "zerocopy": "zero-copy", "tx_timestamp": "TX timestamps",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Way:
     busy_poll: bool
     need_wakeup: bool
     shared_umem: bool
+    tx_timestamp: bool
     zerocopy: bool
     multi_buffer: bool
 
@@ -52,44 +57,46 @@ def ways(link: Link) -> Iterator[Way]:
         text = f"{link.device.name}: zero-copy needs native mode, and this is {link.got.mode}"
         raise OSError(errno.EOPNOTSUPP, text)
     several = [m for m in options.switch("multi_buffer", auto=link.program.frags) if link.program.frags or not m]
-    for huge, busy, wakeup, shared, bind, multi in product(
+    for huge, busy, wakeup, shared, stamp, bind, multi in product(
         options.switch("huge_pages", auto=False),
         options.switch("busy_poll", auto=False),
         options.switch("need_wakeup", auto=True),
         options.switch("shared_umem", auto=False),
+        options.switch("tx_timestamp", auto=False),
         binds,
         several or [False],
     ):
-        yield Way(huge, busy, wakeup, shared, bind == "zerocopy", multi)
+        yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi)
 
 
 class Refused(Exception):
-    """The kernel does not do ``switch`` (a field of Way) here; ``error`` says why."""
+    """The kernel does not do ``switch`` (a field of Way) here, ``beside`` others where they are given; ``error`` says
+    why."""
 
-    def __init__(self, switch: str, error: NotSupported):
-        self.switch, self.error = switch, error
+    def __init__(self, switch: str, error: NotSupported, *beside: str):
+        self.switches, self.error = (switch, *beside), error
 
 
 def try_ways(tries: Sequence[Way], open_: Callable[[Way], T]) -> tuple[T, Way, tuple[str, ...]]:
     """The first of ``tries`` that works: (what it opened, the way, what was refused before and why).  The last error is
     raised where none does."""
     refused: dict[str, str] = {}
-    barred: set[str] = set()
+    barred: set[tuple[str, ...]] = set()
     left = list(tries)
     while True:
         way = left.pop(0)
         try:
             return open_(way), way, tuple(f"{what} ({why})" for what, why in refused.items())
         except Refused as no:
-            barred.add(no.switch)
-            refused[_NAMES[no.switch]] = no.error.needs
+            barred.add(no.switches)
+            refused[" with ".join(_NAMES[switch] for switch in no.switches)] = no.error.needs
             error: Exception = no.error
         except OSError as failed:
             if failed.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP):
                 raise
             refused[str(way)] = os.strerror(failed.errno)
             error = failed
-        left = [w for w in left if not any(getattr(w, switch) for switch in barred)]
+        left = [w for w in left if not any(all(getattr(w, switch) for switch in switches) for switches in barred)]
         if not left:
             raise error
 
@@ -148,6 +155,7 @@ class Queues:
             huge_pages=all(u.page_size > os.sysconf("SC_PAGE_SIZE") for u in self.umems),
             multi_buffer=way.multi_buffer,
             shared_umem=len(self.umems) < len(self.pools),
+            tx_timestamp="off" if not way.tx_timestamp else "device" if way.zerocopy else "software",
             walk=(*(w for w in got.walk if not w.startswith(kinds)), *refused),
         )
 
@@ -177,11 +185,7 @@ def open_queues(link: Link, way: Way) -> Queues:
 
 def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptions) -> Umem:
     """Memory for ``frames`` frames that take the packets of all ``links``, near the first one's device."""
-    if options.checksum and way.zerocopy:
-        for device in (link.device for link in links):
-            if "tx-checksum" not in device.xsk_features:
-                needs = f"a driver that computes checksums for AF_XDP, which {device.driver} does not"
-                raise Refused("zerocopy", NotSupported(f"zero-copy with checksums on {device.name}", needs))
+    _check_tx_metadata([link.device for link in links], way, options)
     longest = max(link.device.mtu for link in links) + L2_BYTES
     try:
         chunk = options.chunk_for(longest)
@@ -199,9 +203,29 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
             huge=way.huge_pages,
             node=device_node(links[0].device),
             software_checksum=not way.zerocopy,
+            tx_metadata=options.checksum or way.tx_timestamp,
         )
     except NotSupported as error:
         raise Refused("huge_pages", error) from None
+
+
+def _check_tx_metadata(devices: Sequence[Device], way: Way, options: SocketOptions) -> None:
+    """What goes in front of packets to transmit, the kernel must know, and in zero-copy the driver."""
+    if options.checksum:
+        require("TX metadata", f"checksums on {devices[0].name}")
+    if way.tx_timestamp:
+        try:
+            require("TX metadata", f"TX timestamps on {devices[0].name}")
+        except NotSupported as error:
+            raise Refused("tx_timestamp", error) from None
+    for device in devices if way.zerocopy else ():
+        if options.checksum and "tx-checksum" not in device.xsk_features:
+            needs = f"a driver that computes checksums for AF_XDP, which {device.driver} does not"
+            raise Refused("zerocopy", NotSupported(f"zero-copy with checksums on {device.name}", needs))
+        if way.tx_timestamp and "tx-timestamp" not in device.xsk_features:
+            needs = f"a driver that tells when packets left, which {device.driver} does not"
+            lacking = NotSupported(f"zero-copy with TX timestamps on {device.name}", needs)
+            raise Refused("zerocopy", lacking, "tx_timestamp")
 
 
 def open_socket(
@@ -210,7 +234,8 @@ def open_socket(
     """One socket of a link's queue."""
     socket = Socket(
         link.device.name, link.device.index, queue, pool, options, zerocopy=way.zerocopy, need_wakeup=way.need_wakeup,
-        busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=link.got.timestamps, sibling=sibling,
+        busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=link.got.timestamps,
+        known=bool(link.got.rx_metadata), tx_timestamp=way.tx_timestamp, sibling=sibling,
     )  # fmt: skip
     if way.busy_poll and not socket.busy_poll:
         socket.close()

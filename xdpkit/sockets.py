@@ -23,7 +23,7 @@ from .got import TC_MODES
 from .packet_socket import PacketSocket
 from .queues import Queues, open_queues, try_ways, ways
 from .workers import Workers, WorkerStats
-from .xsk import Packets, SocketStats
+from .xsk import Packets, SentTimes, SocketStats
 
 if TYPE_CHECKING:
     from .link import Link
@@ -43,6 +43,15 @@ class AnyBatch(Protocol):
     marks: U32
 
     def __len__(self) -> int: ...
+
+    @property
+    def device_times(self) -> U64: ...
+
+    @property
+    def hashes(self) -> U32: ...
+
+    @property
+    def vlans(self) -> U32: ...
 
     @property
     def frames(self) -> Sequence[memoryview]:
@@ -163,11 +172,22 @@ class Sockets:
         self._idle()
         return Workers(self, target, limit=limit, snaplen=snaplen, cpus=cpus, wait=wait)
 
-    def send(self, packets: Packets, *, queue: int | None = None, checksum: tuple[int, int] | None = None) -> int:
+    def send(
+        self, packets: Packets, *, queue: int | None = None, checksum: tuple[int, int] | None = None,
+        timestamp: bool = False,
+    ) -> int:  # fmt: skip
         """Transmit out of the device, in one batch: how many of ``packets`` (bytes each, or the rows of a
         uint8[n, bytes] array) were taken, from the first on; it never waits.  ``queue``: whose socket (default: the
-        first).  ``checksum`` and errors as for :meth:`xdpkit.xsk.Socket.transmit`; ValueError without a TX ring
-        (``SocketOptions(tx=True)``), NotSupported where the sockets are not AF_XDP."""
+        first).  ``checksum``, ``timestamp`` and errors as for :meth:`xdpkit.xsk.Socket.transmit`; ValueError without a
+        TX ring (``SocketOptions(tx=True)``), NotSupported where the sockets are not AF_XDP."""
+        return self._sender(queue).transmit(packets, checksum=checksum, timestamp=timestamp)
+
+    def sent_times(self, *, queue: int | None = None) -> SentTimes:
+        """When packets left that :meth:`send` sent with ``timestamp=True`` from the same ``queue``: see
+        :meth:`xdpkit.xsk.Socket.sent_times`.  NotSupported where the sockets have no TX timestamps."""
+        return self._sender(queue).sent_times()
+
+    def _sender(self, queue: int | None) -> xsk.Socket:
         self._idle()
         if not self.xsks:
             raise NotSupported(f"sending in mode {self.link.got.mode}", "AF_XDP sockets: mode native or generic")
@@ -176,7 +196,7 @@ class Sockets:
         found = [x for x in self.xsks if queue is None or x.queue == queue]
         if not found:
             raise ValueError(f"queue {queue} has no socket: {self.link.device.name} has them on {self.link.got.queues}")
-        return found[0].transmit(packets, checksum=checksum)
+        return found[0]
 
     def complete(self) -> int:
         """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""

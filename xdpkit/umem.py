@@ -26,19 +26,20 @@ _OWNERS = ("free", "fill", "rx", "held", "tx", "completion")
 class Umem:
     """``frames`` frames of ``chunk_size`` bytes.  ``huge``: in huge pages; NotSupported if too few are reserved.
     ``node``: the NUMA node to prefer, None where it is touched first.  ``software_checksum``: in copy mode the kernel
-    computes the checksums that are asked for."""
+    computes the checksums that are asked for.  ``tx_metadata``: room for struct xsk_tx_metadata before each packet to
+    transmit."""
 
     def __init__(
         self, frames: int, chunk_size: int, options: SocketOptions, *, huge: bool = False, node: int | None = None,
-        software_checksum: bool = True,
+        software_checksum: bool = True, tx_metadata: bool = False,
     ):  # fmt: skip
-        self.frames, self.chunk_size, self.tx_metadata = frames, chunk_size, options.checksum
+        self.frames, self.chunk_size = frames, chunk_size
         self.debug = bool(os.environ.get("XDPKIT_DEBUG")) if options.debug is None else options.debug
         config = {
             "frames": frames,
             "chunk_size": chunk_size,
             "headroom": options.headroom,
-            "tx_metadata": TX_METADATA_BYTES if options.checksum else 0,
+            "tx_metadata": TX_METADATA_BYTES if tx_metadata else 0,
             "software_checksum": options.checksum and software_checksum,
             "node": -1 if node is None else node,
             "huge": huge,

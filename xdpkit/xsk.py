@@ -23,9 +23,17 @@ from .errors import FrameError, NotSupported
 from .options import SocketOptions
 from .umem import Pool
 
-__all__ = ["Packets", "Socket", "SocketStats", "batches", "slices", "wait"]
+__all__ = ["Packets", "SentTimes", "Socket", "SocketStats", "batches", "slices", "wait"]
 
 XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG = 1 << 1, 1 << 2, 1 << 3, 1 << 4
+
+#: The columns by packet of struct xk_batch: first, lengths, timestamps, rules and marks always, then what the driver
+#: knows.
+_COLUMNS = (np.uint32, np.uint32, np.uint64, np.uint32, np.uint32, np.uint64, np.uint32, np.uint32)
+_ALWAYS = 5
+
+#: Times of sent packets that a socket keeps until they are read, for each entry of its TX ring.
+TIMES_PER_ENTRY = 16
 
 #: What can be sent: packets one by one, or the rows of an array as packets of one length.
 Packets = Sequence[bytes] | npt.NDArray[np.uint8]
@@ -34,7 +42,8 @@ Packets = Sequence[bytes] | npt.NDArray[np.uint8]
 @dataclass(frozen=True, slots=True)
 class SocketStats:
     """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets
-    handed to the TX ring, in ``kicks`` system calls; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the
+    handed to the TX ring, in ``kicks`` system calls; ``tx_times_lost`` times at which packets left that were not kept,
+    because nobody had read those before; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the
     RX ring."""
 
     received: int = 0
@@ -46,10 +55,24 @@ class SocketStats:
     tx_empty: int = 0
     transmitted: int = 0
     kicks: int = 0
+    tx_times_lost: int = 0
     unread: int = 0
 
     def __add__(self, other: SocketStats) -> SocketStats:
         return SocketStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class SentTimes:
+    """When packets left, in the order of sending.  ``numbers`` uint64[n]: which of the socket's packets each is,
+    counted from 0 in the order in which they were taken; ``times`` uint64[n] nanoseconds of the clock that
+    ``link.got.tx_timestamp`` names (software: CLOCK_TAI), 0 where the device gave none."""
+
+    numbers: U64
+    times: U64
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 class Socket:
@@ -69,13 +92,17 @@ class Socket:
         busy_poll: bool = False,
         multi_buffer: bool = False,
         metadata: bool = False,
+        known: bool = False,
+        tx_timestamp: bool = False,
         sibling: Socket | None = None,
     ):
-        """Open and bind; OSError names the call.  ``zerocopy`` False binds in copy mode.  ``sibling``: a socket of the
-        same queue and pool whose FILL and COMPLETION rings this one uses too."""
+        """Open and bind; OSError names the call.  ``zerocopy`` False binds in copy mode.  ``metadata``: the program
+        notes time and rule before each packet, ``known``: also what the driver knows of it.  ``tx_timestamp``: keep the
+        times at which packets left.  ``sibling``: a socket of the same queue and pool whose FILL and COMPLETION rings
+        this one uses too."""
         self.device, self.queue, self.pool, self.multi_buffer = device, queue, pool, multi_buffer
         self.need_wakeup = need_wakeup
-        ring = options.ring_size
+        ring = self._ring = options.ring_size
         config = {
             "fill_size": ring,
             "completion_size": ring,
@@ -87,7 +114,10 @@ class Socket:
             "metadata": metadata,
             "busy_poll_us": options.busy_poll_us if busy_poll else 0,
             "busy_poll_budget": options.busy_poll_budget,
+            "tx_times": TIMES_PER_ENTRY * ring if tx_timestamp else 0,
         }
+        self._times, self._checksum = tx_timestamp, options.checksum
+        self._columns = _COLUMNS if known else _COLUMNS[:_ALWAYS]
         self.xsk = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
         self._buffers = ring if multi_buffer else 0  # that one packet may have
         self._final: SocketStats | None = None
@@ -134,40 +164,58 @@ class Socket:
         self._open()
         self.reclaim()
         room = max(limit, self._buffers)
-        c = Columns(
-            np.empty(room, np.uint64), np.empty(room, np.uint32), np.empty(limit, np.uint32),
-            np.empty(limit, np.uint32), np.empty(limit, np.uint64), np.empty(limit, np.uint32),
-            np.empty(limit, np.uint32),
-        )  # fmt: skip
-        out = ffi.new("struct xk_batch *", [limit, room, *(_pointer(getattr(c, f.name)) for f in fields(c))])
+        addr, size = np.empty(room, np.uint64), np.empty(room, np.uint32)
+        columns: list[Any] = [np.empty(limit, kind) for kind in self._columns]
+        pointers = [_pointer(x) for x in (addr, size, *columns)]
+        out = ffi.new("struct xk_batch *", [limit, room, *pointers])
         n, b = self._check(lib.xk_xsk_receive(self._open(), out)), out.buffers
         if not n:
             return None
-        return Batch(
-            self,
-            Columns(c.addr[:b], c.size[:b], c.first[:n], c.lengths[:n], c.timestamps[:n], c.rules[:n], c.marks[:n]),
-        )
+        return Batch(self, Columns(addr[:b], size[:b], *[column[:n] for column in columns]))
 
-    def transmit(self, packets: Packets, *, checksum: tuple[int, int] | None = None) -> int:
+    def transmit(self, packets: Packets, *, checksum: tuple[int, int] | None = None, timestamp: bool = False) -> int:
         """Copy ``packets`` (bytes each, or the rows of a uint8[n, bytes] array) into free frames and hand them to the
         TX ring; how many it took, from the first on.  It never waits: send the rest when :meth:`complete` has freed
         frames.
 
         ``checksum`` (start, offset): sum each packet from byte ``start`` on and store the Internet checksum ``offset``
         bytes behind it, where the packet carries the sum of its pseudo-header (linux/if_xdp.h,
-        XDP_TXMD_FLAGS_CHECKSUM); NotSupported without ``SocketOptions(checksum=True)``.  OSError EMSGSIZE, EINVAL: a
-        packet too long or too short; none is sent then."""
-        if checksum is not None and not self.pool.umem.tx_metadata:
+        XDP_TXMD_FLAGS_CHECKSUM); NotSupported without ``SocketOptions(checksum=True)``.  ``timestamp``: note when each
+        packet leaves (XDP_TXMD_FLAGS_TIMESTAMP), for :meth:`sent_times`; NotSupported where the socket has no TX
+        timestamps.  OSError EMSGSIZE, EINVAL: a packet too long or too short; none is sent then."""
+        if checksum is not None and not self._checksum:
             raise NotSupported("a checksum by the device", "SocketOptions(checksum=True)")
+        if timestamp:
+            self._keeps_times()
         pointers, lengths, keep = _addresses(packets)
-        start, offset = checksum or (-1, 0)
-        n = lib.xk_xsk_transmit(self._open(), pointers, lengths, len(packets), start, offset)
+        start, offset = checksum or (0, 0)
+        ask = ffi.new("struct xk_tx_ask *", [checksum is not None, timestamp, start, offset])
+        n = lib.xk_xsk_transmit(self._open(), pointers, lengths, len(packets), ask)
         del keep
         return self._check(n)
 
     def complete(self) -> int:
         """Let the kernel go on with the TX ring, and take transmitted frames off the COMPLETION ring; how many."""
         return self._check(lib.xk_xsk_complete(self._open()))
+
+    def sent_times(self) -> SentTimes:
+        """When packets that were sent with ``timestamp=True`` left, of those that have since the last call; what
+        :meth:`complete` does is done first.  TIMES_PER_ENTRY times the ring's size are kept until they are read: what
+        finds no room is counted (``stats().tx_times_lost``) and its numbers are missing."""
+        self._keeps_times()
+        self.complete()
+        room = TIMES_PER_ENTRY * self._ring
+        numbers, times = np.empty(room, np.uint64), np.empty(room, np.uint64)
+        n = self._check(lib.xk_xsk_times(self._open(), _pointer(numbers), _pointer(times), room))
+        numbers, times = numbers[:n].copy(), times[:n].copy()
+        if n and (numbers[1:] < numbers[:-1]).any():  # completed in another order
+            order = np.argsort(numbers)
+            numbers, times = numbers[order], times[order]
+        return SentTimes(numbers, times)
+
+    def _keeps_times(self) -> None:
+        if not self._times:
+            raise NotSupported("TX timestamps", "SocketOptions(tx_timestamp=...); link.got says what came of it")
 
     def view(self, addr: int, length: int) -> memoryview:
         """A read-only view of a held frame, which is given back when the last buffer made from it is gone."""

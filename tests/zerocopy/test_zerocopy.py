@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import cache
 from pathlib import Path
 
@@ -113,6 +114,31 @@ def test_zero_copy_in_generic_mode_is_refused_before_a_packet_moves(nics):
     with attach(pipeline(), near.name, mode="generic", bind="zerocopy") as link:
         with pytest.raises(OSError, match=f"{near.name}: zero-copy needs native mode, and this is generic"):
             link.sockets()
+
+
+# ---- what goes in front of packets ----
+
+
+def test_times_are_the_device_s_or_the_kernel_s_and_got_says_whose(nics):
+    near, far = nics
+    options = SocketOptions(tx=True, debug=True, tx_timestamp="on")
+    packets = frames(near, far, range(WINDOW))
+    able = "tx-timestamp" in near.device.xsk_features
+    with attach(pipeline(), near.name, options=options) as link, link.sockets() as sockets:
+        assert (link.got.bind, link.got.tx_timestamp) == (("zerocopy", "device") if able else ("copy", "software"))
+        ready(near, far)
+        before, numbers, times = time.clock_gettime_ns(time.CLOCK_TAI), [], []
+        assert sockets.send(packets, timestamp=True) == WINDOW
+
+        def more():
+            sent = sockets.sent_times()
+            numbers.extend(sent.numbers.tolist())
+            times.extend(sent.times.tolist())
+            return len(times) == WINDOW
+
+        until(more, "a time for every packet", timeout=60)
+    assert numbers == list(range(WINDOW))
+    assert able or (before <= times[0] and times == sorted(times))
 
 
 # ---- packets ----

@@ -41,7 +41,8 @@ class TableInfo:
 class Compiled:
     """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters.  ``ir``: the LLVM
     IR of classify() before linking; ``assembly``: BPF assembly, empty unless asked for; ``steps_ns``: what each step of
-    compiling took; ``tables``: the rules that became decision trees."""
+    compiling took; ``tables``: the rules that became decision trees; ``tells``: metadata that an XDP program puts in
+    front of redirected packets for readers (names of :data:`xdpkit.metadata.TOLD`)."""
 
     pipeline: Pipeline
     hook: str
@@ -50,11 +51,14 @@ class Compiled:
     assembly: str = field(default="", repr=False)
     steps_ns: tuple[tuple[str, int], ...] = ()
     tables: tuple[TableInfo, ...] = ()
+    tells: tuple[str, ...] = ()
 
 
-def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False) -> Compiled:
-    """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly.
-    Raises NotSupported where llvmlite is missing."""
+def compile_pipeline(
+    pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, tells: tuple[str, ...] = ()
+) -> Compiled:
+    """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly; ``tells``: see
+    :class:`Compiled`.  Raises NotSupported where llvmlite is missing."""
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     try:
@@ -70,7 +74,7 @@ def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = 
         steps.append((name, now - last))
         last = now
 
-    rules = lower(pipeline)
+    rules = lower(pipeline, tells)
     step("lower")
     module = link_module(rules, hook)
     step("link")
@@ -80,4 +84,4 @@ def compile_pipeline(pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = 
     last = time.perf_counter_ns()
     code = emit_object(module, machine)
     step("emit")
-    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables)
+    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables, tells)

@@ -10,7 +10,7 @@ its steps, and the next one is tried.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, singledispatchmethod
@@ -24,6 +24,7 @@ from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
 from ..fields import METADATA
 from ..limits import Limit, Sample
+from ..metadata import TOLD
 from ..pipeline import Pipeline, Rule
 from . import TableInfo
 from .classic import Registers, lower_classic
@@ -65,9 +66,9 @@ class Lowered:
     tables: tuple[TableInfo, ...]
 
 
-def lower(pipeline: Pipeline) -> Lowered:
-    """The IR of ``classify`` for ``pipeline``."""
-    lowering = Lowering(pipeline)
+def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
+    """The IR of ``classify`` for ``pipeline``; ``tells``: metadata for readers, names of TOLD."""
+    lowering = Lowering(pipeline, tells)
     return Lowered(
         lowering.text(), lowering.parts, lowering.memory.templates, lowering.chained, tuple(lowering.tables.made)
     )
@@ -76,7 +77,7 @@ def lower(pipeline: Pipeline) -> Lowered:
 class Lowering:
     """One pipeline on its way to IR."""
 
-    def __init__(self, pipeline: Pipeline):
+    def __init__(self, pipeline: Pipeline, tells: Sequence[str]):
         self.pipeline = pipeline
         self.module = ir.Module(name=pipeline.name)
         self.debug = DebugInfo(self.module, pipeline.where)
@@ -116,6 +117,7 @@ class Lowering:
         self.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
         self.constant("marks", I32(int(Mark in pipeline.steps)))
         self.constant("mirrors", I32(int(Mirror in pipeline.steps)))
+        self.constant("tells", I32(sum(1 << TOLD.index(name) for name in tells)))
         self.constant("pairs", I32(len(pipeline.every_rule) if beside else 0))
         if "tunnel" not in self.parts:
             self.nothing("walk_tunnel", POINTER, POINTER, I32, I32, I32)
