@@ -63,12 +63,13 @@ perf-deps:
 	@missing=$$(for p in $(PERF_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
 
-perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets and live changes on this machine (root)
+perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets, live changes; then soak (root, an hour)
 	$(BIN)/python perf/paths.py
 	$(BIN)/python perf/filter.py
 	$(BIN)/python perf/lookups.py
 	$(BIN)/python perf/sets.py
 	$(BIN)/python perf/updates.py
+	$(BIN)/python perf/soak.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis
