@@ -53,7 +53,8 @@ def build_bpf(target: Path) -> None:
         f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
     ]  # fmt: skip
     hooks = ("xdp", "xdp_frags", "tc", "socket")
-    modules = [f"{hook}{part}" for hook in hooks for part in ("", "_tunnel", "_mirror")] + ["set", "limit"]
+    modules = [f"{hook}{part}" for hook in hooks for part in ("", "_beside", "_tunnel", "_mirror")]
+    modules += ["set", "limit"]
     for name, output in (
         *((m, f"{m}.bc") for m in modules),
         ("generator", "generator.o"),

@@ -18,7 +18,7 @@
  * What the kernel knows of a packet beside its bytes (HAS_META_*) is no matter of the walk: the entry finds it first.
  *
  * The entry defines `struct source` and take(): `*at` becomes the `size` bytes at `offset`, in place or copied to `room`;
- * 0 where the packet has no such bytes.
+ * 0 where the packet has no such bytes.  It defines IN_PLACE where nothing is ever read from a room.
  */
 #pragma once
 #include <linux/bpf.h>
@@ -51,6 +51,12 @@ struct gre_wire { __be16 flags, proto; };
 struct byte_wire { __u8 value; };
 struct half_wire { __be16 value; };
 
+#ifdef IN_PLACE
+#define ROOMS 0
+#else
+#define ROOMS 1
+#endif
+
 struct source;
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at);
 
@@ -62,8 +68,8 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 /* What classify() calls: the header of `size` bytes at `at`, found present by the walk, in place or in its room. */
 int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where);
 
-/* The same for bytes that the walk knows nothing of: 0 where the packet has none. */
-int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where);
+/* The same for bytes that the walk knows nothing of, `from` bytes behind `at`: 0 where the packet has none. */
+int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const void **where);
 
 /*
  * Generated: the HAS_ bits of the headers that rules read and of all on the way to them, those inside a tunnel in the
@@ -92,6 +98,13 @@ void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 
 static __always_inline __u32 blur_at(__u32 at, __u32 zero)
 {
 	return (at ^ zero) & MAX_AT;
+}
+
+/* What the walk noted, read from a map, where the verifier does not know what it was that was written. */
+static __always_inline __u32 noted_at(__u32 at)
+{
+	asm("" : "+r"(at));
+	return at & MAX_AT;
 }
 
 static __always_inline void blur(struct headers *h, __u32 zero)
@@ -367,7 +380,7 @@ static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid,
 	__u32 wants = wanted(), at = 0, type;
 	int proto;
 
-	if (wants & BLUR) { /* the verifier will see them read where no header was copied */
+	if (ROOMS && wants & BLUR) { /* the verifier will see them read where no header was copied */
 		__builtin_memset(&p->room, 0, sizeof(p->room));
 		__builtin_memset(&p->inner_room, 0, sizeof(p->inner_room));
 	}

@@ -22,7 +22,7 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } SET SEC(".maps");
 
-/* The members as of now, or NULL: asked once for a packet, so that it meets one set however often it is looked up. */
+/* The members as of now, or NULL: asked once for all rules that act, so that a packet meets one set in all of them. */
 GENERATED_CALLS void *SET_members(void)
 {
 	__u32 zero = 0;

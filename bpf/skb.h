@@ -15,50 +15,14 @@ static __always_inline __u32 one_if(__u32 number)
 	return number >> 16 & 1;
 }
 
-static __always_inline struct source source_of(struct skb *skb)
-{
-	struct source s = { .skb = skb };
-
-#ifdef DIRECT_ACCESS
-	s.data = (void *)(long)skb->data;
-	s.end = (void *)(long)skb->data_end;
-	asm("" : "+r"(s.data), "+r"(s.end)); /* pointers, whatever LLVM takes them for: see xdp.bpf.c */
-#endif
-#ifdef DIRECT_ACCESS
-	s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci; /* both 0 without a tag, from Linux 6.1 on; tcx is 6.6 */
-#else
-	if (skb->vlan_present)
-		s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci;
-#endif
-	return s;
-}
-
 #define KEPT struct skb *
 #define keep(s) ((s)->skb)
 #define kept(skb) source_of(skb)
 #include "loop.h"
-
-/*
- * Room for what the walk finds, where rules read many headers or, as in the socket filter, headers are copied: LLVM cannot
- * take apart what helpers write, and of 512 bytes of stack classify() needs most.  Programs run with bottom halves off, so
- * none meets another here.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct packet);
-} packets SEC(".maps");
-
-static __always_inline struct packet *packet_room(void)
-{
-	__u32 key = 0;
-	struct packet *p = bpf_map_lookup_elem(&packets, &key);
-
-	if (p)
-		__builtin_memset(p, 0, sizeof(*p));
-	return p;
-}
+#include "room.h"
+#ifdef BESIDE
+#include "beside.h"
+#endif
 
 /*
  * The metadata that rules read, as the kernel keeps it in the skb: a hash of 0 and a time of 0 are none (skb_get_hash(),
@@ -107,10 +71,8 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 {
 #ifdef DIRECT_ACCESS
 	(void)room;
-	if (wanted() & BLUR) { /* from a map, where the verifier does not know what it was that was written */
-		asm("" : "+r"(at));
-		at &= MAX_AT;
-	}
+	if (wanted() & BLUR)
+		at = noted_at(at);
 	return in_place(s, at, size, where);
 #else
 	(void)s, (void)at, (void)size;
@@ -119,8 +81,9 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 #endif
 }
 
-GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
+GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const void **where)
 {
+	at += from;
 	/* with many rules always copied: two ways for every rule are too many for the verifier */
 	if (!(wanted() & BLUR) && (*where = linear(s, at, size)))
 		return 1;

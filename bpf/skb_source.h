@@ -69,3 +69,24 @@ static __always_inline int take(struct source *s, __u32 offset, __u32 size, void
 	return !bpf_skb_load_bytes(s->skb, offset, room, size);
 }
 #endif
+
+static __always_inline struct source source_of(struct skb *skb)
+{
+	struct source s = { .skb = skb };
+
+#ifdef DIRECT_ACCESS
+	s.data = (void *)(long)skb->data;
+	s.end = (void *)(long)skb->data_end;
+	asm("" : "+r"(s.data), "+r"(s.end)); /* pointers, whatever LLVM takes them for: see xdp_source.h */
+#endif
+#ifdef DIRECT_ACCESS
+	s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci; /* both 0 without a tag, from Linux 6.1 on; tcx is 6.6 */
+#else
+	if (skb->vlan_present)
+		s.tpid = bpf_ntohs(skb->vlan_proto), s.tci = skb->vlan_tci;
+#endif
+	return s;
+}
+
+/* The same packet, of which the verifier remembers nothing. */
+#define renewed(s) source_of((s)->skb)

@@ -2,11 +2,15 @@
 /*
  * XDP entry: walk, classify, count, act.
  */
-#include "act.h"
 #include "xdp_source.h"
+#include "act.h"
 #include "xdp_metadata.h"
 #include "xdp_meta.h"
 #include "loop.h"
+#ifdef BESIDE
+#include "beside.h"
+#include "room.h"
+#endif
 
 /*
  * (group * queues + RX queue) * spread + n to AF_XDP socket; max_entries, groups times queues times spread, is set before
@@ -44,13 +48,20 @@ static GENERATED_CALLS int fetched(struct source *s, __u64 offset, void *to, __u
 #endif
 }
 
+#ifdef BESIDE
+#define NOTED(at) noted_at(at)
+#else
+#define NOTED(at) (at)
+#endif
+
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
-	return take(s, at, size, (void *)room, where);
+	return take(s, NOTED(at), size, (void *)room, where);
 }
 
-GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 size, void *room, const void **where)
+GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const void **where)
 {
+	at = NOTED(at) + from;
 	if (take(s, at, size, room, where))
 		return 1;
 	*where = room;
@@ -185,18 +196,6 @@ static __always_inline int transmit(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-/*
- * The packet's bounds.  The kernel turns the 32-bit loads into loads of pointers; LLVM, which does not know that, must not
- * compute with them in 32 bits: the verifier takes the result for a number, and compares it without a word.
- */
-static __always_inline struct source source_of(struct xdp_md *ctx)
-{
-	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx };
-
-	asm("" : "+r"(s.data), "+r"(s.end));
-	return s;
-}
-
 static __always_inline __u32 length(struct xdp_md *ctx, const struct source *s)
 {
 #ifdef FRAGS
@@ -216,20 +215,28 @@ SEC("xdp")
 int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
-	struct packet p = { .len = length(ctx, &s), .rx_queue = ctx->rx_queue_index };
+#ifdef BESIDE
+	struct packet *p = packet_room();
+#else
+	struct packet bare = { 0 }, *p = &bare;
+#endif
 	struct steps a = { 0 };
 	struct counter *c;
 	__u32 outcome;
 
-	find_metadata(ctx, &p);
+	if (!p)
+		return XDP_PASS;
+	p->len = length(ctx, &s);
+	p->rx_queue = ctx->rx_queue_index;
+	find_metadata(ctx, p);
 	if (reads_headers())
-		walk(&s, &p, 0, 0);
-	outcome = classify(&p, &s, &a);
-	c = take_down(&p, &a, outcome);
+		walk(&s, p, 0, 0);
+	outcome = classify(p, &s, &a);
+	c = take_down(p, &a, outcome);
 	if (explain)
 		return outcome;
 	if (mirrors() && a.mirror)
-		mirror(&s, p.len, p.rx_queue, &a, outcome);
+		mirror(&s, p->len, p->rx_queue, &a, outcome);
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(ctx, c, outcome, marks() ? a.mark : 0);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)

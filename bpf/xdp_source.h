@@ -5,6 +5,7 @@
  * such packets: those that define FRAGS.
  */
 #pragma once
+#define IN_PLACE
 #include "packet.h"
 
 struct source {
@@ -15,6 +16,21 @@ struct source {
 #define KEPT struct source
 #define keep(s) (*(s))
 #define kept(source) (source)
+
+/*
+ * The packet's bounds.  The kernel turns the 32-bit loads into loads of pointers; LLVM, which does not know that, must not
+ * compute with them in 32 bits: the verifier takes the result for a number, and compares it without a word.
+ */
+static __always_inline struct source source_of(struct xdp_md *ctx)
+{
+	struct source s = { (void *)(long)ctx->data, (void *)(long)ctx->data_end, ctx };
+
+	asm("" : "+r"(s.data), "+r"(s.end));
+	return s;
+}
+
+/* The same packet, of which the verifier remembers nothing. */
+#define renewed(s) source_of((s)->ctx)
 
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {

@@ -15,10 +15,12 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.utils import PcapNgWriter, PcapWriter, RawPcapReader
 from strategies import make_frame, pipelines
 
-from xdpkit.built import Built, build, read, write
+from xdpkit import DROP, limit
+from xdpkit.built import Built, build, needs, read, write
 from xdpkit.captures import CapturedPacket, read_captures
+from xdpkit.compiler import HOOKS
 from xdpkit.errors import PipelineError
-from xdpkit.pipeline import load_file
+from xdpkit.pipeline import Pipeline, load_file
 from xdpkit.replay import replay
 
 RULES = """
@@ -312,6 +314,29 @@ def test_a_built_file_keeps_every_kind_of_condition(files):
         )
         assert ours["rules"] == theirs["rules"]
         assert ours["rules"][0]["packets"] == 50
+
+
+@pytest.mark.parametrize(
+    ("rule", "loops"),
+    [
+        ('limit("10/second"), DROP', True),
+        ('udp, log("5/minute")', True),
+        ('pcap("ip6 protochain 17"), DROP', True),
+        ('pcap("ip6 proto 17"), DROP', False),
+        ("sample(10), COUNT, DROP", False),
+    ],
+)
+def test_a_built_file_says_what_its_loops_need(files, rule: str, loops: bool):
+    (files / "loops.py").write_text(f"from xdpkit import *\npipe = Pipeline('loops')\npipe.rule({rule})\n")
+    write(build(load_file(files / "loops.py")), files / "loops.xdp")
+    pipe = read(files / "loops.xdp").pipeline
+    assert all(("Linux 5.17: bpf_loop" in needs(pipe, hook)) is loops for hook in HOOKS)
+
+
+def test_what_the_loops_of_a_shadow_need_is_said_too():
+    shadow = Pipeline("shadow")
+    shadow.rule(limit("10/second"), DROP)
+    assert "Linux 5.17: bpf_loop" in needs(Pipeline("live").beside(shadow), "xdp")
 
 
 def test_building_twice_gives_the_same_file(files):

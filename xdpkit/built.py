@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .actions import Action, Step, Verdict
-from .classic import Instruction
+from .classic import Classic, Instruction, has_loops
 from .compiler import HOOKS, Compiled, TableInfo, compile_pipeline
 from .errors import PipelineError, Where
 from .expr import Expr
@@ -35,6 +35,8 @@ NEEDS = {
     "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
     "tc": ("Linux 6.6: tcx links",),
 }
+#: What limits and tcpdump strings that loop need, at every hook.
+LOOPS = "Linux 5.17: bpf_loop"
 #: What zipfile, json and the decoder raise on a file that is damaged or something else.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
@@ -66,7 +68,17 @@ class Built:
 def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
     """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
     metadata = pipeline.metadata if hook.startswith("xdp") else {}
-    return (*NEEDS.get(hook, ()), *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []))
+    return (
+        *NEEDS.get(hook, ()),
+        *([LOOPS] if _loops(pipeline) else []),
+        *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []),
+    )
+
+
+def _loops(pipeline: Pipeline) -> bool:
+    """The rules need bpf_loop(): to pay for a limit, and for tcpdump strings that loop."""
+    nodes = (node for rule in pipeline.every_rule for node in rule.nodes())
+    return bool(pipeline.limits) or any(isinstance(n, Classic) and has_loops(n.instructions) for n in nodes)
 
 
 def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = None) -> Built:

@@ -170,7 +170,7 @@ FEATURES = {
     feature.name: feature
     for feature in (
         Feature("ring buffer", (5, 8), "REDIRECT at TC", _ring_buffer),
-        Feature("bpf_loop", (5, 17), "tcpdump strings that loop", _loop),
+        Feature("bpf_loop", (5, 17), "limits, tcpdump strings that loop", _loop),
         Feature("live frames", (5, 18), "the lab's generator", _live_frames),
         Feature("XDP fragments", (5, 18), "packets of more than a page", lambda: _loads(_XDP, flags=_HAS_FRAGS)),
         Feature("netdev features", (6, 3), "the doctor's word on a driver", _netdev_features),

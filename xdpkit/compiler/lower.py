@@ -49,7 +49,9 @@ EXTERNAL = {
     "passed": (VOID, POINTER, I32),
     "failed": (VOID, I32),
     "log_packet": (VOID, POINTER, POINTER, I32),
-    **dict.fromkeys(("header", "bytes"), (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer())),
+    "begin_again": (VOID, POINTER, POINTER, POINTER),
+    "header": (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer()),
+    "bytes": (I32, POINTER, I32, I32, I32, POINTER, POINTER.as_pointer()),
 }
 
 
@@ -57,20 +59,26 @@ EXTERNAL = {
 class Lowered:
     """The IR of ``classify`` as text; the ``parts`` of the data plane it needs besides the hook's own; the copies of
     ``templates`` it calls, by symbol; how many rules are ``chained``, tested one by one, and the ``tables`` of the
-    others."""
+    others.  ``beside``: rules are tried beside those that act."""
 
     text: str
     parts: tuple[str, ...]
     templates: dict[str, str]
     chained: int
     tables: tuple[TableInfo, ...]
+    beside: bool
 
 
 def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
     """The IR of ``classify`` for ``pipeline``; ``tells``: metadata for readers, names of TOLD."""
     lowering = Lowering(pipeline, tells)
     return Lowered(
-        lowering.text(), lowering.parts, lowering.memory.templates, lowering.chained, tuple(lowering.tables.made)
+        lowering.text(),
+        lowering.parts,
+        lowering.memory.templates,
+        lowering.chained,
+        tuple(lowering.tables.made),
+        beside=pipeline.shadowed is not None,
     )
 
 
@@ -103,13 +111,14 @@ class Lowering:
             kind: {name: n for n, name in enumerate(pipeline.targets(kind))} for kind in (Forward, Redirect)
         }
         builder = ir.IRBuilder(self.registers.body)
+        #: The block, in front of all rules of a section, for what they have in common.
+        self.first = self.registers.first
         #: Where rules that are only tried go on, once one of them has taken the packet; None in those that act.
         self.tried = self.block("tried") if beside else None
         if self.tried is not None:
             self.lower_runs(sections[0], builder)
             builder.unreachable()
-            builder.position_at_end(self.tried)
-            self.tried = None
+            self.act(builder, self.tried)
         self.lower_runs(sections[1], builder)
         builder.unreachable()
         self.constant("reads_headers", I32(int(not self.reader.read <= set(METADATA))))
@@ -123,6 +132,19 @@ class Lowering:
             self.nothing("walk_tunnel", POINTER, POINTER, I32, I32, I32)
         if "mirror" not in self.parts:
             self.nothing("mirror", POINTER, POINTER, POINTER, I32)
+
+    def act(self, builder: ir.IRBuilder, tried: ir.Block) -> None:
+        """Begin with the rules that act, behind those that were ``tried``, as if there had been none: nothing that was
+        computed for those is used again (bpf/beside.h says why)."""
+        self.tried, self.first = None, tried
+        self.reader.values.clear()
+        builder.position_at_end(tried)
+        builder.debug_metadata = self.debug.location(self.pipeline.where)
+        packet, source, steps = self.function.args
+        builder.call(self.external("begin_again"), [source, packet, steps])
+        acting = self.block("acting")
+        builder.branch(acting)
+        builder.position_at_end(acting)
 
     @property
     def parts(self) -> tuple[str, ...]:

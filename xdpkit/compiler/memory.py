@@ -7,7 +7,7 @@ which copies a pipeline needs, and ``link`` makes them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -40,11 +40,8 @@ class Memory:
         self.numbers = {limit.bucket: number for number, limit in enumerate(pipeline.limits)}
         #: Symbol to template of each copy that is called.
         self.templates: dict[str, str] = {}
-        #: How often each set is looked up or added to, at most.
-        self.asked = Counter(
-            [node.set.name for rule in pipeline.every_rule for node in rule.nodes() if isinstance(node, Member)]
-            + [step.set.name for rule in pipeline.rules for step in rule.steps if isinstance(step, Add)]
-        )
+        #: How often each set is looked up or added to, at most: by rules that are tried beside others, and by those.
+        self.asked = {True: asked(pipeline.shadowed.rules if pipeline.shadowed else ()), False: asked(pipeline.rules)}
 
     def call(
         self, builder: ir.IRBuilder, template: str, symbol: str, what: str, arguments: Sequence[ir.Value],
@@ -58,12 +55,14 @@ class Memory:
         return builder.call(module.globals[name], list(arguments))
 
     def members(self, builder: ir.IRBuilder, spec: SetSpec) -> ir.Value:
-        """The map of a set's members; for a set that is looked up more than once the same all through a packet."""
+        """The map of a set's members; for a set that is looked up more than once the same for all rules of a
+        section."""
 
         def ask(at: ir.IRBuilder) -> ir.Value:
             return self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
 
-        return self.lowering.reader.once(f"set {spec.name}", ask) if self.asked[spec.name] > 1 else ask(builder)
+        often = self.asked[self.lowering.tried is not None][spec.name] > 1
+        return self.lowering.reader.once(f"set {spec.name}", ask) if often else ask(builder)
 
     @cached_property
     def room(self) -> ir.Value:
@@ -186,6 +185,15 @@ class Memory:
     def store(self, builder: ir.IRBuilder, offset: int, value: ir.Value) -> None:
         """Write one."""
         builder.store(value, self.place(builder, offset))
+
+
+def asked(rules: Iterable[Rule]) -> Counter[str]:
+    """How often each set is looked up or added to, at most."""
+    found = Counter[str]()
+    for rule in rules:
+        found.update(node.set.name for node in rule.nodes() if isinstance(node, Member))
+        found.update(step.set.name for step in rule.steps if isinstance(step, Add))
+    return found
 
 
 def fitted(builder: ir.IRBuilder, value: ir.Value, shift: int, width: int) -> ir.Value:

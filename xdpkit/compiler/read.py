@@ -96,10 +96,10 @@ class Reader:
         return bits | (BLUR if self.blurred else 0)
 
     def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
-        """A value that is the same for all rules, computed in the function's first block: it spares LLVM the work of
+        """A value that is the same for all rules of a section, computed in its first block: it spares LLVM the work of
         finding that out, which grows faster than the number of rules."""
         if key not in self.values:
-            first = self.lowering.registers.first
+            first = self.lowering.first
             builder = ir.IRBuilder(first)
             builder.position_before(first.terminator)
             builder.debug_metadata = self.lowering.debug.location(self.pipeline.where)
@@ -165,12 +165,11 @@ class Reader:
         packet, source, _ = self.lowering.function.args
         at = self.member(f"{prefix}{header.slot}")
         if spec.kind == "bytes":
-            name, room, size = "bytes", builder.bitcast(self.room, POINTER), spec.size
-            at = builder.add(at, I32(spec.at))
+            what = [I32(spec.at), I32(spec.size), builder.bitcast(self.room, POINTER)]
+            call = builder.call(self.lowering.external("bytes"), [source, at, *what, self.where])
         else:
-            name, size = "header", header.size
             room = builder.gep(packet, [I64(OFFSETS[f"{prefix}room.{header.slot}"][0])], source_etype=I8)
-        call = builder.call(self.lowering.external(name), [source, at, I32(size), room, self.where])
+            call = builder.call(self.lowering.external("header"), [source, at, I32(header.size), room, self.where])
         there = self.lowering.block("there")
         builder.cbranch(builder.icmp_unsigned("!=", call, I32(0)), there, no)
         builder.position_at_end(there)

@@ -126,7 +126,7 @@ class Tables:
         """The words, for one table after the other."""
         return self.lowering.reader.room_for(ir.ArrayType(I32, self.words), "words")
 
-    @cached_property
+    @property
     def zero(self) -> ir.Value:
         """0, of which neither LLVM nor the verifier knows that.
 
