@@ -2,9 +2,9 @@
 
     python perf/soak.py [--seconds 600] [--json FILE]
 
-Packets of 64 bytes come as fast as the port takes them.  They are counted in C, then written to /dev/null as pcapng, read
-in Python, and forwarded to another device; then Python sends as many as it can.  Most of the time is for the first: some
-six minutes at 12 million packets a second carry the rings' 32-bit indices around.  After each
+Packets of 64 bytes come as fast as the port takes them.  They are counted in C, then written to /dev/null as pcapng,
+read in Python, and forwarded to another device; then Python sends as many as it can.  Most of the time is for the
+first: some six minutes at 12 million packets a second carry the rings' 32-bit indices around.  After each
 
 * every packet that was sent is accounted for: at the port's ring, before the hook, or by the ledger to the last one;
 * every frame of the UMEM is back where it belongs;
