@@ -10,7 +10,7 @@ DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1
 VM_DEBS   := apt dpkg debian-archive-keyring util-linux
 TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-dev
 # what `make perf` compares with
-PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables
+PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables xdp-tools linux-perf
 
 .PHONY: help deps test-deps perf-deps install run test test-zerocopy test-kernels lint fuzz perf clean
 
@@ -65,6 +65,7 @@ perf-deps:
 
 perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets, live changes; then soak (root, an hour)
 	$(BIN)/python perf/paths.py
+	$(BIN)/python perf/profile.py
 	$(BIN)/python perf/filter.py
 	$(BIN)/python perf/lookups.py
 	$(BIN)/python perf/sets.py

@@ -33,6 +33,7 @@ from .sockets import Copies, Sockets
 from .sweeper import Sweeper
 from .tally import RuleTotal, Tally, totals
 from .xsk import SocketStats
+from .zerocopy import check_zerocopy
 
 __all__ = ["Link", "Update", "ring_bytes_for"]
 
@@ -146,6 +147,8 @@ class Link:
         if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
             raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
         refuse_generic(pipe.metadata, self.got.mode, self.device.name)
+        if self.got.bind == "zerocopy":
+            check_zerocopy(self.device, pipe)
         if (pipe.metadata or self.got.rx_metadata) and self.got.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 

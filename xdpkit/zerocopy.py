@@ -13,10 +13,19 @@ from .netdev import Device
 from .options import L2_BYTES, SocketOptions
 from .pipeline import Pipeline
 
-__all__ = ["chunk_for_zerocopy"]
+__all__ = ["check_zerocopy", "chunk_for_zerocopy"]
 
 _COUNT_IN_KIB = ("igb", "igc")
 _KIB = 1024
+
+
+def check_zerocopy(device: Device, pipeline: Pipeline) -> None:
+    """NotSupported where zero-copy would lose packets of this pipeline on this device."""
+    if device.driver == "virtio_net" and "TX" in pipeline.verdicts:
+        raise NotSupported(
+            f"zero-copy on {device.name}",
+            "a pipeline without TX, because virtio_net drops what a zero-copy frame sends",
+        )
 
 
 def chunk_for_zerocopy(device: Device, pipeline: Pipeline, options: SocketOptions) -> int:
@@ -24,11 +33,7 @@ def chunk_for_zerocopy(device: Device, pipeline: Pipeline, options: SocketOption
 
     NotSupported where zero-copy would cut, or lose, packets of this pipeline on this device.
     """
-    if device.driver == "virtio_net" and "TX" in pipeline.verdicts:
-        raise NotSupported(
-            f"zero-copy on {device.name}",
-            "a pipeline without TX, because virtio_net drops what a zero-copy frame sends",
-        )
+    check_zerocopy(device, pipeline)
     frame_bytes = device.mtu + L2_BYTES
     smallest = options.chunk_for(frame_bytes)
     for size in (smallest,) if options.chunk_size else (smallest, 4096):

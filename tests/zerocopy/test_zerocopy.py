@@ -232,6 +232,9 @@ def test_tx_is_kept_from_zero_copy_where_the_driver_would_lose_it():
         with attach(pipeline(echo=True), near.name, bind="zerocopy") as link:
             with pytest.raises(NotSupported, match=f"zero-copy on {near.name}: a pipeline without TX"):
                 link.sockets()
+        with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets():
+            with pytest.raises(NotSupported, match=f"zero-copy on {near.name}: a pipeline without TX"):
+                link.update(pipeline(echo=True))
         with far.capture() as back, attach(pipeline(echo=True), near.name) as link, link.sockets():
             assert link.got.bind == "copy"
             assert "not zero-copy (a pipeline without TX" in str(link.got)
