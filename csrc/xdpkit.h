@@ -453,8 +453,8 @@ struct xk_worker_stats {
 	int32_t cpu;       /* -1: not pinned */
 };
 
-/* What a worker does when there is nothing: look on for some 20 us and then sleep; look on for ever; sleep at once;
- * look again every half millisecond, and sleep after 10 ms. */
+/* What a worker does when there is nothing: look on for some 20 us, or less where that was in vain, and then sleep; look
+ * on for ever; sleep at once; look again every half millisecond, and sleep after 10 ms. */
 enum { XK_WAIT_ADAPTIVE, XK_WAIT_BUSY, XK_WAIT_SLEEP, XK_WAIT_NAP };
 
 struct xk_worker;
