@@ -27,7 +27,7 @@
 #define SOL_XDP 283
 #endif
 
-enum { RING = 2048, FRAMES = 4096, CHUNK = 2048, BATCH = 64 };
+enum { RING = 2048, FRAMES = 4096, BATCH = 64 }; /* libxdp's defaults, and the examples' batch */
 
 struct delays {
 	uint32_t *ns;
@@ -59,17 +59,18 @@ static struct {
 	void *entries;
 } fill, rx;
 static uint8_t *memory;
+static uint32_t chunk;
 
 static void *map(int fd, const struct xdp_ring_offset *o, size_t entry, off_t at)
 {
 	return mmap(NULL, o->desc + RING * entry, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, at);
 }
 
-/* The socket, or -1. */
-int plain_open(int ifindex, int queue)
+/* The socket, or -1.  libxdp's default frame_size is 4096. */
+int plain_open(int ifindex, int queue, uint32_t frame_size)
 {
 	struct sockaddr_xdp address = { AF_XDP, XDP_COPY | XDP_USE_NEED_WAKEUP, ifindex, queue, 0 };
-	struct xdp_umem_reg reg = { .len = (uint64_t)FRAMES * CHUNK, .chunk_size = CHUNK };
+	struct xdp_umem_reg reg = { .len = (uint64_t)FRAMES * frame_size, .chunk_size = frame_size };
 	struct xdp_mmap_offsets o;
 	socklen_t size = sizeof(o);
 	int ring = RING, fd = socket(AF_XDP, SOCK_RAW, 0);
@@ -77,6 +78,7 @@ int plain_open(int ifindex, int queue)
 
 	reg.addr = (uintptr_t)mmap(NULL, reg.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	memory = (uint8_t *)(uintptr_t)reg.addr;
+	chunk = frame_size;
 	if (fd < 0 || setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)) ||
 	    setsockopt(fd, SOL_XDP, XDP_UMEM_FILL_RING, &ring, sizeof(ring)) ||
 	    setsockopt(fd, SOL_XDP, XDP_UMEM_COMPLETION_RING, &ring, sizeof(ring)) ||
@@ -91,7 +93,7 @@ int plain_open(int ifindex, int queue)
 	rx.consumer = (uint32_t *)(r + o.rx.consumer);
 	rx.entries = r + o.rx.desc;
 	for (uint32_t i = 0; i < RING; i++)
-		((uint64_t *)fill.entries)[i] = (uint64_t)i * CHUNK;
+		((uint64_t *)fill.entries)[i] = (uint64_t)i * chunk;
 	__atomic_store_n(fill.producer, RING, __ATOMIC_RELEASE);
 	return bind(fd, (struct sockaddr *)&address, sizeof(address)) ? -1 : fd;
 }
@@ -119,7 +121,7 @@ uint64_t plain_run(const int *stop, struct delays *delays)
 
 			if (delays->room)
 				note(delays, memory + d->addr, now);
-			((uint64_t *)fill.entries)[filled++ & (RING - 1)] = d->addr & ~(uint64_t)(CHUNK - 1);
+			((uint64_t *)fill.entries)[filled++ & (RING - 1)] = d->addr & ~(uint64_t)(chunk - 1);
 		}
 		__atomic_store_n(rx.consumer, read, __ATOMIC_RELEASE);
 		__atomic_store_n(fill.producer, filled, __ATOMIC_RELEASE);

@@ -15,6 +15,7 @@ from .. import core
 from ..attach import Link, attach
 from ..core import check, lib
 from ..errors import NotSupported
+from ..options import KERNEL_HEADROOM
 from ..workers import wait_number
 from .native import loops, uring
 from .site import Path, Running, Site, dropping, everything, loop
@@ -25,7 +26,6 @@ __all__ = ["RECEIVE"]
 _IN_FRAME = 42 + TIME_OFFSET
 _RECVFROM, _RECVMMSG, _TPACKET_V3 = 0, 1, 2
 _ALL = 3  # ETH_P_ALL
-_PLAIN_MOST = 2048 - 256
 _FANOUT_LB = 1  # PACKET_FANOUT_LB: in turn
 
 
@@ -85,25 +85,30 @@ def _settle(me: Running, link: Link) -> None:
     me.received, me.lost = ledger.delivered, ledger.lost
 
 
-@contextmanager
-def _plain_c(site: Site) -> Iterator[Running]:
+def _plain_c(frame_size: int) -> Callable[[Site], AbstractContextManager[Running]]:
     """The yardstick: an AF_XDP loop that does nothing else, behind the same program."""
-    if site.size > _PLAIN_MOST:
-        raise NotSupported("the plain loop", f"packets of at most {_PLAIN_MOST} bytes: it knows one frame for each")
-    me = Running()
-    with attach(everything(), site.port.name, mode="native") as link:
-        fd = loops().plain_open(site.port.index, 0)
-        if fd < 0:
-            raise OSError("the plain loop opens no socket")
-        check(lib.xk_xskmap_set(link.program.map_fd("xsks"), 0, fd))
-        me.got = "native, copy"
-        with socket.socket(44, socket.SOCK_RAW, 0, fd) as sock:
-            with loop(site, me, _IN_FRAME, lambda stop, delays: int(loops().plain_run(stop, delays))):
-                yield me
-                lib.xk_xskmap_clear(link.program.map_fd("xsks"), 0)
-                check(lib.xk_quiesce())
-            counts = sock.getsockopt(283, 7, 48)  # XDP_STATISTICS
-            me.lost = sum(int.from_bytes(counts[at : at + 8], sys.byteorder) for at in (0, 24))
+
+    @contextmanager
+    def path(site: Site) -> Iterator[Running]:
+        most = frame_size - KERNEL_HEADROOM
+        if site.size > most:
+            raise NotSupported("the plain loop", f"packets of at most {most} bytes: it knows one frame for each")
+        me = Running()
+        with attach(everything(), site.port.name, mode="native") as link:
+            fd = loops().plain_open(site.port.index, 0, frame_size)
+            if fd < 0:
+                raise OSError("the plain loop opens no socket")
+            check(lib.xk_xskmap_set(link.program.map_fd("xsks"), 0, fd))
+            me.got = "native, copy"
+            with socket.socket(44, socket.SOCK_RAW, 0, fd) as sock:
+                with loop(site, me, _IN_FRAME, lambda stop, delays: int(loops().plain_run(stop, delays))):
+                    yield me
+                    lib.xk_xskmap_clear(link.program.map_fd("xsks"), 0)
+                    check(lib.xk_quiesce())
+                counts = sock.getsockopt(283, 7, 48)  # XDP_STATISTICS
+                me.lost = sum(int.from_bytes(counts[at : at + 8], sys.byteorder) for at in (0, 24))
+
+    return path
 
 
 @contextmanager
@@ -251,7 +256,8 @@ def _udp_lost() -> int:
 _RING = "TPACKET_V3, 16 blocks of 1 MiB, retired after 10 ms (1 ms for delays), C worker, adaptive wait"
 RECEIVE = (
     Path("xdp-drop", _xdp_drop, "native XDP, one counter, no user space", delays=False),
-    Path("plain-c", _plain_c, "AF_XDP rxdrop loop in C, copy, batch 64, rings of 2048, never sleeps"),
+    Path("plain-c", _plain_c(4096), "AF_XDP rxdrop loop in C, libxdp's defaults: copy, frames of 4096, never sleeps"),
+    Path("plain-c-2k", _plain_c(2048), "the same with frames of 2048, the size that xdpkit takes at an MTU of 1500"),
     Path("afxdp", _afxdp("native", "want:zerocopy"), "rings of 2048, need_wakeup, C worker, batch 256, adaptive wait"),
     Path("afxdp-sleep", _afxdp("native", "want:zerocopy", "sleep"), "the same, but it sleeps at once"),
     Path("afxdp-nap", _afxdp("native", "want:zerocopy", "nap"), "the same, but it looks again every 0.5 ms"),
