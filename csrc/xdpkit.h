@@ -603,5 +603,9 @@ void xk_nap(int stop_fd);
 int xk_start_thread(pthread_t *thread, int cpu, void *(*run)(void *), void *self);
 int xk_fail(const char *call, int error);
 uint64_t xk_clock_ns(int clock);
-/* Real time minus monotonic time: what turns the program's clock into the capture's. */
+/*
+ * Real time minus monotonic time: what turns the program's clock into the capture's.  The clocks are read one after the
+ * other, so it is known within some ns, or within ms where a thread loses its CPU in between.  All threads keep to one
+ * value while it can be right: times of packets stay in the order of the program's clock, across batches and queues.
+ */
 uint64_t xk_clock_offset(void);

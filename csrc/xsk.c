@@ -51,9 +51,16 @@ uint64_t xk_clock_ns(int clock)
 
 uint64_t xk_clock_offset(void)
 {
-	uint64_t before = xk_clock_ns(CLOCK_MONOTONIC), real = xk_clock_ns(CLOCK_REALTIME);
+	static int64_t known;
+	int64_t before = (int64_t)xk_clock_ns(CLOCK_MONOTONIC), real = (int64_t)xk_clock_ns(CLOCK_REALTIME);
+	int64_t low = real - (int64_t)xk_clock_ns(CLOCK_MONOTONIC), high = real - before;
+	int64_t offset = __atomic_load_n(&known, __ATOMIC_RELAXED);
 
-	return real - before / 2 - xk_clock_ns(CLOCK_MONOTONIC) / 2;
+	if (offset < low || offset > high) {
+		offset = offset < low ? low : high;
+		__atomic_store_n(&known, offset, __ATOMIC_RELAXED);
+	}
+	return (uint64_t)offset;
 }
 
 /* ---- open and close ---- */
