@@ -44,6 +44,8 @@ static int map_memory(struct xk_umem *u)
 		nodes[(size_t)c->node / 8 / sizeof(long)] = 1ul << ((size_t)c->node % (8 * sizeof(long)));
 		syscall(SYS_mbind, at, u->mapped, PREFERRED, nodes, NODES, 0);
 	}
+	if (!c->huge)
+		madvise(at, u->mapped, MADV_HUGEPAGE); /* a wish too: frames that lie in one piece are 5 % faster */
 	memset(at, 0, u->size);
 	return 0;
 }
