@@ -58,7 +58,7 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     It has a context of its own, which goes with it: in LLVM's global one constants, types and debug information stay
     until the process ends, half a megabyte for each pipeline."""
     context = create_context()
-    module = llvm.parse_bitcode(bitcode(f"{hook}_beside" if rules.beside else hook), context)
+    module = llvm.parse_bitcode(bitcode(f"{hook}_beside" if rules.spacious else hook), context)
     for part in rules.parts:
         module.link_in(llvm.parse_bitcode(bitcode(f"{hook}_{part}"), context))
     for symbol, template in rules.templates.items():

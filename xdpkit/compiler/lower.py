@@ -66,8 +66,8 @@ EXTERNAL = {
 class Lowered:
     """The IR of ``classify`` as text; the ``parts`` of the data plane it needs besides the hook's own; the copies of
     ``templates`` it calls, by symbol; how many rules are ``chained``, tested one by one, whether those are a ``large``
-    program, and the ``tables`` of the others; ``name`` and ``where`` are the pipeline's.  ``beside``: rules are tried
-    beside those that act."""
+    program, and the ``tables`` of the others; ``name`` and ``where`` are the pipeline's.  ``spacious``: what the walk
+    finds is kept in a map at every hook, because rules are tried beside those that act, or many read many headers."""
 
     text: str
     parts: tuple[str, ...]
@@ -75,7 +75,7 @@ class Lowered:
     chained: int
     large: bool
     tables: tuple[TableInfo, ...]
-    beside: bool
+    spacious: bool
     name: str
     where: Where
 
@@ -90,7 +90,7 @@ def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
         lowering.chained,
         lowering.large,
         tuple(lowering.tables.made),
-        beside=pipeline.shadowed is not None,
+        spacious=pipeline.shadowed is not None or (lowering.large and lowering.reader.blurred),
         name=pipeline.name,
         where=pipeline.where,
     )
