@@ -73,10 +73,12 @@ int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const 
 
 /*
  * Generated: the HAS_ bits of the headers that rules read and of all on the way to them, those inside a tunnel in the
- * upper half.  BLUR: see blur().
+ * upper half.  BLUR: see blur().  ROOMY: what the walk finds of a socket buffer that is read in place is kept in a map,
+ * because the rules need the stack.
  */
 __u64 wanted(void);
 #define BLUR (1u << 31)
+#define ROOMY (1u << 30)
 
 /* Into the tunnel, if there is one, behind the outer headers: tunnel.h, or nothing where no rule asks. */
 void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type);

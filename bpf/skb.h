@@ -71,7 +71,7 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 {
 #ifdef DIRECT_ACCESS
 	(void)room;
-	if (wanted() & BLUR)
+	if (wanted() & (BLUR | ROOMY))
 		at = noted_at(at);
 	return in_place(s, at, size, where);
 #else

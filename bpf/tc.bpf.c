@@ -135,7 +135,7 @@ static long judge(__u32 n, struct judging *j)
 	__u32 outcome, want, tpid = s.tpid;
 
 	(void)n;
-	if (wanted() & BLUR && !(p = packet_room())) {
+	if (wanted() & (BLUR | ROOMY) && !(p = packet_room())) {
 		j->verdict = TCX_NEXT;
 		return 1;
 	}

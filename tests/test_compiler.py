@@ -12,17 +12,20 @@ import pytest
 from llvmlite import ir
 
 import xdpkit
-from xdpkit.actions import DROP, PASS, REDIRECT, TX, Mirror
+from xdpkit.actions import COUNT, DROP, PASS, REDIRECT, TX, Mirror
+from xdpkit.built import Built
 from xdpkit.compiler import HOOKS, compile_pipeline, table
+from xdpkit.compiler.link import longest_jump
 from xdpkit.compiler.lower import I8, I64, Lowering
-from xdpkit.errors import VerifierError, Where
+from xdpkit.errors import PipelineError, VerifierError, Where
 from xdpkit.expr import Expr, here
 from xdpkit.fields import FIELDS
-from xdpkit.headers import Field, eth, icmp6, ip, ip6, payload, pkt, tcp, udp
+from xdpkit.headers import Field, eth, icmp6, inner, ip, ip6, payload, pkt, tcp, udp
 from xdpkit.pcap import pcap
 from xdpkit.pipeline import Pipeline, load_file
 from xdpkit.program import Program
 from xdpkit.reference import evaluate
+from xdpkit.ruleset import Ruleset
 
 RULES = """\
 from xdpkit.actions import *
@@ -281,3 +284,82 @@ def test_many_rules_behind_one_that_copies_packets_pass_the_verifier(hook):
         pipe.rule((tcp.dport == n) & (ip.ttl == n), DROP)
     with Program(compile_pipeline(pipe, hook)) as program:
         assert program.info()["verified_instructions"] < 100_000
+
+
+# ---- too many rules ----
+
+
+def asking(rules: int) -> Pipeline:
+    """Rules that no table takes: sets, headers inside, payload at many places."""
+    pipe = Pipeline("asking")
+    sets = [pipe.set(f"set{n}", *fields) for n, fields in enumerate(((ip.src,), (tcp.dport, ip.dst), (inner.ip.src,)))]
+    for n in range(rules // 3):
+        pipe.rule(sets[n % 3] & (ip.ttl != n % 250), DROP)
+        pipe.rule((inner.tcp.dport == n) & (inner.payload[n % 9 : 2] != n), PASS)
+        pipe.rule((tcp.dport == n) & (payload[n % 11 : 4] == n), TX)
+    return pipe
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("rules", [18, 30, 90])
+def test_rules_that_ask_much_load_at_every_hook(hook, rules):
+    with Ruleset(Built(asking(rules), {}), hook) as ruleset:
+        assert ruleset.program.info()["verified_instructions"] < 500_000
+
+
+@pytest.mark.parametrize("rules", [12, 40])
+def test_where_headers_start_stays_bounded_at_tc(rules):
+    pipe = Pipeline("bounded")
+    for n in range(rules):
+        pipe.rule(ip6.src.within(f"2001:db8:{n:x}::/48") & (udp.dport != n) | (tcp.sport == n), COUNT)
+        pipe.rule((tcp.dport == n) & (payload[n % 5 * 4 : 4] == n) & (payload[n % 7 : 2] != 3), DROP)
+    Program(compile_pipeline(pipe, "tc")).close()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_assembly_is_shown_of_the_program_that_runs(hook):
+    pipe = load_file(Path(__file__).parents[1] / "pipelines" / "firewall.py")
+    assert compile_pipeline(pipe, hook, assembly=True).object == compile_pipeline(pipe, hook).object
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deep(Expr):
+    """Needs more stack than there is."""
+
+
+def lower_deep(self: Lowering, expr: Deep, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+    builder.debug_metadata = self.debug.location(expr.where)
+    room = self.reader.room_for(ir.ArrayType(I64, 80), "deep")
+    place = builder.bitcast(room, I64.as_pointer())
+    builder.store(I64(1), place)
+    use = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [place.type]), "", "r,~{memory}", side_effect=True)
+    builder.call(use, [place])
+    builder.branch(yes)
+
+
+Lowering.lower_expr.register(Deep, lower_deep)
+
+
+def test_a_program_that_exceeds_the_stack_is_refused_at_its_rule_and_the_process_lives_on():
+    pipe = Pipeline("refused")
+    rule = pipe.rule(Deep(where=here()), DROP, name="deep")
+    error = refused(pipe)
+    assert (error.where, error.rule) == (rule.where, "deep")
+    assert "stack" in str(error)
+
+
+def test_a_program_whose_jumps_are_too_long_is_refused_in_one_line_and_the_process_lives_on():
+    pipe = Pipeline("long")
+    seen = [pipe.set(f"seen{n}", ip.src, timeouts=True) for n in range(6)]
+    for n in range(200):
+        pipe.rule((tcp.dport == n) & ~seen[n % 6], seen[n % 6].add(timeout=5))
+    with pytest.raises(PipelineError, match=r"'long' tests 201 rules one by one, .* where BPF jumps over 32767"):
+        compile_pipeline(pipe)
+    assert compile_pipeline(Pipeline("short")).object
+
+
+def test_jumps_are_measured_in_instructions_whatever_stands_between():
+    text = "\n".join(
+        ["f:", "\tif w1 == 0 goto LBB0_1", "\t.loc 1 1 1", "\t#APP", "\tr1 = 5 ll", "LBB0_1:", "\tgoto LBB0_1"]
+    )
+    assert longest_jump(text) == 2

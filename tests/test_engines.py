@@ -98,14 +98,15 @@ def test_the_program_judges_every_frame_as_the_reference_does(hook: str, pipe: P
 
 
 @one_by_one
+@pytest.mark.parametrize("limit", ["MANY", "FEW"])
 @examples(30)
 @given(pipelines(), batches(150))
 def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(
-    hook: str, pipe: Pipeline, batch: list[bytes]
+    hook: str, limit: str, pipe: Pipeline, batch: list[bytes]
 ):
     note(again("test_engines.py"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lower, "MANY", -1)
+        patch.setattr(lower, limit, -1)
         assert_judged_alike(pipe, batch, hook)
 
 

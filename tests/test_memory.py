@@ -16,7 +16,7 @@ from test_engines import counted, drain, live, one_by_one, packet_socket, runs, 
 from xdpkit import COUNT, DROP, PASS, TX, Mark, Pipeline, eth, inner, ip, limit, payload, pkt, tcp, udp
 from xdpkit.actions import Verdict
 from xdpkit.built import Built
-from xdpkit.compiler import HOOKS
+from xdpkit.compiler import HOOKS, lower, memory
 from xdpkit.core import check, lib
 from xdpkit.lab import Port
 from xdpkit.reference import State, run
@@ -53,6 +53,17 @@ def test_what_rules_remember_is_the_same_in_the_kernel_and_in_the_reference(
     for spec in pipe.sets:
         note(f"{spec.name}: {spec.kind}, {spec.capacity}: {[spec.text(e) for e in spec.members]}")
     assert_remembered_alike(pipe, stream, hook)
+
+
+@one_by_one
+@examples(20)
+@given(pipelines(), arrivals(80))
+def test_a_large_program_remembers_as_a_small_one_does(hook: str, pipe: Pipeline, stream: list[Arrival]):
+    note(f"{again('test_memory.py')}\n{pipe}\n{listing(pipe)}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lower, "FEW", -1)
+        patch.setattr(memory, "FEW_SETS", 0)
+        assert_remembered_alike(pipe, stream, hook)
 
 
 @one_by_one

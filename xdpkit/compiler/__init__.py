@@ -58,11 +58,12 @@ def compile_pipeline(
     pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, tells: tuple[str, ...] = ()
 ) -> Compiled:
     """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly; ``tells``: see
-    :class:`Compiled`.  Raises NotSupported where llvmlite is missing."""
+    :class:`Compiled`.  Raises NotSupported where llvmlite is missing, PipelineError where the rules are too many for
+    one program."""
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     try:
-        from .link import emit_assembly, emit_object, link_module, optimise  # noqa: PLC0415  see above
+        from .link import check_reach, emit_assembly, emit_object, link_module, optimise  # noqa: PLC0415  see above
         from .lower import lower  # noqa: PLC0415
     except ImportError as error:
         raise NotSupported("compiling a pipeline", f"pip install llvmlite, or build it elsewhere ({error})") from error
@@ -78,10 +79,11 @@ def compile_pipeline(
     step("lower")
     module = link_module(rules, hook)
     step("link")
-    machine = optimise(module, rules.chained)
+    machine = optimise(module, large=rules.large)
     step("optimise")
     text = emit_assembly(module, machine) if assembly else ""
     last = time.perf_counter_ns()
+    check_reach(module, machine, rules)
     code = emit_object(module, machine)
     step("emit")
     return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables, tells)

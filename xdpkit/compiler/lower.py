@@ -10,7 +10,7 @@ its steps, and the next one is tried.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, singledispatchmethod
@@ -22,20 +22,27 @@ from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Shadow, Verd
 from ..classic import Classic
 from ..errors import Where
 from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
-from ..fields import METADATA
+from ..fields import INNER, METADATA
 from ..limits import Limit, Sample
 from ..metadata import TOLD
 from ..pipeline import Pipeline, Rule
 from . import TableInfo
 from .classic import Registers, lower_classic
 from .memory import SHADOW, Memory
-from .read import Reader, headers_asked, reachable
+from .read import Reader, fields_asked, headers_asked, reachable
 from .table import Table, Tables, tables
 from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID = ir.VoidType()
-#: From this many rules on, what one test finds out is not carried into the next (see unknown()).
+#: Up to so many rules that are tested one by one get all that LLVM's -O2 does, unless they branch much: of more than so
+#: many rules that ask sets, the headers inside or the payload, and for more than so many different things.
+FEW, FEW_ASK, FEW_ASKED = 32, 8, 2
+#: Of more than so many rules LLVM keeps where headers start in halves of words of the stack, where the verifier does
+#: not follow bounds: at TC they are bounded again where they are used, and what the walk finds is kept in a map.
+FEW_BOUNDS = 11
+#: From this many rules on, or more than FEW that look up sets, what one test finds out is not carried into the next
+#: (see unknown()).
 MANY = 128
 #: So many entries of tables on a packet's way the verifier can follow once for each way through the headers.
 DEEP = 16
@@ -58,15 +65,19 @@ EXTERNAL = {
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """The IR of ``classify`` as text; the ``parts`` of the data plane it needs besides the hook's own; the copies of
-    ``templates`` it calls, by symbol; how many rules are ``chained``, tested one by one, and the ``tables`` of the
-    others.  ``beside``: rules are tried beside those that act."""
+    ``templates`` it calls, by symbol; how many rules are ``chained``, tested one by one, whether those are a ``large``
+    program, and the ``tables`` of the others; ``name`` and ``where`` are the pipeline's.  ``spacious``: what the walk
+    finds is kept in a map at every hook, because rules are tried beside those that act, or many read many headers."""
 
     text: str
     parts: tuple[str, ...]
     templates: dict[str, str]
     chained: int
+    large: bool
     tables: tuple[TableInfo, ...]
-    beside: bool
+    spacious: bool
+    name: str
+    where: Where
 
 
 def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
@@ -77,8 +88,11 @@ def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
         lowering.parts,
         lowering.memory.templates,
         lowering.chained,
+        lowering.large,
         tuple(lowering.tables.made),
-        beside=pipeline.shadowed is not None,
+        spacious=pipeline.shadowed is not None or (lowering.large and lowering.reader.blurred),
+        name=pipeline.name,
+        where=pipeline.where,
     )
 
 
@@ -104,8 +118,11 @@ class Lowering:
         self.reader.blurred |= bool(beside) or sum(table.info().depth for table in found) > DEEP
         self.tables = Tables(self, found)
         self.memory = Memory(self, pipeline)
+        remembering = sum(any(isinstance(node, Member) for node in rule.nodes()) for rule in chained)
         self.chained = len(chained)
-        self.many = self.chained > MANY
+        self.many = self.chained > MANY or remembering > FEW
+        self.large = self.chained > FEW or is_branchy(chained)
+        self.roomy = self.large or self.chained > FEW_BOUNDS
         self.known: frozenset[str] = frozenset()
         self.targets = {
             kind: {name: n for n, name in enumerate(pipeline.targets(kind))} for kind in (Forward, Redirect)
@@ -115,10 +132,14 @@ class Lowering:
         self.first = self.registers.first
         #: Where rules that are only tried go on, once one of them has taken the packet; None in those that act.
         self.tried = self.block("tried") if beside else None
+        #: The last rule of the section that is lowered: it takes every packet.
+        self.last = rules[-1]
         if self.tried is not None:
+            self.last = beside[-1]
             self.lower_runs(sections[0], builder)
             builder.unreachable()
             self.act(builder, self.tried)
+            self.last = rules[-1]
         self.lower_runs(sections[1], builder)
         builder.unreachable()
         self.constant("reads_headers", I32(int(not self.reader.read <= set(METADATA))))
@@ -222,6 +243,20 @@ class Lowering:
             builder.branch(skip)
         else:
             self.finish(builder, I32(self.outcome(index, rule)))
+
+    def surely(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
+        """What is first of a section goes on only where ``holds``, as it always does; else the last rule takes the
+        packet.  ``builder`` stands at the end of the first block."""
+        more, never = self.block("more"), self.block("never")
+        start = self.first.terminator
+        builder.remove(start)
+        builder.position_at_end(self.first)
+        builder.cbranch(holds, more, never)
+        self.first = more
+        builder.position_at_end(more)
+        builder.branch(start.operands[0])
+        builder.position_at_end(never)
+        self.finish(builder, I32(self.outcome(*self.last)))
 
     def finish(self, builder: ir.IRBuilder, outcome: ir.Value) -> None:
         """A rule takes the packet: return its outcome; or, of rules that are only tried, count it and go on to those
@@ -369,6 +404,20 @@ def asked_once(numbered: tuple[int, Rule]) -> object:
     """The same for the rules of one verdict map, which is looked up once for all; else another for every rule."""
     index, rule = numbered
     return index if rule.lookup is None else (rule.lookup.set.name, rule.lookup.where)
+
+
+def is_branchy(rules: Iterable[Rule]) -> bool:
+    """Whether ``rules`` ask much of sets, headers inside and payload.
+
+    Each such question is one that may fail.  LLVM, at -O2, makes a way of its own of how several of them turn out,
+    which may spare a packet a branch, but the verifier follows each of those ways through all the rules behind."""
+    asking, asked = 0, set[str]()
+    for rule in rules:
+        mine = {node.set.name for node in rule.nodes() if isinstance(node, Member)}
+        for spec in fields_asked(rule):
+            mine |= {spec.name} if spec.kind == "bytes" else {INNER} if spec.name.startswith(INNER) else set()
+        asking, asked = asking + bool(mine), asked | mine
+    return asking > FEW_ASK and len(asked) > FEW_ASKED
 
 
 def required(expr: Expr) -> frozenset[str]:

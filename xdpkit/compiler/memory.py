@@ -28,6 +28,8 @@ I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID, POINTER = ir.VoidType(), I8.as_pointer()
 #: Offsets in ``struct steps`` (bpf/act.h).
 MARK, MARKED, MIRROR, MIRROR_RULE, SHADOW = 0, 4, 8, 12, 16
+#: So many sets that are looked up more than once may be there or not, as far as the verifier is told.
+FEW_SETS = 2
 #: Copies of whole packets are as long as the packet.
 WHOLE = 0xFFFFFFFF
 
@@ -56,12 +58,19 @@ class Memory:
 
     def members(self, builder: ir.IRBuilder, spec: SetSpec) -> ir.Value:
         """The map of a set's members; for a set that is looked up more than once the same for all rules of a
-        section."""
+        section.
+
+        There always is one, which the verifier does not know.  It tries both where the map is first used, and the
+        answers of several sets multiply: where they are many, no rule is tried without all of them."""
 
         def ask(at: ir.IRBuilder) -> ir.Value:
-            return self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
+            members = self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
+            if often > FEW_SETS:
+                self.lowering.surely(at, at.icmp_unsigned("!=", members, POINTER(None)))
+            return members
 
-        often = self.asked[self.lowering.tried is not None][spec.name] > 1
+        asked = self.asked[self.lowering.tried is not None]
+        often = sum(times > 1 for times in asked.values()) if asked[spec.name] > 1 else 0
         return self.lowering.reader.once(f"set {spec.name}", ask) if often else ask(builder)
 
     @cached_property

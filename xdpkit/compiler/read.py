@@ -29,8 +29,8 @@ POINTER = I8.as_pointer()
 OFFSETS = offsets()
 #: Bit of each header in ``headers.present``.
 HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
-#: BLUR in bpf/packet.h, and the size of a pipeline from which the verifier needs it.
-BLUR = 1 << 31
+#: BLUR and ROOMY in bpf/packet.h, and the size of a pipeline from which the verifier needs the first.
+BLUR, ROOMY = 1 << 31, 1 << 30
 MANY_HEADERS, MANY_TESTS = 10, 1000
 #: So many fields a group of rules reads in front: more would not fit on the stack.
 HOIST_FIELDS = 16
@@ -47,13 +47,17 @@ def reachable(pipeline: Pipeline, first: int = 0) -> Iterator[tuple[int, Rule]]:
 def headers_asked(rules: Iterable[Rule]) -> Iterator[str]:
     """The header of every test of a header or field in the rules, as often as it is tested."""
     for rule in rules:
-        for node in rule.nodes():
-            if isinstance(node, Present):
-                yield node.header
-            yield from (spec.header for spec in _fields(node) if spec.header is not None)
-        for step in rule.steps:
-            if isinstance(step, Add):
-                yield from (spec.header for spec in step.fields if spec.header is not None)
+        yield from (node.header for node in rule.nodes() if isinstance(node, Present))
+        yield from (spec.header for spec in fields_asked(rule) if spec.header is not None)
+
+
+def fields_asked(rule: Rule) -> Iterator[FieldSpec]:
+    """The fields that the conditions and steps of a rule read, and those of the packets that it remembers."""
+    for node in rule.nodes():
+        yield from _fields(node)
+    for step in rule.steps:
+        if isinstance(step, Add):
+            yield from step.fields
 
 
 def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
@@ -93,7 +97,7 @@ class Reader:
                 behind |= {"ip", "ip6", "udp", "gre", *(t for t in TUNNEL if "." not in t)}
             todo |= behind - wanted
         bits = sum(HEADER_BITS[n.removeprefix(INNER)] << (32 if n.startswith(INNER) else 0) for n in wanted)
-        return bits | (BLUR if self.blurred else 0)
+        return bits | (BLUR if self.blurred else 0) | (ROOMY if self.lowering.roomy else 0)
 
     def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
         """A value that is the same for all rules of a section, computed in its first block: it spares LLVM the work of
