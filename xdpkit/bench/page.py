@@ -89,6 +89,13 @@ def _inline(pyplot: Any, figure: Any, title: str) -> str:
     return f'<p><img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}"></p>'
 
 
+def _short(axis: Any) -> None:
+    """10k in place of 1e4."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415  an extra
+
+    axis.set_major_formatter(EngFormatter(sep=""))
+
+
 def _colours(mine: Sequence[Row]) -> list[str]:
     return ["tab:blue" if r.path.startswith(_OURS) else "tab:gray" for r in mine]
 
@@ -98,6 +105,7 @@ def _rate_bars(axes: Any, mine: Sequence[Row]) -> None:
     spread = [[median - low for median, low, _ in rates], [high - median for median, _, high in rates]]
     axes.barh([r.path for r in mine], [median for median, _, _ in rates], xerr=spread, color=_colours(mine))
     axes.set_xlabel("packets/s")
+    _short(axes.xaxis)
 
 
 def _cost_bars(axes: Any, mine: Sequence[Row]) -> None:
@@ -117,19 +125,17 @@ def _waits(pyplot: Any, found: Sequence[dict[str, Any]]) -> str:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for wait in dict.fromkeys(row["wait"] for row in found):
         mine = sorted((row for row in found if row["wait"] == wait), key=lambda row: row["rate"])
-        (line,) = left.plot(
-            [row["rate"] for row in mine], [row["delays_us"][0] for row in mine], "o-", label=f"{wait} p50"
-        )
-        left.plot(
-            [row["rate"] for row in mine], [row["delays_us"][1] for row in mine], "s--", color=line.get_color(),
-            label=f"{wait} p99",
-        )  # fmt: skip
-        right.plot([row["rate"] for row in mine], [row["own"] for row in mine], "o-", label=wait)
-    left.set(xscale="log", yscale="log", xlabel="offered packets/s", ylabel="microseconds from send to receive")
-    right.set(xscale="log", xlabel="offered packets/s", ylabel="CPUs at work, sender included")
+        rates = [row["rate"] for row in mine]
+        (line,) = left.plot(rates, [row["delays_us"][0] for row in mine], "o-", label=wait)
+        left.plot(rates, [row["delays_us"][1] for row in mine], "s--", color=line.get_color())
+        right.plot(rates, [row["own"] for row in mine], "o-")
+    left.set(xscale="log", yscale="log", ylabel="microseconds from send to receive\n(line: p50, dashes: p99)")
+    right.set(xscale="log", ylabel="CPUs at work, sender included")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.set_xlabel("offered packets/s")
+        _short(axes.xaxis)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     title = "ways of waiting: delay and cost"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return _inline(pyplot, figure, title)
