@@ -99,7 +99,7 @@ static int turn_around(struct direction *d)
 
 	if (n < 0)
 		return n;
-	if (d->from->pool->free_count && (error = xk_refill(d->from)))
+	if ((error = xk_refill(d->from, 0)))
 		return error;
 	return n;
 }
@@ -112,7 +112,7 @@ static int stalled(const struct xk_forwarder *f)
 		const struct xk_ring *fill = &f->directions[i].from->queue->fill;
 
 		if (x->tx.producer != xk_ring_load(x->tx.shared_consumer) ||
-		    (!x->pool->free_count && fill->producer - xk_ring_load(fill->shared_consumer) < fill->size / 2 &&
+		    (!pool_free(x->pool) && fill->producer - xk_ring_load(fill->shared_consumer) < fill->size / 2 &&
 		     x->tx.producer != x->queue->completion.consumer))
 			return 1;
 	}

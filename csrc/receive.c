@@ -8,15 +8,14 @@
 #include <time.h>
 #include "umem.h"
 
-int xk_refill(struct xk_xsk *x)
+int xk_refill(struct xk_xsk *x, uint32_t least)
 {
-	struct xk_pool *p = x->pool;
 	struct xk_ring *fill = &x->queue->fill;
-	uint32_t spare = p->free_count > x->keep ? p->free_count - x->keep : 0;
+	uint32_t free = pool_free(x->pool), spare = free > x->keep + least ? free - x->keep : least < free ? least : free;
 	uint32_t n = spare ? xk_ring_reserve(fill, spare) : 0;
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint64_t addr = p->free[--p->free_count];
+		uint64_t addr = pool_take(x->pool);
 
 		if (!pass_frame(x->umem, addr, OWNER_FREE, OWNER_FILL))
 			return xk_fail("frame check", EFAULT);
@@ -103,7 +102,7 @@ int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
 	pool_lock(x->pool);
 	x->pool->held_count += b->buffers;
 	/* free frames take the place of those now held, so that a batch under way does not starve the kernel */
-	if (x->pool->free_count && xk_refill(x)) {
+	if (xk_refill(x, 0)) {
 		pool_unlock(x->pool);
 		return -EFAULT;
 	}
@@ -113,25 +112,17 @@ int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
 
 static int recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)
 {
-	struct xk_pool *p = x->pool;
-	struct xk_ring *fill = &x->queue->fill;
-	uint32_t room = xk_ring_reserve(fill, n);
-
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t base = frame_base(x->umem, addr[i]);
 
-		if (!pass_frame(x->umem, base, OWNER_HELD, i < room ? OWNER_FILL : OWNER_FREE))
+		if (!pass_frame(x->umem, base, OWNER_HELD, OWNER_FREE))
 			return xk_fail("frame check", EFAULT);
 		if (x->umem->owners) /* poison: a stale view must not look like a packet */
 			memset(x->umem->memory + base, 0xde, x->umem->config.chunk_size);
-		if (i < room)
-			*xk_ring_addr(fill, fill->producer + i) = base;
-		else
-			p->free[p->free_count++] = base;
+		pool_give(x->pool, base);
 	}
-	p->held_count -= n;
-	xk_ring_submit(fill, room);
-	return room == n && p->free_count ? xk_refill(x) : 0;
+	x->pool->held_count -= n;
+	return xk_refill(x, n);
 }
 
 int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)

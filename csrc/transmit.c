@@ -66,7 +66,7 @@ int xk_collect(struct xk_xsk *x)
 		addr = frame_base(x->umem, data_offset(x->umem, addr));
 		if (!pass_frame(x->umem, addr, OWNER_TX, OWNER_FREE))
 			return xk_fail("COMPLETION descriptor check", EFAULT);
-		p->free[p->free_count++] = addr;
+		pool_give(p, addr);
 	}
 	if (x->umem->senders)
 		keep_times(x->umem, completion, n);
@@ -111,7 +111,7 @@ static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint
 	uint32_t room = u->config.chunk_size - u->config.tx_metadata;
 
 	for (uint32_t i = 0; i < buffers; i++) {
-		uint64_t base = x->pool->free[--x->pool->free_count], addr = base + u->config.tx_metadata;
+		uint64_t base = pool_take(x->pool), addr = base + u->config.tx_metadata;
 		uint32_t size = len < room ? len : room;
 		struct xdp_desc *d = &descs[(at + i) & x->tx.mask];
 
@@ -131,22 +131,27 @@ static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint
 	return 0;
 }
 
-static int transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
-		    const struct tx_metadata *metadata)
+static inline uint32_t length_of(const struct xk_packets *p, uint32_t i)
+{
+	return p->each ? p->lengths[i] : p->length;
+}
+
+static int transmit(struct xk_xsk *x, const struct xk_packets *p, const struct tx_metadata *metadata)
 {
 	uint32_t room = x->umem->config.chunk_size - x->umem->config.tx_metadata, used = 0, taken, free_tx;
 	int error = xk_collect(x);
 
 	if (error < 0)
 		return error;
-	free_tx = xk_ring_reserve(&x->tx, x->pool->free_count);
-	for (taken = 0; taken < n; taken++) {
-		uint32_t buffers = (len[taken] + room - 1) / room;
+	free_tx = xk_ring_reserve(&x->tx, pool_free(x->pool));
+	for (taken = 0; taken < p->count; taken++) {
+		const uint8_t *packet = p->each ? p->each[taken] : p->rows + taken * p->stride;
+		uint32_t len = length_of(p, taken), buffers = len <= room ? 1 : (len + room - 1) / room;
 
 		if (buffers > free_tx - used)
 			break;
-		if ((error = put_packet(x, x->tx.producer + used, packets[taken], len[taken], buffers,
-					x->transmitted + taken, metadata)))
+		if ((error = put_packet(x, x->tx.producer + used, packet, len, buffers, x->transmitted + taken,
+					metadata)))
 			return error;
 		used += buffers;
 	}
@@ -156,8 +161,7 @@ static int transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 	return (int)taken;
 }
 
-int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
-		    const struct xk_tx_ask *ask)
+int xk_xsk_transmit(struct xk_xsk *x, const struct xk_packets *p, const struct xk_tx_ask *ask)
 {
 	struct tx_metadata metadata = { 0 };
 	uint32_t most = x->umem->config.chunk_size - x->umem->config.tx_metadata;
@@ -167,12 +171,12 @@ int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 		return xk_fail("transmit without a TX ring", EINVAL);
 	if (x->config.bind_flags & XDP_USE_SG)
 		most *= x->config.tx_size < SKB_BUFFERS ? x->config.tx_size : SKB_BUFFERS;
-	for (uint32_t i = 0; i < n; i++)
-		if (len[i] > most)
+	for (uint32_t i = 0; i < (p->each ? p->count : !!p->count); i++)
+		if (length_of(p, i) > most)
 			return xk_fail("transmit: packet longer than a frame", EMSGSIZE);
-		else if (len[i] < ETH_HLEN) /* the kernel would never complete an empty one: a frame lost */
+		else if (length_of(p, i) < ETH_HLEN) /* the kernel would never complete an empty one: a frame lost */
 			return xk_fail("transmit: packet shorter than an Ethernet header", EINVAL);
-		else if (ask->checksum && ask->start + ask->offset + 2 > len[i])
+		else if (ask->checksum && ask->start + ask->offset + 2 > length_of(p, i))
 			return xk_fail("transmit: the checksum is not in the packet", EINVAL);
 	if ((ask->checksum && !x->umem->config.tx_metadata) || (ask->timestamp && !x->times.entries))
 		return xk_fail("transmit: metadata without room for it", EINVAL);
@@ -185,7 +189,7 @@ int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint3
 	if (ask->timestamp)
 		metadata.flags |= TXMD_TIMESTAMP;
 	pool_lock(x->pool);
-	taken = transmit(x, packets, len, n, metadata.flags ? &metadata : NULL);
+	taken = transmit(x, p, metadata.flags ? &metadata : NULL);
 	pool_unlock(x->pool);
 	if (taken < 0)
 		return taken;

@@ -106,17 +106,18 @@ int xk_pool_open(struct xk_umem *u, uint32_t frames, struct xk_pool **out)
 	if (!frames || frames > u->config.frames - u->taken)
 		return xk_fail("frames of the UMEM", ENOSPC);
 	p = calloc(1, sizeof(*p));
+	while (p && p->mask < frames - 1)
+		p->mask = 2 * p->mask + 1;
 	if (p)
-		p->free = malloc(frames * sizeof(*p->free));
+		p->free = malloc((p->mask + 1ul) * sizeof(*p->free));
 	if (!p || !p->free) {
 		free(p);
 		return xk_fail("malloc", ENOMEM);
 	}
 	p->umem = u;
 	p->frames = frames;
-	for (uint32_t i = frames; i--;)
-		p->free[p->free_count++] = (uint64_t)(u->taken + i) * u->config.chunk_size;
-	u->taken += frames;
+	p->fresh = u->taken;
+	p->end = u->taken += frames;
 	pthread_mutex_init(&p->lock, NULL);
 	*out = p;
 	return 0;
@@ -124,7 +125,7 @@ int xk_pool_open(struct xk_umem *u, uint32_t frames, struct xk_pool **out)
 
 void xk_pool_frames(const struct xk_pool *p, struct xk_frames *out)
 {
-	*out = (struct xk_frames){ .free = p->free_count, .held = p->held_count, .frames = p->frames };
+	*out = (struct xk_frames){ .free = pool_free(p), .held = p->held_count, .frames = p->frames };
 	for (const struct xk_xsk *x = p->umem->sockets; x; x = x->next) {
 		const struct xk_queue *q = x->queue;
 		uint32_t rx;

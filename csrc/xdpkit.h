@@ -310,6 +310,16 @@ struct xk_batch {
 	uint32_t buffers;    /* out: how many there are */
 };
 
+/* Packets to transmit: `each` with a length of its own, or (NULL) rows of `length` bytes, `stride` bytes apart. */
+struct xk_packets {
+	uint32_t count;
+	const uint8_t *const *each;
+	const uint32_t *lengths;
+	const uint8_t *rows;
+	int64_t stride;
+	uint32_t length;
+};
+
 /* What is asked for each packet of a call: struct xsk_tx_metadata. */
 struct xk_tx_ask {
 	uint8_t checksum;  /* the device (or the kernel, software_checksum) sums it from `start` on and stores that */
@@ -340,13 +350,12 @@ int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *batch);
 /* Give held frames back, by any address inside: to the FILL ring while it has room, else to the pool. */
 int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n);
 /*
- * Copy `n` packets into free frames and hand them to TX; how many were taken.  Completions are collected first.  A packet
+ * Copy the packets into free frames and hand them to TX; how many were taken.  Completions are collected first.  A packet
  * longer than a frame takes several where the socket is bound with XDP_USE_SG.  What is asked for goes into the UMEM's
  * tx_metadata.
  * -EMSGSIZE, -EINVAL for a packet that is longer than a frame or shorter than an Ethernet header; none is sent then.
  */
-int xk_xsk_transmit(struct xk_xsk *x, const uint8_t *const *packets, const uint32_t *len, uint32_t n,
-		    const struct xk_tx_ask *ask);
+int xk_xsk_transmit(struct xk_xsk *x, const struct xk_packets *packets, const struct xk_tx_ask *ask);
 /*
  * Up to `max` of the times at which packets left that were sent with `timestamp`, in the order of completion, as far as
  * completions were collected; how many.  number[i]: of the socket's packets, from 0 on; time_ns[i]: 0 where the device

@@ -229,7 +229,7 @@ static void take_back(struct xk_xsk *x)
 	struct xk_ring *fill = &x->queue->fill;
 
 	for (uint32_t i = 0; x->first && i < fill->producer; i++) {
-		x->pool->free[x->pool->free_count++] = *xk_ring_addr(fill, i);
+		pool_give(x->pool, *xk_ring_addr(fill, i));
 		pass_frame(x->umem, *xk_ring_addr(fill, i), OWNER_FILL, OWNER_FREE);
 	}
 }
@@ -268,7 +268,7 @@ int xk_xsk_open(int ifindex, uint32_t queue, const struct xk_xsk_config *config,
 		goto out_close;
 	}
 	if ((!u->sockets && (error = register_umem(x))) || (error = open_rings(x)) || (error = set_busy_poll(x)) ||
-	    (error = xk_refill(x))) /* before bind: a zero-copy driver takes frames at once */
+	    (error = xk_refill(x, 0))) /* before bind: a zero-copy driver takes frames at once */
 		goto out_close;
 	if ((error = bind_socket(x, ifindex, queue))) {
 		take_back(x);

@@ -52,7 +52,7 @@ LAYOUTS = {
     "4096": SMALL,
     "2048": replace(SMALL, chunk_size=2048),
     "headroom": replace(SMALL, chunk_size=2048, headroom=512),
-    "unaligned": replace(SMALL, unaligned=True, chunk_size=3000),
+    "unaligned": replace(SMALL, unaligned="on", chunk_size=3000),
 }
 layouts = pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
 xdp = pytest.mark.parametrize("mode", ["native", "generic"])
@@ -309,7 +309,7 @@ def test_workers_drain_a_shared_umem(make_veth):
 
 def test_unaligned_frames_take_packets_and_send_them(make_veth):
     left, right = make_veth()
-    options = replace(SMALL, unaligned=True, chunk_size=2304, tx=True)
+    options = replace(SMALL, unaligned="on", chunk_size=2304, tx=True)
     sent = frames(left, right, range(300), size=1514)
     with right.namespace, left.capture() as got, attach(DNS, right.name, options=options) as link:
         with link.sockets() as sockets:
@@ -320,6 +320,43 @@ def test_unaligned_frames_take_packets_and_send_them(make_veth):
                 got.wait(n + 30, timeout=20)
                 until(lambda: sockets.complete() >= 0 and sockets.xsks[0].frames()["tx"] == 0, "completed")
     assert list(got) == sent
+
+
+@pytest.mark.parametrize(
+    ("asked", "mtu", "got"),
+    [
+        ({}, 1500, (True, 2112)),
+        ({"unaligned": "off"}, 1500, (False, 2048)),
+        ({"unaligned": "want:on", "chunk_size": 2048}, 1500, (True, 2048)),
+        ({"chunk_size": 2048}, 1500, (False, 2048)),
+        ({}, 3000, (False, 4096)),
+        ({"unaligned": "on"}, 3000, (True, 4096)),
+        ({}, 9000, (False, 4096)),
+    ],
+)
+def test_frames_are_spread_in_copy_mode_unless_told_how_to_lie(make_veth, asked, mtu, got):
+    _, right = make_veth(mtu=mtu)
+    with right.namespace, attach(DNS, right.name, options=replace(SMALL, **asked)) as link, link.sockets():
+        assert (link.got.unaligned, link.got.chunk_size) == got
+
+
+def test_frames_go_round_in_their_order_and_no_more_of_them_than_needed(make_veth):
+    left, right = make_veth()
+    seen: list[int] = []
+    with right.namespace, attach(DNS, right.name, options=SMALL) as link, link.sockets() as sockets:
+        socket = sockets.xsks[0]
+        for n in range(0, 1000, 20):
+            left.send(frames(left, right, range(n, n + 20)))
+            left_over = 20
+            while left_over:
+                batch = socket.receive(left_over)
+                if batch is not None:
+                    with batch:
+                        seen += [np.frombuffer(packet, np.uint8).ctypes.data for packet in batch.frames]
+                        left_over -= len(batch)
+    lap = len(set(seen))
+    assert lap <= 64 + 20  # FILL, and the largest batch
+    assert seen[-lap:] == seen[-2 * lap : -lap]
 
 
 # ---- several sockets on a queue ----
@@ -526,8 +563,8 @@ def test_without_need_wakeup_packets_come_and_go(make_veth):
     ("options", "said"),
     [
         ({"busy_poll": "maybe"}, "busy_poll 'maybe': auto, on, off, or want:NAME"),
-        ({"chunk_size": 3000}, "chunk_size 3000: 2048 or 4096"),
-        ({"chunk_size": 1000, "unaligned": True}, "chunk_size 1000: 2048 to 4096"),
+        ({"chunk_size": 3000}, "chunk_size 3000: 2048 or 4096, or any number between with unaligned=on"),
+        ({"chunk_size": 1000, "unaligned": "on"}, "chunk_size 1000: 2048 to 4096"),
         ({"sockets_per_queue": 0}, "sockets_per_queue 0: 1 to 64"),
         ({"busy_poll_us": 0}, "busy_poll_us 0"),
     ],
@@ -552,6 +589,8 @@ def test_what_the_kernel_gave_is_in_the_json(make_veth):
         assert link.ledger().as_dict()["got"]["need_wakeup"] is None  # type: ignore[index]
         with link.sockets():
             got = link.ledger().as_dict()["got"]
-    assert {k: got[k] for k in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem")} == {  # type: ignore[index]
+    wanted = {
         "need_wakeup": True, "busy_poll": False, "huge_pages": False, "multi_buffer": False, "shared_umem": False,
+        "unaligned": True, "chunk_size": 2112,
     }  # fmt: skip
+    assert {name: got[name] for name in wanted} == wanted  # type: ignore[index]

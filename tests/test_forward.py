@@ -39,7 +39,7 @@ def all_home(running):
     return all(f["free"] + f["fill"] == f["frames"] and f["fill"] in (full, full // 2) for f in running.frames())
 
 
-UNALIGNED = SocketOptions(ring_size=64, debug=True, unaligned=True, chunk_size=3000)
+UNALIGNED = SocketOptions(ring_size=64, debug=True, unaligned="on", chunk_size=3000)
 
 
 @pytest.mark.parametrize("options", [TINY, SMALL, UNALIGNED], ids=["rings of 4", "rings of 64", "unaligned"])
@@ -59,7 +59,8 @@ def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, opt
                 until(lambda: all_home(running), "all frames free or in FILL")
                 assert running.stats(0).written == running.stats(1).written == 200
                 assert one.got.shared_umem
-                assert two.got.shared_umem
+                assert (two.got.shared_umem, two.got.huge_pages) == (True, False)
+                assert (two.got.unaligned, two.got.chunk_size) == (one.got.unaligned, one.got.chunk_size)
     assert list(at_right) == there
     assert list(at_left) == back
     for link in (one, two):

@@ -163,7 +163,7 @@ def test_jumbo_packets_have_it_too(make_veth):
 @pytest.mark.parametrize(
     "options",
     [
-        SocketOptions(ring_size=64, debug=True, rx_metadata="hash,vlan", unaligned=True, chunk_size=2304),
+        SocketOptions(ring_size=64, debug=True, rx_metadata="hash,vlan", unaligned="on", chunk_size=2304),
         SocketOptions(ring_size=64, debug=True, rx_metadata="hash,vlan", chunk_size=2048, headroom=64),
     ],
     ids=["unaligned", "headroom"],

@@ -479,7 +479,7 @@ def test_a_packet_that_cannot_be_transmitted_is_refused_before_any_is_sent(make_
         with attach(DNS, right.name, options=SocketOptions(ring_size=4, tx=True, debug=True)) as link:
             with link.sockets() as sockets:
                 (socket,) = sockets.xsks
-                for bad, code in ((b"\0" * 2049, errno.EMSGSIZE), (b"", errno.EINVAL), (b"\0" * 13, errno.EINVAL)):
+                for bad, code in ((b"\0" * 2113, errno.EMSGSIZE), (b"", errno.EINVAL), (b"\0" * 13, errno.EINVAL)):
                     with pytest.raises(OSError, match=r"right queue 0: transmit: packet (longer|shorter)") as caught:
                         socket.transmit([good, bad])
                     assert caught.value.errno == code

@@ -30,7 +30,7 @@ DNS = build(dns())
 TIMED = SocketOptions(ring_size=64, debug=True, tx=True, tx_timestamp="on")
 LAYOUTS = {
     "aligned": TIMED,
-    "unaligned": replace(TIMED, unaligned=True, chunk_size=3000),
+    "unaligned": replace(TIMED, unaligned="on", chunk_size=3000),
     "shared": replace(TIMED, shared_umem="on"),
     "no wakeup": replace(TIMED, need_wakeup="off"),
 }

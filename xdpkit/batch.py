@@ -157,14 +157,13 @@ class Batch(Known):
             return
         self._ended = True
         rest = self._addr
-        while self._joined:
-            with suppress(BufferError):
-                self._joined.popitem()[1].release()
         if self._views:
             rest = np.delete(rest, list(self._views))
-            while self._views:
-                with suppress(BufferError):  # an array stands on it: its frame stays held until that goes
-                    self._views.popitem()[1].release()
+        for view in (*self._joined.values(), *self._views.values()):
+            with suppress(BufferError):  # an array stands on it: its frame stays held until that goes
+                view.release()
+        self._joined.clear()
+        self._views.clear()
         self._socket.recycle(rest)
 
     def __enter__(self) -> Batch:

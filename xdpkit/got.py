@@ -33,8 +33,9 @@ class Got:
     (:data:`xdpkit.metadata.TOLD`).
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
-    ``shared_umem``; what they mean is in :class:`xdpkit.SocketOptions`.  ``tx_timestamp``: whose clock says when
-    packets left, "device" (its own) or "software" (the kernel's CLOCK_TAI, when it was done with a packet); "off"."""
+    ``shared_umem``, ``unaligned``, ``chunk_size``; what they mean is in :class:`xdpkit.SocketOptions`.
+    ``tx_timestamp``: whose clock says when packets left, "device" (its own) or "software" (the kernel's CLOCK_TAI, when
+    it was done with a packet); "off"."""
 
     device: str
     driver: str | None
@@ -49,6 +50,8 @@ class Got:
     huge_pages: bool | None = None
     multi_buffer: bool | None = None
     shared_umem: bool | None = None
+    unaligned: bool | None = None
+    chunk_size: int | None = None
     tx_timestamp: str | None = None
     rx_metadata: tuple[str, ...] = ()
 

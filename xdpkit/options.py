@@ -21,8 +21,12 @@ L2_BYTES = 14 + 2 * 4
 NATIVE_FRAME_BYTES = os.sysconf("SC_PAGE_SIZE") - KERNEL_HEADROOM - 320
 #: What a switch can be; "want:on" tries on first.
 SWITCHES = ("on", "off")
+_SWITCHED = ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem", "unaligned", "tx_timestamp")
 _PAGE = 4096
 _CHUNKS = (2048, 4096)
+#: The frame that copy mode takes in place of 2048: a cache line longer, so that the beginnings of frames, which are all
+#: that short packets touch, do not compete for the few sets of a cache that multiples of 2048 map to.
+SPREAD_CHUNK = 2048 + 64
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...], apart: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -45,20 +49,22 @@ class SocketOptions:
 
     ``ring_size``: entries of the FILL, RX, TX and COMPLETION rings, a power of two; ``frames``: frames of each queue
     (default twice the ring size); ``chunk_size``: bytes per frame, 2048 or 4096 (default: the smallest that takes the
-    device's MTU), with ``unaligned`` any number between; ``headroom``: bytes kept free before each packet on top of the
-    kernel's 256; ``tx``: also a TX ring; ``debug``: check every frame's owner and overwrite frames that are given back
-    (default: the environment variable XDPKIT_DEBUG).
+    device's MTU), with ``unaligned`` "on" any number between; ``headroom``: bytes kept free before each packet on top
+    of the kernel's 256; ``tx``: also a TX ring; ``debug``: check every frame's owner and overwrite frames that are
+    given back (default: the environment variable XDPKIT_DEBUG).
 
     Switches are "on" (that or an error), "want:on", "off" or "auto", and ``link.got`` says what came of them:
     ``need_wakeup``: the driver sleeps and says so (auto: on); ``busy_poll``: the socket's reader runs the driver
     (SO_PREFER_BUSY_POLL; auto: off), for ``busy_poll_us`` microseconds and ``busy_poll_budget`` packets a time;
     ``huge_pages``: UMEM in huge pages (auto: off); ``multi_buffer``: packets that need several frames (auto: on where
-    the MTU asks for it); ``shared_umem``: one UMEM for all queues (auto: off).
+    the MTU asks for it); ``shared_umem``: one UMEM for all queues (auto: off); ``unaligned``: frames at any place
+    (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: on in copy mode where frames of 2048 would do and no ``chunk_size`` is given:
+    they are of 2112 then, which takes short packets faster).
 
-    ``unaligned``: frames at any place (XDP_UMEM_UNALIGNED_CHUNK_FLAG).  ``sockets_per_queue``: sockets that share a
-    queue; flows are spread over them.  ``checksum``: room for TX metadata, so that ``send(checksum=...)`` can ask for
-    checksums.  ``tx_timestamp``, a switch (auto: off): the same for ``send(timestamp=True)``; zero-copy is then taken
-    only from a driver that has TX timestamps, and ``link.got`` says whose clock it is.
+    ``sockets_per_queue``: sockets that share a queue; flows are spread over them.  ``checksum``: room for TX metadata,
+    so that ``send(checksum=...)`` can ask for checksums.  ``tx_timestamp``, a switch (auto: off): the same for
+    ``send(timestamp=True)``; zero-copy is then taken only from a driver that has TX timestamps, and ``link.got`` says
+    whose clock it is.
 
     ``rx_metadata``: what the driver knows of each packet and readers get in batches, "timestamp", "hash", "vlan" joined
     by commas, all of them required; "want:timestamp,hash": those that can be had; "off".  Native mode only.
@@ -77,7 +83,7 @@ class SocketOptions:
     huge_pages: str = "auto"
     multi_buffer: str = "auto"
     shared_umem: str = "auto"
-    unaligned: bool = False
+    unaligned: str = "auto"
     sockets_per_queue: int = 1
     checksum: bool = False
     tx_timestamp: str = "auto"
@@ -88,16 +94,16 @@ class SocketOptions:
             raise ValueError(f"ring_size {self.ring_size}: a power of two is wanted")
         if self.frames is not None and self.frames < 1:
             raise ValueError(f"frames {self.frames}: at least 1")
-        if self.unaligned and self.chunk_size is not None and not 2048 <= self.chunk_size <= _PAGE:
-            raise ValueError(f"chunk_size {self.chunk_size}: 2048 to 4096")
-        if not self.unaligned and self.chunk_size not in (None, *_CHUNKS):
-            raise ValueError(f"chunk_size {self.chunk_size}: 2048 or 4096")
         if not 1 <= self.sockets_per_queue <= 64:
             raise ValueError(f"sockets_per_queue {self.sockets_per_queue}: 1 to 64")
         if self.busy_poll_us < 1 or not 1 <= self.busy_poll_budget <= 65535:
             raise ValueError(f"busy_poll_us {self.busy_poll_us}, busy_poll_budget {self.busy_poll_budget}: 1 or more")
-        for name in ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem", "tx_timestamp"):
+        for name in _SWITCHED:
             parse_choice(name, getattr(self, name), SWITCHES)
+        if self.chunk_size is not None and not 2048 <= self.chunk_size <= _PAGE:
+            raise ValueError(f"chunk_size {self.chunk_size}: 2048 to 4096")
+        if self.chunk_size not in (None, *_CHUNKS) and self.unaligned != "on":
+            raise ValueError(f"chunk_size {self.chunk_size}: 2048 or 4096, or any number between with unaligned=on")
         if self.switch("tx_timestamp", auto=False)[0] and not self.tx:
             raise ValueError(f"tx_timestamp {self.tx_timestamp!r} without a TX ring: tx=True")
         unknown = [name for name in self.rx_wanted if name not in TOLD]

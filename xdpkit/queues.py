@@ -14,7 +14,7 @@ from .core import check, lib
 from .errors import NotSupported
 from .features import require
 from .got import Got
-from .options import L2_BYTES, SocketOptions
+from .options import L2_BYTES, SPREAD_CHUNK, SocketOptions
 from .placement import device_node
 from .umem import Pool, Umem
 from .xsk import Socket
@@ -44,9 +44,11 @@ class Way:
     tx_timestamp: bool
     zerocopy: bool
     multi_buffer: bool
+    unaligned: bool
 
     def __str__(self) -> str:
-        return ("multi-buffer " if self.multi_buffer else "") + ("zero-copy" if self.zerocopy else "copy")
+        names = ("unaligned ",) * self.unaligned + ("multi-buffer ",) * self.multi_buffer
+        return "".join(names) + ("zero-copy" if self.zerocopy else "copy")
 
 
 def ways(link: Link) -> Iterator[Way]:
@@ -66,7 +68,9 @@ def ways(link: Link) -> Iterator[Way]:
         binds,
         several or [False],
     ):
-        yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi)
+        spread = bind == "copy" and not multi and options.chunk_size is None
+        for unaligned in options.switch("unaligned", auto=spread):
+            yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi, unaligned)
 
 
 class Refused(Exception):
@@ -146,15 +150,18 @@ class Queues:
 
     def got(self, got: Got, way: Way, refused: tuple[str, ...]) -> Got:
         """``got`` with what the kernel gave to these sockets, read back where it tells."""
-        kinds = ("copy", "multi-buffer", *_NAMES.values())
+        umems = [x.pool.umem for x in self.sockets]
+        kinds = ("copy", "multi-buffer", "unaligned", *_NAMES.values())
         return replace(
             got,
             bind="zerocopy" if all(x.zerocopy for x in self.sockets) else "copy",
             need_wakeup=way.need_wakeup,
             busy_poll=way.busy_poll,
-            huge_pages=all(u.page_size > os.sysconf("SC_PAGE_SIZE") for u in self.umems),
+            huge_pages=all(u.page_size > os.sysconf("SC_PAGE_SIZE") for u in umems),
             multi_buffer=way.multi_buffer,
             shared_umem=len(self.umems) < len(self.pools),
+            unaligned=all(u.unaligned for u in umems),
+            chunk_size=max(u.chunk_size for u in umems),
             tx_timestamp="off" if not way.tx_timestamp else "device" if way.zerocopy else "software",
             walk=(*(w for w in got.walk if not w.startswith(kinds)), *refused),
         )
@@ -195,11 +202,15 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
         chunk = options.chunk_size or 4096
     except NotSupported as error:
         raise Refused("zerocopy", error) from None
+    unaligned = way.unaligned and (chunk == 2048 or options.unaligned != "auto")
+    if unaligned and chunk == 2048 and options.chunk_size is None and not way.zerocopy:
+        chunk = SPREAD_CHUNK
     try:
         return Umem(
             frames,
             chunk,
             options,
+            unaligned=unaligned,
             huge=way.huge_pages,
             node=device_node(links[0].device),
             software_checksum=not way.zerocopy,

@@ -24,16 +24,17 @@ _OWNERS = ("free", "fill", "rx", "held", "tx", "completion")
 
 
 class Umem:
-    """``frames`` frames of ``chunk_size`` bytes.  ``huge``: in huge pages; NotSupported if too few are reserved.
+    """``frames`` frames of ``chunk_size`` bytes, ``unaligned`` if that is no power of two (or asked for).  ``huge``: in
+    huge pages; NotSupported if too few are reserved.
     ``node``: the NUMA node to prefer, None where it is touched first.  ``software_checksum``: in copy mode the kernel
     computes the checksums that are asked for.  ``tx_metadata``: room for struct xsk_tx_metadata before each packet to
     transmit."""
 
     def __init__(
-        self, frames: int, chunk_size: int, options: SocketOptions, *, huge: bool = False, node: int | None = None,
-        software_checksum: bool = True, tx_metadata: bool = False,
+        self, frames: int, chunk_size: int, options: SocketOptions, *, unaligned: bool = False, huge: bool = False,
+        node: int | None = None, software_checksum: bool = True, tx_metadata: bool = False,
     ):  # fmt: skip
-        self.frames, self.chunk_size = frames, chunk_size
+        self.frames, self.chunk_size, self.unaligned = frames, chunk_size, unaligned
         self.debug = bool(os.environ.get("XDPKIT_DEBUG")) if options.debug is None else options.debug
         config = {
             "frames": frames,
@@ -43,7 +44,7 @@ class Umem:
             "software_checksum": options.checksum and software_checksum,
             "node": -1 if node is None else node,
             "huge": huge,
-            "unaligned": options.unaligned,
+            "unaligned": unaligned,
             "check": self.debug,
         }
         out = ffi.new("struct xk_umem **")

@@ -187,10 +187,10 @@ class Socket:
             raise NotSupported("a checksum by the device", "SocketOptions(checksum=True)")
         if timestamp:
             self._keeps_times()
-        pointers, lengths, keep = _addresses(packets)
+        places, keep = _places(packets)
         start, offset = checksum or (0, 0)
         ask = ffi.new("struct xk_tx_ask *", [checksum is not None, timestamp, start, offset])
-        n = lib.xk_xsk_transmit(self._open(), pointers, lengths, len(packets), ask)
+        n = lib.xk_xsk_transmit(self._open(), places, ask)
         del keep
         return self._check(n)
 
@@ -290,21 +290,19 @@ def _open(device: str, index: int, queue: int, config: Any, pool: Pool, sibling:
     return out[0]
 
 
-def _addresses(packets: Packets) -> tuple[Any, Any, Any]:
-    """(uint8_t *[], uint32_t[], what keeps them alive)."""
+def _places(packets: Packets) -> tuple[Any, Any]:
+    """(struct xk_packets *, what keeps it alive)."""
     if isinstance(packets, np.ndarray):
         if packets.ndim != 2 or packets.dtype != np.uint8:
             raise ValueError(f"packets are rows of a uint8 array of 2 dimensions, not {packets.dtype}{packets.shape}")
         rows = packets if packets.strides[1] == 1 else np.ascontiguousarray(packets)
         n, length = rows.shape
-        places = np.uint64(rows.ctypes.data) + np.arange(n, dtype=np.uint64) * np.uint64(rows.strides[0])
-        lengths = np.full(n, length, np.uint32)
-        return ffi.cast("uint8_t **", places.ctypes.data), ffi.cast("uint32_t *", lengths.ctypes.data), (
-            rows, places, lengths,
-        )  # fmt: skip
+        start = ffi.cast("uint8_t *", rows.__array_interface__["data"][0])
+        return ffi.new("struct xk_packets *", [n, ffi.NULL, ffi.NULL, start, rows.strides[0], length]), rows
     keep = [ffi.from_buffer(p) for p in packets]
-    pointers = ffi.new("uint8_t *[]", [ffi.cast("uint8_t *", p) for p in keep])
-    return pointers, ffi.new("uint32_t[]", [len(p) for p in packets]), keep
+    each = ffi.new("uint8_t *[]", [ffi.cast("uint8_t *", p) for p in keep])
+    lengths = ffi.new("uint32_t[]", [len(p) for p in packets])
+    return ffi.new("struct xk_packets *", [len(keep), each, lengths]), (keep, each, lengths)
 
 
 def wait(sockets: Sequence[Socket], timeout: float | None) -> bool:

@@ -15,7 +15,7 @@ from .. import core
 from ..attach import Link, attach
 from ..core import check, lib
 from ..errors import NotSupported
-from ..options import KERNEL_HEADROOM
+from ..options import KERNEL_HEADROOM, SocketOptions
 from ..workers import wait_number
 from .native import loops, uring
 from .site import Path, Running, Site, dropping, everything, loop
@@ -56,13 +56,18 @@ def _join(me: Running, workers: Sequence[Any]) -> None:
             raise OSError(stats.error, f"worker: {os.strerror(stats.error)}")
 
 
-def _afxdp(mode: str, bind: str, wait: str = "") -> Callable[[Site], AbstractContextManager[Running]]:
+def _afxdp(
+    mode: str, bind: str, wait: str = "", options: SocketOptions | None = None
+) -> Callable[[Site], AbstractContextManager[Running]]:
     """AF_XDP, drained by the C worker; ``wait`` instead of the site's."""
 
     @contextmanager
     def path(site: Site) -> Iterator[Running]:
         me = Running()
-        with attach(everything(), site.port.name, mode=mode, bind=bind) as link, link.sockets() as sockets:
+        with (
+            attach(everything(), site.port.name, mode=mode, bind=bind, options=options) as link,
+            link.sockets() as sockets,
+        ):
             me.got = str(link.got)
             with _sink(site) as (sink, cpu):
                 out = core.ffi.new("struct xk_worker **")
@@ -257,11 +262,20 @@ _RING = "TPACKET_V3, 16 blocks of 1 MiB, retired after 10 ms (1 ms for delays), 
 RECEIVE = (
     Path("xdp-drop", _xdp_drop, "native XDP, one counter, no user space", delays=False),
     Path("plain-c", _plain_c(4096), "AF_XDP rxdrop loop in C, libxdp's defaults: copy, frames of 4096, never sleeps"),
-    Path("plain-c-2k", _plain_c(2048), "the same with frames of 2048, the size that xdpkit takes at an MTU of 1500"),
-    Path("afxdp", _afxdp("native", "want:zerocopy"), "rings of 2048, need_wakeup, C worker, batch 256, adaptive wait"),
-    Path("afxdp-sleep", _afxdp("native", "want:zerocopy", "sleep"), "the same, but it sleeps at once"),
-    Path("afxdp-nap", _afxdp("native", "want:zerocopy", "nap"), "the same, but it looks again every 0.5 ms"),
-    Path("afxdp-generic", _afxdp("generic", "copy"), "the same in generic mode"),
+    Path("plain-c-2k", _plain_c(2048), "the same with frames of 2048, the smallest that it knows"),
+    Path(
+        "afxdp",
+        _afxdp("native", "want:zerocopy"),
+        "rings of 2048, frames of 2112, need_wakeup, C worker, batch 256, adaptive wait",
+    ),
+    Path(
+        "afxdp-aligned",
+        _afxdp("native", "want:zerocopy", options=SocketOptions(unaligned="off")),
+        "the same with frames of 2048",
+    ),
+    Path("afxdp-sleep", _afxdp("native", "want:zerocopy", "sleep"), "as afxdp, but it sleeps at once"),
+    Path("afxdp-nap", _afxdp("native", "want:zerocopy", "nap"), "as afxdp, but it looks again every 0.5 ms"),
+    Path("afxdp-generic", _afxdp("generic", "copy"), "as afxdp, in generic mode"),
     Path("afxdp-python", _afxdp_python, "batches of at most 512 in Python, lengths summed by numpy"),
     Path("tpacket-v3", _packet(_TPACKET_V3), _RING),
     Path("tpacket-fanout", _packet(_TPACKET_V3, 2), _RING + ", PACKET_FANOUT_LB over 2 sockets on one CPU"),

@@ -39,7 +39,6 @@ def _afxdp_tx(site: Site) -> Iterator[Running]:
                 def poll(self) -> None:
                     for _ in range(64):
                         self.received += sockets.send(rows)
-                        sockets.complete()
 
             me = Send(str(link.got))
             yield me
