@@ -217,6 +217,11 @@ def test_a_pace_that_was_missed_is_made_up_by_two_chunks_or_a_burst_alone(monkey
     assert [seconds for seconds in waited if seconds] == [1e-4] * waits
 
 
+@pytest.mark.parametrize(("every", "chunk"), [(100e-6, 50), (1e-3, 500), (1, 4096), (1e-9, 1)])
+def test_a_chunk_is_what_is_due_in_its_time(every, chunk):
+    assert Pace(500_000, 4096, every=every).chunk == chunk
+
+
 def test_a_slow_pace_can_be_stopped_at_once(veth_pair, generator):
     left, _ = veth_pair
     gen = generator(left, [frame_for(left).frame])

@@ -150,17 +150,20 @@ class Generator:
         """Send exactly `count` frames as fast as the peer takes them, and return `count`.  Blocks; the GIL is free."""
         return self._transmit(count, Pace(None, self._stride), threading.Event())
 
-    def start(self, count: int | None = None, *, rate_pps: float | None = None, burst: int | None = None) -> None:
+    def start(
+        self, count: int | None = None, *, rate_pps: float | None = None, burst: int | None = None,
+        every: float = 100e-6,
+    ) -> None:  # fmt: skip
         """Send in a thread until `stop`, or until `count` frames are sent.
 
-        `rate_pps` paces chunks of what is due within 100 us (`xdpkit.pace`); who comes late catches up by `burst`
-        frames at most (default: two chunks): more of them keep the rate, fewer the pace.  `achieved_pps` tells what
-        came of it.  The thread needs the GIL between chunks: a busy Python thread elsewhere in the process holds the
-        pace up.
+        `rate_pps` paces chunks of what is due within `every` seconds (`xdpkit.pace`): shorter is smoother, longer costs
+        less CPU time, as the thread sleeps after each.  Who comes late catches up by `burst` frames at most (default:
+        two chunks): more of them keep the rate, fewer the pace.  `achieved_pps` tells what came of it.  The thread
+        needs the GIL between chunks: a busy Python thread elsewhere in the process holds the pace up.
         """
         if self._thread:
             raise RuntimeError("the generator runs already: stop() it first")
-        pace = Pace(rate_pps, BATCH if rate_pps else self._stride, burst)
+        pace = Pace(rate_pps, self._stride, burst, every)
         self._stopping.clear()
         self._thread = threading.Thread(target=self._background, args=(count, pace), name="xdpkit-generator")
         self._thread.start()

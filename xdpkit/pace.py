@@ -7,21 +7,19 @@ import time
 
 __all__ = ["Pace"]
 
-_CHUNK_SECONDS = 100e-6
-
 
 class Pace:
-    """A schedule of chunks: `chunk` packets, what is due within 100 us but at most `most`, then wait for the next.
+    """A schedule of chunks: `chunk` packets, what is due within `every` seconds but at most `most`, then a wait.
 
     It counts from the first packet, so lateness does not add up: who comes late catches up, but by two chunks (or
     `burst` packets) at most, beyond which the schedule moves and the rate is missed.  `rate_pps` None: no schedule,
     chunks of `most`.
     """
 
-    def __init__(self, rate_pps: float | None, most: int, burst: int | None = None) -> None:
+    def __init__(self, rate_pps: float | None, most: int, burst: int | None = None, every: float = 100e-6) -> None:
         if rate_pps is not None and not rate_pps > 0:
             raise ValueError(f"a rate is above 0 packets per second, not {rate_pps}")
-        self.chunk = max(1, min(most, int(rate_pps * _CHUNK_SECONDS))) if rate_pps else most
+        self.chunk = max(1, min(most, int(rate_pps * every))) if rate_pps else most
         self._period = 1 / rate_pps if rate_pps else 0.0
         self._lateness = (2 * self.chunk if burst is None else burst) * self._period
         self._due = time.monotonic()

@@ -55,7 +55,7 @@ def verdicts(rows: Sequence[Row], idle: float) -> list[Verdict]:
         a, b = found.get((direction, ours)), found.get((direction, other))
         ratio = a.rate[0] / b.rate[0] if a and b and a.rate and b.rate and b.rate[0] else None
         out.append(Verdict(f"{direction}: {ours} / {other}, packets/s", ratio, True, limit))
-    out += [_cpu(found, "machine" if idle < QUIET else "own", path) for path in ("afxdp", "afxdp-nap")]
+    out += [_cpu(found, "machine" if idle < QUIET else "own", path) for path in ("afxdp", "afxdp-sleep", "afxdp-nap")]
     tx, udp = found.get(("echo", "afxdp-adaptive")), found.get(("echo", "udp-echo"))
     ratio = tx.delays_us[1] / udp.delays_us[1] if tx and udp and tx.delays_us and udp.delays_us else None
     return [*out, Verdict("echo: afxdp-adaptive / udp-echo, p99 of the round trip", ratio, False, 1.0)]
