@@ -11,6 +11,7 @@
 #define OPTION_TX_METADATA (1u << 1)
 #define TXMD_TIMESTAMP 1u
 #define TXMD_CHECKSUM 2u
+#define COLOURS (15u * 64)  /* places of a short packet in its frame, a cache line apart */
 #define SKB_BUFFERS 18u /* MAX_SKB_FRAGS and the head: what a packet may have in copy mode */
 
 struct tx_metadata { /* struct xsk_tx_metadata */
@@ -113,10 +114,16 @@ static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint
 	for (uint32_t i = 0; i < buffers; i++) {
 		uint64_t base = pool_take(x->pool), addr = base + u->config.tx_metadata;
 		uint32_t size = len < room ? len : room;
+		/*
+		 * Packets at multiples of 2048 would share a few sets of the cache: short ones lie in different places of
+		 * their frames.
+		 */
+		uint32_t colour = room - size >= COLOURS && !u->config.tx_metadata ? (uint32_t)(base >> 5) & COLOURS : 0;
 		struct xdp_desc *d = &descs[(at + i) & x->tx.mask];
 
 		if (!pass_frame(x->umem, base, OWNER_FREE, OWNER_TX))
 			return xk_fail("frame check", EFAULT);
+		addr += colour;
 		memcpy(u->memory + addr, packet, size);
 		*d = (struct xdp_desc){ .addr = addr, .len = size, .options = i + 1 < buffers ? XDP_PKT_CONTD : 0 };
 		if (metadata && !i) {

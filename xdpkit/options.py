@@ -24,15 +24,15 @@ SWITCHES = ("on", "off")
 _SWITCHED = ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem", "unaligned", "tx_timestamp")
 _PAGE = 4096
 _CHUNKS = (2048, 4096)
-#: The frame that copy mode takes in place of 2048: a cache line longer, so that the beginnings of frames, which are all
-#: that short packets touch, do not compete for the few sets of a cache that multiples of 2048 map to.
+#: What ``unaligned`` makes of frames of 2048 in copy mode: a cache line longer, so that the beginnings of frames, which
+#: are all that short packets touch, do not compete for the few sets of a cache that multiples of 2048 map to.
 SPREAD_CHUNK = 2048 + 64
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...], apart: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The order in which to try: all of ``known`` for auto, X first for want:X, X alone for X; what stands ``apart``
     only by name.  ValueError says what there is."""
-    want, _, wanted = value.rpartition(":")
+    want, _, wanted = str(value).rpartition(":")  # True, say, means nothing either
     walk = tuple(k for k in known if k not in apart)
     if value == "auto":
         return walk
@@ -58,8 +58,8 @@ class SocketOptions:
     (SO_PREFER_BUSY_POLL; auto: off), for ``busy_poll_us`` microseconds and ``busy_poll_budget`` packets a time;
     ``huge_pages``: UMEM in huge pages (auto: off); ``multi_buffer``: packets that need several frames (auto: on where
     the MTU asks for it); ``shared_umem``: one UMEM for all queues (auto: off); ``unaligned``: frames at any place
-    (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: on in copy mode where frames of 2048 would do and no ``chunk_size`` is given:
-    they are of 2112 then, which takes short packets faster).
+    (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: off).  In copy mode, where frames of 2048 would do and no ``chunk_size`` is
+    given, they are of 2112 then: short packets that are only counted come faster, those that are read more slowly.
 
     ``sockets_per_queue``: sockets that share a queue; flows are spread over them.  ``checksum``: room for TX metadata,
     so that ``send(checksum=...)`` can ask for checksums.  ``tx_timestamp``, a switch (auto: off): the same for

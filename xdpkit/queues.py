@@ -59,7 +59,7 @@ def ways(link: Link) -> Iterator[Way]:
         text = f"{link.device.name}: zero-copy needs native mode, and this is {link.got.mode}"
         raise OSError(errno.EOPNOTSUPP, text)
     several = [m for m in options.switch("multi_buffer", auto=link.program.frags) if link.program.frags or not m]
-    for huge, busy, wakeup, shared, stamp, bind, multi in product(
+    for huge, busy, wakeup, shared, stamp, bind, multi, unaligned in product(
         options.switch("huge_pages", auto=False),
         options.switch("busy_poll", auto=False),
         options.switch("need_wakeup", auto=True),
@@ -67,10 +67,9 @@ def ways(link: Link) -> Iterator[Way]:
         options.switch("tx_timestamp", auto=False),
         binds,
         several or [False],
+        options.switch("unaligned", auto=False),
     ):
-        spread = bind == "copy" and not multi and options.chunk_size is None
-        for unaligned in options.switch("unaligned", auto=spread):
-            yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi, unaligned)
+        yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi, unaligned)
 
 
 class Refused(Exception):
@@ -202,15 +201,14 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
         chunk = options.chunk_size or 4096
     except NotSupported as error:
         raise Refused("zerocopy", error) from None
-    unaligned = way.unaligned and (chunk == 2048 or options.unaligned != "auto")
-    if unaligned and chunk == 2048 and options.chunk_size is None and not way.zerocopy:
+    if way.unaligned and chunk == 2048 and options.chunk_size is None and not way.zerocopy:
         chunk = SPREAD_CHUNK
     try:
         return Umem(
             frames,
             chunk,
             options,
-            unaligned=unaligned,
+            unaligned=way.unaligned,
             huge=way.huge_pages,
             node=device_node(links[0].device),
             software_checksum=not way.zerocopy,

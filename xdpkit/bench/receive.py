@@ -266,12 +266,12 @@ RECEIVE = (
     Path(
         "afxdp",
         _afxdp("native", "want:zerocopy"),
-        "rings of 2048, frames of 2112, need_wakeup, C worker, batch 256, adaptive wait",
+        "rings of 2048, need_wakeup, C worker, batch 256, adaptive wait",
     ),
     Path(
-        "afxdp-aligned",
-        _afxdp("native", "want:zerocopy", options=SocketOptions(unaligned="off")),
-        "the same with frames of 2048",
+        "afxdp-spread",
+        _afxdp("native", "want:zerocopy", options=SocketOptions(unaligned="on")),
+        "the same with unaligned=on: frames of 2112",
     ),
     Path("afxdp-sleep", _afxdp("native", "want:zerocopy", "sleep"), "as afxdp, but it sleeps at once"),
     Path("afxdp-nap", _afxdp("native", "want:zerocopy", "nap"), "as afxdp, but it looks again every 0.5 ms"),

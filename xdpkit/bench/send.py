@@ -24,14 +24,14 @@ from .traffic import frame_for, packet_socket
 
 __all__ = ["SEND"]
 
-_ROWS = 512
+_RING, _ARRAY_BYTES = 2048, 128 << 10
 
 
 @contextmanager
 def _afxdp_tx(site: Site) -> Iterator[Running]:
     """sockets.send() of an array, in Python."""
     frame = np.frombuffer(frame_for(site.port, site.size), np.uint8)
-    rows = np.tile(frame, (_ROWS, 1))
+    rows = np.tile(frame, (min(_RING, _ARRAY_BYTES // site.size), 1))
     with attach(everything(), site.port.name, mode="native", options=SocketOptions(tx=True)) as link:
         with link.sockets() as sockets:
 
@@ -105,7 +105,7 @@ def _live(site: Site) -> Iterator[Running]:
 
 
 SEND = (
-    Path("afxdp-tx", _afxdp_tx, f"sockets.send() from Python, arrays of {_ROWS} rows, TX ring of 2048", delays=False),
+    Path("afxdp-tx", _afxdp_tx, "sockets.send() from Python, arrays of 128 KiB, TX ring of 2048", delays=False),
     Path("live-frames", _live, "xdpkit.generator: BPF_PROG_TEST_RUN, batches of 64", delays=False),
     Path("sendmmsg", _socket(64), "packet socket in C, batch 64, PACKET_QDISC_BYPASS", delays=False),
     Path("send", _socket(1), "packet socket in C, PACKET_QDISC_BYPASS", delays=False),
