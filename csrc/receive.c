@@ -202,6 +202,13 @@ static int source_nudge(void *self)
 	return xk_nudge(self);
 }
 
+void xk_xsk_unread(struct xk_xsk *x, int unread)
+{
+	pool_lock(x->pool);
+	x->pool->in_order = unread;
+	pool_unlock(x->pool);
+}
+
 void xk_xsk_source(struct xk_xsk *x, struct xk_source *out)
 {
 	*out = (struct xk_source){ source_receive, source_release, x->fd, 0, x, NULL, source_nudge };

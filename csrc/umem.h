@@ -54,16 +54,17 @@ struct xk_umem {
 };
 
 /*
- * Free frames are taken in the order in which they were given back, and one that was never used only where no other is
- * free: so few frames go round, and they stay in the order of their addresses.  Whoever copies into them, the kernel with
- * most drivers, then walks through memory: 1.1 times as fast as to and fro (docs/performance.md).
+ * A frame that was never used is taken only where no other is free, so that few go round.  Of the others the one that
+ * was given back last, or `in_order` the one that was given back first: then they keep the order of their addresses, which
+ * is faster to copy into, but slower as soon as anybody reads what was copied (docs/performance.md).
  */
 struct xk_pool {
 	struct xk_umem *umem;
-	uint64_t *free;	     /* ring of used frames, size a power of two */
+	uint64_t *free;	     /* ring of used frames, size a power of two; indices run free */
 	uint32_t mask, head, tail;
 	uint32_t fresh, end; /* frames of the UMEM that were never used */
 	uint32_t held_count, frames;
+	int in_order;
 	int locked; /* several threads: sockets of one queue */
 	pthread_mutex_t lock;
 };
@@ -129,7 +130,9 @@ static inline uint32_t pool_free(const struct xk_pool *p)
 /* One of the free frames; there is one. */
 static inline uint64_t pool_take(struct xk_pool *p)
 {
-	return p->head != p->tail ? p->free[p->head++ & p->mask] : (uint64_t)p->fresh++ * p->umem->config.chunk_size;
+	if (p->head == p->tail)
+		return (uint64_t)p->fresh++ * p->umem->config.chunk_size;
+	return p->free[(p->in_order ? p->head++ : --p->tail) & p->mask];
 }
 
 static inline void pool_give(struct xk_pool *p, uint64_t addr)

@@ -38,6 +38,7 @@ struct xk_sink {
 struct xk_worker {
 	pthread_t thread;
 	struct xk_source source;
+	struct xk_xsk *xsk; /* what the source is, or NULL */
 	struct xk_sink *sink;
 	int stop_fd, stop, wait;
 	uint32_t looks; /* XK_WAIT_ADAPTIVE: in vain before it sleeps */
@@ -406,6 +407,8 @@ int xk_worker_start_xsk(struct xk_xsk *x, struct xk_sink *sink, uint32_t interfa
 	if (!w)
 		return xk_fail("calloc", ENOMEM);
 	xk_xsk_source(x, &w->source);
+	w->xsk = x;
+	xk_xsk_unread(x, sink->fd < 0 && !sink->delays);
 	put_option(w, 2, &inbound, 4); /* epb_flags */
 	put_option(w, 6, &queue, 4);   /* epb_queue */
 	put_option(w, 7, verdict, 9);  /* epb_verdict */
@@ -476,6 +479,8 @@ void xk_worker_join(struct xk_worker *w, struct xk_worker_stats *out)
 {
 	pthread_join(w->thread, NULL);
 	xk_worker_stats(w, out);
+	if (w->xsk)
+		xk_xsk_unread(w->xsk, 0);
 	close(w->stop_fd);
 	free(w->buffer);
 	free(w);

@@ -582,6 +582,8 @@ struct xk_source {
 	int (*nudge)(void *self);
 };
 void xk_xsk_source(struct xk_xsk *x, struct xk_source *out);
+/* Whether nobody reads what comes, which says in what order frames are best used: see struct xk_pool. */
+void xk_xsk_unread(struct xk_xsk *x, int unread);
 void xk_packet_source(struct xk_packet *p, struct xk_source *out);
 void xk_copies_source(struct xk_copies *c, struct xk_source *out);
 

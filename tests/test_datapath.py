@@ -341,7 +341,7 @@ def test_frames_lie_as_they_were_asked_for(make_veth, asked, mtu, got):
         assert (link.got.unaligned, link.got.chunk_size) == got
 
 
-def test_frames_go_round_in_their_order_and_no_more_of_them_than_needed(make_veth):
+def test_no_more_frames_go_round_than_fill_and_a_batch_need(make_veth):
     left, right = make_veth()
     seen: list[int] = []
     with right.namespace, attach(DNS, right.name, options=SMALL) as link, link.sockets() as sockets:
@@ -355,9 +355,7 @@ def test_frames_go_round_in_their_order_and_no_more_of_them_than_needed(make_vet
                     with batch:
                         seen += [np.frombuffer(packet, np.uint8).ctypes.data for packet in batch.frames]
                         left_over -= len(batch)
-    lap = len(set(seen))
-    assert lap <= 64 + 20  # FILL, and the largest batch
-    assert seen[-lap:] == seen[-2 * lap : -lap]
+    assert len(set(seen)) <= 64 + 20  # FILL, and the largest batch
 
 
 # ---- several sockets on a queue ----

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * csrc/ring.h on plain memory.  Two views of one ring stand for the two sides: `ours` and `theirs` share the index words
+ * csrc/ring.h, and the pool of csrc/umem.h, on plain memory.  Two views of one ring stand for the two sides: `ours` and `theirs` share the index words
  * and the entries, as user space and kernel do.  Run with the name of a test; tests/test_ring.py does.
  */
 #undef NDEBUG
@@ -9,7 +9,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
-#include "ring.h"
+#include "umem.h"
 
 #define SIZE 4u
 
@@ -253,6 +253,38 @@ TEST(two_threads_move_a_million_numbers_in_order)
 	assert(xk_ring_peek(&consumer, 1) == 0);
 }
 
+/* Of 8 frames of 2048 bytes, 3 taken and given back: which three are taken then. */
+static void take_again(int in_order, const uint64_t wanted[3])
+{
+	struct xk_umem umem = { .config.chunk_size = 2048 };
+	uint64_t ring[8];
+	struct xk_pool pool = { .umem = &umem, .free = ring, .mask = 7, .end = 8, .frames = 8, .in_order = in_order };
+
+	for (uint64_t round = 0; round < 20; round++) { /* and past the end of the ring */
+		uint64_t held[3];
+
+		for (int i = 0; i < 3; i++)
+			held[i] = pool_take(&pool);
+		assert(pool_free(&pool) == 5);
+		assert(round || (held[0] == 0 && held[1] == 2048 && held[2] == 4096)); /* never used: by address */
+		for (int i = 0; i < 3; i++)
+			assert(!round || held[i] == wanted[in_order ? i : round % 2 ? i : 2 - i]);
+		for (int i = 0; i < 3; i++)
+			pool_give(&pool, held[i]);
+		assert(pool_free(&pool) == 8);
+	}
+}
+
+TEST(a_pool_takes_first_what_was_given_back_last)
+{
+	take_again(0, (uint64_t[]){ 4096, 2048, 0 });
+}
+
+TEST(a_pool_in_order_takes_first_what_was_given_back_first)
+{
+	take_again(1, (uint64_t[]){ 0, 2048, 4096 });
+}
+
 #define RUN(test) { #test, test }
 
 static const struct {
@@ -277,6 +309,8 @@ static const struct {
 	RUN(indices_wrap_around_past_32_bits),
 	RUN(a_ring_is_full_and_empty_on_both_sides_of_the_32_bit_edge),
 	RUN(two_threads_move_a_million_numbers_in_order),
+	RUN(a_pool_takes_first_what_was_given_back_last),
+	RUN(a_pool_in_order_takes_first_what_was_given_back_first),
 };
 
 int main(int argc, char **argv)
