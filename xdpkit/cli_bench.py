@@ -46,7 +46,7 @@ def paths_command(
     sizes: Annotated[str, typer.Option(metavar="N,N", help="Bytes of a frame.  [default: 64,256,1518,9000]")] = "",
     only: Annotated[str, typer.Option(metavar="NAME,NAME", help='Paths to measure; "waits" for ways of waiting.')] = "",
     runs: Annotated[int, typer.Option(min=1, help="Runs of each path at the first size.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Seconds of each run.")] = 0.5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Seconds of each run.")] = 1.0,
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Everything as JSON; - for stdout.")] = "",
     html: Annotated[str, typer.Option(metavar="FILE", help="One page with charts; wants matplotlib.")] = "",
 ) -> None:

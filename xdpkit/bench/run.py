@@ -47,7 +47,7 @@ class Plan:
 
     sizes: tuple[int, ...] = (64, 256, 1518, 9000)
     runs: int = 5
-    seconds: float = 0.5
+    seconds: float = 1.0
     only: tuple[str, ...] = ()
     rates: tuple[int, ...] = (1_000, 10_000, 100_000, 500_000)
     pings: int = 5000

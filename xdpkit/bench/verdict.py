@@ -37,6 +37,7 @@ _RATES = (
     ("receive", "afxdp", "tpacket-v3", 1.7),
     ("receive", "afxdp", "plain-c", 1.0),
     ("receive", "afxdp", "plain-c-2k", 1.0),
+    ("receive", "afxdp-spread", "plain-c-2k", 1.05),
     ("receive", "afxdp-python", "afxdp", 0.8),
     ("send", "afxdp-tx", "send", 2.2),
     ("send", "afxdp-tx", "sendmmsg", 1.3),
