@@ -8,10 +8,14 @@ failure: so nothing is ever skipped on CI's kernel.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 from xdpkit.features import FEATURES, has, kernel_version
+
+# A shell that starts the tests in the background has them ignore SIGINT, and every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""The rings and the pool of csrc on plain memory, under sanitizers: tests/c/test_ring.c, one pytest for each of its tests."""
+"""The rings and the pool of csrc on plain memory, under sanitizers: one pytest for each test of tests/c/test_ring.c."""
 
 import re
 import subprocess
