@@ -11,7 +11,7 @@
 #define OPTION_TX_METADATA (1u << 1)
 #define TXMD_TIMESTAMP 1u
 #define TXMD_CHECKSUM 2u
-#define COLOURS (15u * 64)  /* places of a short packet in its frame, a cache line apart */
+#define COLOURS (15u * 64) /* places of a short packet in its frame, a cache line apart */
 #define SKB_BUFFERS 18u /* MAX_SKB_FRAGS and the head: what a packet may have in copy mode */
 
 struct tx_metadata { /* struct xsk_tx_metadata */

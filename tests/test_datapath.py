@@ -339,6 +339,7 @@ def test_frames_lie_as_they_were_asked_for(make_veth, asked, mtu, got):
     _, right = make_veth(mtu=mtu)
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, **asked)) as link, link.sockets():
         assert (link.got.unaligned, link.got.chunk_size) == got
+        assert ("unaligned frames of" in str(link.got)) == got[0]
 
 
 def test_no_more_frames_go_round_than_fill_and_a_batch_need(make_veth):

@@ -25,6 +25,7 @@ from strategies import again, batches, examples, frames, listing, pipelines, tru
 from xdpkit.actions import DROP, PASS, TX, Verdict
 from xdpkit.compiler import compile_pipeline, lower, table
 from xdpkit.core import check, ffi, lib
+from xdpkit.errors import VerifierError
 from xdpkit.expr import Present, here
 from xdpkit.fields import FIELDS, HEADERS
 from xdpkit.headers import HEADER_OBJECTS, pkt, udp
@@ -118,7 +119,11 @@ def test_rules_in_tables_and_rules_in_code_mean_the_same(hook: str, least: int, 
     note(again("test_engines.py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "LEAST", least)
-        assert_judged_alike(pipe, batch, hook)
+        try:
+            assert_judged_alike(pipe, batch, hook)
+        except VerifierError as error:  # nobody makes tables of so few rules: they may be too much for the kernel
+            assume("too large" not in str(error))
+            raise
 
 
 @one_by_one

@@ -62,6 +62,8 @@ class Got:
         if self.driver:
             parts.append(self.driver)
         parts += [text for name, text in _SHOWN.items() if getattr(self, name)]
+        if self.unaligned:
+            parts.append(f"unaligned frames of {self.chunk_size}")
         if self.tx_timestamp in _CLOCKS:
             parts.append(f"TX timestamps {_CLOCKS[self.tx_timestamp]}")
         if self.rx_metadata:

@@ -297,7 +297,7 @@ def _places(packets: Packets) -> tuple[Any, Any]:
             raise ValueError(f"packets are rows of a uint8 array of 2 dimensions, not {packets.dtype}{packets.shape}")
         rows = packets if packets.strides[1] == 1 else np.ascontiguousarray(packets)
         n, length = rows.shape
-        start = ffi.cast("uint8_t *", rows.__array_interface__["data"][0])
+        start = ffi.cast("uint8_t *", rows.ctypes.data)
         return ffi.new("struct xk_packets *", [n, ffi.NULL, ffi.NULL, start, rows.strides[0], length]), rows
     keep = [ffi.from_buffer(p) for p in packets]
     each = ffi.new("uint8_t *[]", [ffi.cast("uint8_t *", p) for p in keep])
