@@ -115,8 +115,8 @@ static int put_packet(struct xk_xsk *x, uint32_t at, const uint8_t *packet, uint
 		uint64_t base = pool_take(x->pool), addr = base + u->config.tx_metadata;
 		uint32_t size = len < room ? len : room;
 		/*
-		 * Packets at multiples of 2048 would share a few sets of the cache: short ones lie in different places of
-		 * their frames.
+		 * Short packets lie in different places of their frames, spread over the sets of the cache, of which
+		 * multiples of 2048 use few.
 		 */
 		uint32_t colour = room - size >= COLOURS && !u->config.tx_metadata ? (uint32_t)(base >> 5) & COLOURS : 0;
 		struct xdp_desc *d = &descs[(at + i) & x->tx.mask];

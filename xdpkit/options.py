@@ -25,7 +25,7 @@ _SWITCHED = ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_u
 _PAGE = 4096
 _CHUNKS = (2048, 4096)
 #: What ``unaligned`` makes of frames of 2048 in copy mode: a cache line longer, so that the beginnings of frames, which
-#: are all that short packets touch, do not compete for the few sets of a cache that multiples of 2048 map to.
+#: are all that short packets touch, are spread over the sets of a cache.
 SPREAD_CHUNK = 2048 + 64
 
 
