@@ -31,7 +31,7 @@ vm-deps:
 
 VM_SECONDS ?= 600
 
-$(STAMP): pyproject.toml setup.py xdpkit/fields.py $(wildcard bpf/* csrc/*)
+$(STAMP): pyproject.toml setup.py xdpkit/language/fields.py $(wildcard bpf/* csrc/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

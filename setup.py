@@ -43,7 +43,7 @@ def build_bpf(target: Path) -> None:
     """Compile bpf/ into ``target``: bitcode of the hooks, and the generator as an object."""
     clang = find_clang()
     target.mkdir(parents=True, exist_ok=True)
-    fields = runpy.run_path(str(ROOT / "xdpkit" / "fields.py"))
+    fields = runpy.run_path(str(ROOT / "xdpkit" / "language" / "fields.py"))
     generated = ROOT / "build" / "bpf"
     generated.mkdir(parents=True, exist_ok=True)
     (generated / "packet_layout.h").write_text(fields["c_header"]())

@@ -58,7 +58,7 @@ GENERATED_CALLS __u64 now(void)
 	return g ? g->now_ns : 0;
 }
 
-/* 32 random bits; given ones go on as xdpkit/state.py says. */
+/* 32 random bits; given ones go on as xdpkit/meaning/state.py says. */
 GENERATED_CALLS __u32 draw(void)
 {
 	struct given *g;

@@ -2,7 +2,7 @@
 /*
  * A limit, as a template: the compiler takes a copy for each limit of a pipeline and writes its name for LIMIT.
  *
- * A bucket is the time when it will be full again, in 1/64 ns (xdpkit/limits.py says how and why).  Without a key there
+ * A bucket is the time when it will be full again, in 1/64 ns (xdpkit/language/limits.py says how and why).  Without a key there
  * is one, in an array; with one they are in a hash that lets the least recently used go.  Type and sizes are set before
  * load.
  */

@@ -3,7 +3,7 @@
  * The header walk: one pass from the Ethernet header to the transport header, shared by every hook.  tunnel.h goes on
  * into tunnels with the same functions.
  *
- * Rules of the walk, the same in xdpkit/walk.py:
+ * Rules of the walk, the same in xdpkit/meaning/walk.py:
  *  - a header is present when its fixed part lies wholly inside the packet, else it and all behind it are absent;
  *  - up to two VLAN tags (0x8100, 0x88a8) are walked; a tag that the kernel moved to metadata counts as the outer one;
  *  - IPv4 needs version 4 and ihl >= 5; the transport header is absent in fragments with an offset;
@@ -11,7 +11,7 @@
  *    MAX_EXTENSIONS of them; a chain that is longer, cut short, or a fragment with an offset has no transport header;
  *  - TCP has a payload if its data offset is 5 words or more; of its options the first MAX_TCP_OPTIONS are looked at.
  *
- * The walk notes where headers start (`struct headers`, generated from xdpkit/fields.py); classify() reads fields there
+ * The walk notes where headers start (`struct headers`, generated from xdpkit/language/fields.py); classify() reads fields there
  * through header().  Nothing is kept that the rules do not read: classify() is inlined behind the walk and LLVM removes
  * the rest; what it cannot remove by itself (helper calls) is asked for with wanted().
  *

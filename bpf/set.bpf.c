@@ -3,12 +3,12 @@
  * A set, as a template: the compiler takes a copy for each set of a pipeline and writes its name for SET.
  *
  * The map has one entry, the map of the members, so that user space can put a whole new one in its place at once.  User
- * space makes both (xdpkit/liveset.py) and the program re-uses them: the type of the inner map, a hash or a prefix trie,
+ * space makes both (xdpkit/sets/live.py) and the program re-uses them: the type of the inner map, a hash or a prefix trie,
  * and the size of its keys are those of the set.  A key of a trie starts with its length in bits.
  */
 #include "load.h"
 
-/* Same struct: xdpkit/liveset.py. */
+/* Same struct: xdpkit/sets/live.py. */
 struct member {
 	__u64 expires_ns; /* CLOCK_MONOTONIC; 0: never */
 	__u32 action;     /* which of a verdict map's actions */

@@ -8,7 +8,7 @@
  *  - GTP-U, UDP to port 2152, version 1, message 255, behind at most MAX_GTPU_EXTENSIONS extension headers
  *    (3GPP TS 29.281); what is inside is IPv4 or IPv6 by its first four bits;
  *  - MPLS, EtherTypes 0x8847 and 0x8848, at most MAX_LABELS labels (RFC 3032), with IPv4 or IPv6 by the first four bits.
- * The rules are those of packet.h, the same in xdpkit/tunnels.py.
+ * The rules are those of packet.h, the same in xdpkit/meaning/tunnels.py.
  *
  * It is a module of bitcode of its own, linked only where a rule reads what it finds.
  */

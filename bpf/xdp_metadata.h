@@ -4,7 +4,7 @@
  *
  * The kernel lets only a program that is bound to one device at load call these functions: it makes the calls direct ones
  * into that device's driver.  A program that no rule makes read them has no such call.  One that is loaded without a
- * device (a test run) must not even name them; xdpkit/program.py sees to that, and `bound` keeps the verifier away from
+ * device (a test run) must not even name them; xdpkit/kernel/program.py sees to that, and `bound` keeps the verifier away from
  * the calls that libbpf then leaves behind.
  */
 #pragma once

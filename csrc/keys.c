@@ -3,7 +3,7 @@
  * Keys of sets in bulk: lists of members read as text, and two tables of keys compared.
  *
  * A value is kept as a number of up to 128 bits while it is worked on, and written in network order.  What a list may
- * hold besides the plain forms (netmasks, scope ids, 0b101) is left to Python, line by line: xdpkit/sets.py has the say
+ * hold besides the plain forms (netmasks, scope ids, 0b101) is left to Python, line by line: xdpkit/language/sets.py has the say
  * of what a member is, this must agree with it on what it takes.
  */
 #include <arpa/inet.h>

@@ -42,12 +42,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from xdpkit import DROP, Pipeline, compile_pipeline, ip, netdev, tcp
-from xdpkit.check import PipelineWarning
-from xdpkit.core import check, ffi, lib
-from xdpkit.expr import Expr
+from xdpkit import DROP, Pipeline, compile_pipeline, ip, tcp
+from xdpkit.device import netdev
+from xdpkit.kernel.core import check, ffi, lib
+from xdpkit.kernel.program import Program
 from xdpkit.lab import Lab
-from xdpkit.program import Program
+from xdpkit.language.check import PipelineWarning
+from xdpkit.language.expr import Expr
 
 REPEAT = 200_000
 FAMILIES = ("ports", "pairs", "acl")
@@ -368,7 +369,7 @@ def main() -> None:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Curves, a picture for each family; nothing without matplotlib (pip install 'xdpkit[perf]')."""
     try:
-        from matplotlib import pyplot  # noqa: PLC0415
+        from matplotlib import pyplot
     except ImportError:
         print("no picture: pip install 'xdpkit[perf]'", file=sys.stderr)
         return

@@ -25,10 +25,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from xdpkit import COUNT, DROP, Mark, Pipeline, ip, limit, sample, udp
-from xdpkit.built import Built
-from xdpkit.columns import Columns
-from xdpkit.program import Program
-from xdpkit.ruleset import Ruleset
+from xdpkit.compiler.built import Built
+from xdpkit.kernel.program import Program
+from xdpkit.link.ruleset import Ruleset
+from xdpkit.sets.columns import Columns
 
 REPEAT, SPREAD, TURNS = 200_000, 2_000, 20
 HEAD = bytes.fromhex("0200000000020200000000010800450000320000000040110000")
@@ -147,10 +147,10 @@ def report(curves: list[dict[str, Any]], added: list[dict[str, Any]]) -> None:
 
 def picture(curves: list[dict[str, Any]], path: str) -> None:
     """Cost over members."""
-    import matplotlib  # noqa: PLC0415  an optional extra
+    import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for kind, colour in (("hash", "tab:blue"), ("trie", "tab:orange")):

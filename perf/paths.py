@@ -5,7 +5,7 @@ python perf/paths.py [--quick] [--sizes 64,1518] [--only afxdp,recvfrom] ...   #
 
 import sys
 
-from xdpkit.cli import main
+from xdpkit.cli.main import main
 
 if __name__ == "__main__":
     given = sys.argv[1:]

@@ -33,10 +33,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from xdpkit import ip
-from xdpkit.columns import read
 from xdpkit.lab import Namespace
-from xdpkit.liveset import LiveSet
-from xdpkit.sets import SetSpec, declare
+from xdpkit.language.sets import SetSpec, declare
+from xdpkit.sets.columns import read
+from xdpkit.sets.live import LiveSet
 
 PEERS = ("nft -f", "ipset restore")
 
@@ -149,11 +149,11 @@ def report(rows: list[dict[str, Any]]) -> None:
 def plot(rows: list[dict[str, Any]], path: str) -> None:
     """A curve per tool over the number of members, both axes logarithmic."""
     try:
-        import matplotlib  # noqa: PLC0415  an extra
+        import matplotlib
     except ImportError:
         sys.exit("perf/sets.py: --png needs matplotlib: pip install 'xdpkit[perf]'")
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for column, label in (

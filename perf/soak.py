@@ -35,9 +35,9 @@ from xdpkit import SocketOptions, attach, forward
 from xdpkit.bench.forwarding import middle
 from xdpkit.bench.site import dropping, everything
 from xdpkit.bench.traffic import CPUS, frame_for
-from xdpkit.generator import Generator
 from xdpkit.lab import Lab
-from xdpkit.port import Port
+from xdpkit.lab.generator import Generator
+from xdpkit.lab.port import Port
 
 SIZE = 64
 #: Bytes by which a process may seem to grow: caches of Python and of the counters' reader.

@@ -58,13 +58,13 @@ from xdpkit import (
     tcp,
     udp,
 )
-from xdpkit.built import Built
-from xdpkit.check import PipelineWarning
-from xdpkit.core import lib
+from xdpkit.compiler.built import Built
+from xdpkit.kernel.core import lib
 from xdpkit.lab import Lab, Port
-from xdpkit.link import Link
-from xdpkit.liveset import LiveSet
-from xdpkit.template import udp_frame
+from xdpkit.lab.template import udp_frame
+from xdpkit.language.check import PipelineWarning
+from xdpkit.link.link import Link
+from xdpkit.sets.live import LiveSet
 
 #: Sources of the packets of the soak, in turns; the set `watch` has both or neither.
 PAIR = ("198.18.0.1", "198.18.0.2")

@@ -1,8 +1,8 @@
 """What all tests share; by being here it also makes the modules of this directory importable in those below.
 
-`@pytest.mark.needs("tcx")`: the test is about a feature of newer kernels (a key of xdpkit.features.FEATURES).  It is
-skipped where the kernel is older than the feature and the probe agrees.  A kernel that is new enough and lacks it is a
-failure: so nothing is ever skipped on CI's kernel.
+`@pytest.mark.needs("tcx")`: the test is about a feature of newer kernels (a key of xdpkit.kernel.features.FEATURES).
+It is skipped where the kernel is older than the feature and the probe agrees.  A kernel that is new enough and lacks it
+is a failure: so nothing is ever skipped on CI's kernel.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import signal
 
 import pytest
 
-from xdpkit.features import FEATURES, has, kernel_version
+from xdpkit.kernel.features import FEATURES, has, kernel_version
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(feature, ...): kernel features, keys of xdpkit.features.FEATURES")
+    config.addinivalue_line("markers", "needs(feature, ...): kernel features, keys of xdpkit.kernel.features.FEATURES")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

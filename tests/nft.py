@@ -17,9 +17,9 @@ from strategies import make_frame
 from traffic import until
 
 from xdpkit import Pipeline, attach
-from xdpkit.core import check, lib
+from xdpkit.kernel.core import check, lib
 from xdpkit.lab import Port
-from xdpkit.walk import EXTENSIONS, FRAGMENT, MAX_EXTENSIONS, TAGS, TRANSPORT, walk
+from xdpkit.meaning.walk import EXTENSIONS, FRAGMENT, MAX_EXTENSIONS, TAGS, TRANSPORT, walk
 
 #: The device in rulesets, as the documentation names it.
 DEVICE = "eth1"

@@ -1,4 +1,5 @@
-"""Frames of every protocol that pcap-filter(7) names on Ethernet, with the values that tests/data/pcap_filters.txt asks
+"""Frames of every protocol that pcap-filter(7) names on Ethernet, with the values that
+tests/language/data/pcap_filters.txt asks
 for, and ways to spoil them."""
 
 from __future__ import annotations

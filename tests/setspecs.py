@@ -5,7 +5,7 @@ import ipaddress
 from hypothesis import strategies as st
 
 from xdpkit import eth, ip, ip6, tcp, udp, vlan
-from xdpkit.sets import SetSpec, declare
+from xdpkit.language.sets import SetSpec, declare
 
 
 def make_spec(name, *fields, **options) -> SetSpec:

@@ -10,13 +10,13 @@ from random import Random
 from hypothesis import strategies as st
 from strategies import comparisons, conditions, make_frame, of, pool
 
-from xdpkit.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Redirect
-from xdpkit.check import PipelineWarning, possible
-from xdpkit.expr import Expr
-from xdpkit.headers import Field, field_object, pkt
-from xdpkit.limits import limit, sample
-from xdpkit.pipeline import Pipeline
-from xdpkit.sets import Set
+from xdpkit.language.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Redirect
+from xdpkit.language.check import PipelineWarning, possible
+from xdpkit.language.expr import Expr
+from xdpkit.language.headers import Field, field_object, pkt
+from xdpkit.language.limits import limit, sample
+from xdpkit.language.pipeline import Pipeline
+from xdpkit.language.sets import Set
 
 #: Fields of every width that a key may have.
 _KEYS = tuple(
@@ -88,7 +88,7 @@ def _prefixes(draw: st.DrawFn, field: Field) -> object:
     if free == 0 or field.spec.kind not in ("ipv4", "ipv6", "uint", "flags"):
         return value
     if field.spec.kind in ("ipv4", "ipv6"):
-        import ipaddress  # noqa: PLC0415
+        import ipaddress
 
         kind = ipaddress.IPv4Address if field.spec.kind == "ipv4" else ipaddress.IPv6Address
         return f"{kind(low)}/{bits - free}"

@@ -22,13 +22,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from xdpkit.actions import DROP, PASS, REDIRECT, TX, Redirect
-from xdpkit.check import PipelineWarning, possible
-from xdpkit.expr import And, Expr, here
-from xdpkit.fields import FIELDS
-from xdpkit.headers import HEADER_OBJECTS, Field, field_object
-from xdpkit.pipeline import Pipeline
-from xdpkit.walk import EXTENSIONS, MAX_EXTENSIONS
+from xdpkit.language.actions import DROP, PASS, REDIRECT, TX, Redirect
+from xdpkit.language.check import PipelineWarning, possible
+from xdpkit.language.expr import And, Expr, here
+from xdpkit.language.fields import FIELDS
+from xdpkit.language.headers import HEADER_OBJECTS, Field, field_object
+from xdpkit.language.pipeline import Pipeline
+from xdpkit.meaning.walk import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
 FUZZ = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"

@@ -9,8 +9,8 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from xdpkit.fields import FIELDS, INNER
-from xdpkit.pipeline import Pipeline
+from xdpkit.language.fields import FIELDS, INNER
+from xdpkit.language.pipeline import Pipeline
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +77,6 @@ def test_every_page_that_is_linked_exists():
 def test_every_command_has_an_example_in_its_help():
     for command in ("run", "demo", "doctor", "show", "replay", "build"):
         done = subprocess.run(
-            [sys.executable, "-m", "xdpkit.cli", command, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "xdpkit.cli.main", command, "--help"], capture_output=True, text=True, check=True
         )
         assert "Example: xdpkit" in done.stdout, command

@@ -16,11 +16,11 @@ from scapy.utils import PcapNgWriter, PcapWriter, RawPcapReader
 from strategies import make_frame, pipelines
 
 from xdpkit import DROP, limit
-from xdpkit.built import Built, build, needs, read, write
-from xdpkit.captures import CapturedPacket, read_captures
 from xdpkit.compiler import HOOKS
-from xdpkit.errors import PipelineError
-from xdpkit.pipeline import Pipeline, load_file
+from xdpkit.compiler.built import Built, build, needs, read, write
+from xdpkit.files.reader import CapturedPacket, read_captures
+from xdpkit.language.errors import PipelineError
+from xdpkit.language.pipeline import Pipeline, load_file
 from xdpkit.replay import replay
 
 RULES = """
@@ -73,7 +73,7 @@ def files(tmp_path):
 
 
 def xdpkit(*args, cwd, before=(), **options):
-    command = [*before, sys.executable, "-m", "xdpkit.cli", *map(str, args)]
+    command = [*before, sys.executable, "-m", "xdpkit.cli.main", *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False, **options)
 
 

@@ -8,15 +8,13 @@
 ...         print(batch.queue, batch.lengths.sum())
 """
 
-from .actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
-from .attach import Link, attach
-from .batch import Batch
-from .check import Finding, PipelineWarning
 from .compiler import Compiled, compile_pipeline
-from .errors import FrameError, NotSupported, PipelineError, VerifierError, Where
-from .forward import Forwarder, forward
-from .got import Got
-from .headers import (
+from .kernel.got import Got
+from .kernel.program import Program
+from .language.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
+from .language.check import Finding, PipelineWarning
+from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where
+from .language.headers import (
     ah,
     arp,
     dstopts,
@@ -43,14 +41,16 @@ from .headers import (
     vlan2,
     vxlan,
 )
-from .ledger import Ledger
-from .limits import limit, log, sample
-from .metadata import Metadata
-from .options import SocketOptions
-from .pcap import pcap
-from .pipeline import Pipeline, Rule, load_file
-from .program import Program
-from .sets import Set
+from .language.limits import limit, log, sample
+from .language.metadata import Metadata
+from .language.pcap import pcap
+from .language.pipeline import Pipeline, Rule, load_file
+from .language.sets import Set
+from .link.attach import Link, attach
+from .link.ledger import Ledger
+from .sockets.batch import Batch
+from .sockets.forward import Forwarder, forward
+from .sockets.options import SocketOptions
 
 __all__ = [
     "COUNT",

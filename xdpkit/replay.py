@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from . import reference
-from .built import Built
-from .captures import CapturedPacket
-from .liveset import declared
-from .pipeline import Rule
-from .program import Program
-from .ruleset import Ruleset, folder_of, lasting
+from .compiler.built import Built
+from .files.reader import CapturedPacket
+from .kernel.program import Program
+from .language.pipeline import Rule
+from .link.ruleset import Ruleset, folder_of, lasting
+from .meaning import evaluate as reference
+from .sets.live import declared
 
 __all__ = ["ENGINES", "Difference", "Judge", "Replay", "replay"]
 
@@ -197,6 +197,6 @@ def _compare(found: dict[tuple[str, str], Difference], packet: CapturedPacket, r
 
 def summary(data: bytes) -> str:
     """One line about a packet, as scapy sums it up."""
-    from scapy.all import Ether  # type: ignore[attr-defined]  # noqa: PLC0415  a second, only --against wants it
+    from scapy.all import Ether  # type: ignore[attr-defined]
 
     return str(Ether(data).summary())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xdpkit.features import has
+from xdpkit.kernel.features import has
 
 collect_ignore_glob = [] if "xdpkit.guest" in Path("/proc/cmdline").read_text().split() else ["test_*.py"]
 

@@ -10,7 +10,7 @@ import pytest
 from traffic import frames, take
 
 from xdpkit import DROP, PASS, REDIRECT, NotSupported, Pipeline, attach, udp
-from xdpkit.features import FEATURES, has, kernel_version
+from xdpkit.kernel.features import FEATURES, has, kernel_version
 
 XDPKIT = str(Path(sys.executable).with_name("xdpkit"))
 DNS_FILE = str(Path(__file__).parents[2] / "pipelines" / "dns.py")

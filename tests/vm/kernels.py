@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import debian
 import guest
 
-from xdpkit.features import FEATURES
+from xdpkit.kernel.features import FEATURES
 
 SUITES = ("bookworm", "bookworm-backports", "trixie-backports")
 #: What touches the kernel.  The engines' property tests are left to make test: they are slow without hardware.

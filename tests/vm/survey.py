@@ -14,8 +14,8 @@ from traffic import frames, take
 from wire import ready, wire
 
 from xdpkit import PASS, REDIRECT, NotSupported, Pipeline, VerifierError, attach, pcap, udp
-from xdpkit.built import Built, build
-from xdpkit.features import FEATURES, has
+from xdpkit.compiler.built import Built, build
+from xdpkit.kernel.features import FEATURES, has
 from xdpkit.lab import Lab
 
 LOOPING = "ip6 protochain 17"  # libpcap compiles it to a loop

@@ -18,8 +18,9 @@ from blocks import capture
 from traffic import frames, number, until
 from wire import ready, set_link, wire
 
-from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, SocketOptions, attach, ethtool, netdev, udp
-from xdpkit.built import build
+from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, SocketOptions, attach, udp
+from xdpkit.compiler.built import build
+from xdpkit.device import ethtool, netdev
 
 XDPKIT = str(Path(sys.executable).with_name("xdpkit"))
 DNS_FILE = str(Path(__file__).parents[2] / "pipelines" / "dns.py")
@@ -227,7 +228,7 @@ def test_tx_sends_back_every_packet_where_zero_copy_can():
 
 
 def test_tx_is_kept_from_zero_copy_where_the_driver_would_lose_it():
-    """Should virtio_net learn it, this fails: then let it have zero-copy (xdpkit/zerocopy.py)."""
+    """Should virtio_net learn it, this fails: then let it have zero-copy (xdpkit/sockets/zerocopy.py)."""
     with wire("virtio_net") as (near, far):
         with attach(pipeline(echo=True), near.name, bind="zerocopy") as link:
             with pytest.raises(NotSupported, match=f"zero-copy on {near.name}: a pipeline without TX"):

@@ -10,9 +10,9 @@ from typing import Any
 
 from traffic import until
 
-from xdpkit import ethtool, netdev
+from xdpkit.device import ethtool, netdev
+from xdpkit.device.netlink import iproute
 from xdpkit.lab import Port
-from xdpkit.netlink import iproute
 
 DRIVERS = ("igb", "virtio_net")
 

@@ -15,13 +15,13 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from ..actions import TX
-from ..attach import attach
-from ..forward import forward
-from ..headers import eth
-from ..lab import Lab
-from ..netlink import iproute, outside_loop
-from ..pipeline import Pipeline
+from ..device.netlink import iproute, outside_loop
+from ..lab.lab import Lab
+from ..language.actions import TX
+from ..language.headers import eth
+from ..language.pipeline import Pipeline
+from ..link.attach import attach
+from ..sockets.forward import forward
 from .native import ffi, loops
 from .site import Path, Running, Site, everything, loop
 from .traffic import CPUS, frame_for, packet_socket

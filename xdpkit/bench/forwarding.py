@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from ..actions import Forward
-from ..attach import attach
-from ..forward import forward
-from ..headers import eth
-from ..lab import Lab
-from ..netlink import iproute, outside_loop
-from ..options import SocketOptions
-from ..pipeline import Pipeline
-from ..port import Port
+from ..device.netlink import iproute, outside_loop
+from ..lab.lab import Lab
+from ..lab.port import Port
+from ..language.actions import Forward
+from ..language.headers import eth
+from ..language.pipeline import Pipeline
+from ..link.attach import attach
+from ..sockets.forward import forward
+from ..sockets.options import SocketOptions
 from .native import loops
 from .site import Path, Running, Site, everything, loop
 from .traffic import packet_socket

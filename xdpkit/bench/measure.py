@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core import check, ffi, lib, text
+from ..compiler.bitcode import shipped
+from ..kernel.core import check, ffi, lib, text
 
 __all__ = ["Calls", "Cost", "family", "idle_share", "own_seconds", "percentiles"]
 
@@ -77,7 +78,7 @@ class Calls:
     """Counts the system calls of a process; a context manager.  OSError names what the kernel refused."""
 
     def __init__(self, pid: int):
-        code = (Path(__file__).parent.parent / "bitcode" / "syscalls.o").read_bytes()
+        code = shipped("syscalls.o")
         out, log = ffi.new("struct xk_program **"), ffi.new("char[]", 1 << 16)
         check(lib.xk_program_open(code, len(code), b"syscalls", out), "syscalls")
         self._program, self._link = out[0], -1

@@ -13,7 +13,7 @@ from typing import Any
 
 import cffi
 
-from ..errors import NotSupported
+from ..language.errors import NotSupported
 
 __all__ = ["DELAYS", "ffi", "loops", "uring"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import NotSupported
+from ..language.errors import NotSupported
 from .report import show, waits
 from .run import Results
 from .sample import Row, rows
@@ -27,11 +27,11 @@ _STYLE = (
 def require_matplotlib() -> Any:
     """matplotlib.pyplot, drawing to files; NotSupported without it."""
     try:
-        import matplotlib  # noqa: PLC0415  an extra
+        import matplotlib
     except ImportError:
         raise NotSupported("an HTML report", "matplotlib: pip install 'xdpkit[perf]'") from None
     matplotlib.use("svg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import pyplot
 
     return pyplot
 
@@ -91,7 +91,7 @@ def _inline(pyplot: Any, figure: Any, title: str) -> str:
 
 def _short(axis: Any) -> None:
     """10k in place of 1e4."""
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415  an extra
+    from matplotlib.ticker import EngFormatter
 
     axis.set_major_formatter(EngFormatter(sep=""))
 

@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path as File
 from typing import Any
 
-from .. import core
-from ..attach import Link, attach
-from ..core import check, lib
-from ..errors import NotSupported
-from ..options import KERNEL_HEADROOM, SocketOptions
-from ..workers import wait_number
+from ..kernel import core
+from ..kernel.core import check, lib
+from ..language.errors import NotSupported
+from ..link.attach import Link, attach
+from ..sockets.options import KERNEL_HEADROOM, SocketOptions
+from ..sockets.workers import wait_number
 from .native import loops, uring
 from .site import Path, Running, Site, dropping, everything, loop
 from .traffic import TIME_OFFSET, packet_socket

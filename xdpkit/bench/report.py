@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..live import si
+from ..terminal import si
 from .run import Plan, Results
 from .sample import Row, rows
 from .verdict import QUIET, verdicts

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from ..attach import attach
-from ..errors import NotSupported
-from ..lab import Lab, Namespace
+from ..lab.lab import Lab, Namespace
+from ..language.errors import NotSupported
+from ..link.attach import attach
 from .echo import ECHO, round_trips
 from .forwarding import FORWARD, middle
 from .measure import Calls, Cost, family, idle_share, percentiles

@@ -14,10 +14,10 @@ from pathlib import Path as File
 
 import numpy as np
 
-from ..attach import attach
-from ..errors import NotSupported
-from ..generator import Generator
-from ..options import SocketOptions
+from ..lab.generator import Generator
+from ..language.errors import NotSupported
+from ..link.attach import attach
+from ..sockets.options import SocketOptions
 from .native import ffi, loops
 from .site import Path, Running, Site, everything
 from .traffic import frame_for, packet_socket
@@ -106,7 +106,7 @@ def _live(site: Site) -> Iterator[Running]:
 
 SEND = (
     Path("afxdp-tx", _afxdp_tx, "sockets.send() from Python, arrays of 128 KiB, TX ring of 2048", delays=False),
-    Path("live-frames", _live, "xdpkit.generator: BPF_PROG_TEST_RUN, batches of 64", delays=False),
+    Path("live-frames", _live, "xdpkit.lab.generator: BPF_PROG_TEST_RUN, batches of 64", delays=False),
     Path("sendmmsg", _socket(64), "packet socket in C, batch 64, PACKET_QDISC_BYPASS", delays=False),
     Path("send", _socket(1), "packet socket in C, PACKET_QDISC_BYPASS", delays=False),
     Path("trafgen", _trafgen, "TX_RING, one process, past the qdisc", delays=False, tool=True),

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..actions import DROP, REDIRECT
-from ..built import Built
 from ..compiler import compile_pipeline
-from ..headers import eth
-from ..pipeline import Pipeline
-from ..port import Port
+from ..compiler.built import Built
+from ..lab.port import Port
+from ..language.actions import DROP, REDIRECT
+from ..language.headers import eth
+from ..language.pipeline import Pipeline
 from .native import DELAYS, ffi
 
 __all__ = ["Path", "Running", "Site", "dropping", "everything", "loop"]

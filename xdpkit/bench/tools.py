@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path as File
 
-from ..errors import NotSupported
+from ..language.errors import NotSupported
 from .site import Path, Running, Site
 
 __all__ = ["TOOLS"]

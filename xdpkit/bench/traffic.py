@@ -17,9 +17,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from ..errors import NotSupported
-from ..generator import Generator, udp_frame
-from ..port import Port
+from ..lab.generator import Generator, udp_frame
+from ..lab.port import Port
+from ..language.errors import NotSupported
 from .measure import own_seconds
 from .native import ffi, loops
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from ..errors import NotSupported
-from ..pipeline import Pipeline
+from ..language.errors import NotSupported
+from ..language.pipeline import Pipeline
 
 __all__ = ["HOOKS", "Compiled", "TableInfo", "compile_pipeline"]
 
@@ -42,7 +42,7 @@ class Compiled:
     """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters.  ``ir``: the LLVM
     IR of classify() before linking; ``assembly``: BPF assembly, empty unless asked for; ``steps_ns``: what each step of
     compiling took; ``tables``: the rules that became decision trees; ``tells``: metadata that an XDP program puts in
-    front of redirected packets for readers (names of :data:`xdpkit.metadata.TOLD`)."""
+    front of redirected packets for readers (names of :data:`xdpkit.language.metadata.TOLD`)."""
 
     pipeline: Pipeline
     hook: str
@@ -63,8 +63,8 @@ def compile_pipeline(
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     try:
-        from .link import check_reach, emit_assembly, emit_object, link_module, optimise  # noqa: PLC0415  see above
-        from .lower import lower  # noqa: PLC0415
+        from .linker import check_reach, emit_assembly, emit_object, link_module, optimise
+        from .lower import lower
     except ImportError as error:
         raise NotSupported("compiling a pipeline", f"pip install llvmlite, or build it elsewhere ({error})") from error
     steps, last = [], time.perf_counter_ns()

@@ -16,10 +16,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from ..check import Alternative, alternatives, implied
-from ..expr import Always
-from ..fields import FieldSpec, field_named
-from ..pipeline import Rule
+from ..language.check import Alternative, alternatives, implied
+from ..language.expr import Always
+from ..language.fields import FieldSpec, field_named
+from ..language.pipeline import Rule
 
 __all__ = ["MAX_WORDS", "Boxes", "Run", "Word", "plain", "runs"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..classic import ABS, JMP, LD, LDX, MEM, MSH, ST, STX, Instruction
+from ..language.classic import ABS, JMP, LD, LDX, MEM, MSH, ST, STX, Instruction
 
 #: Names of the registers; those of scratch memory are numbered.
 ACCUMULATOR, INDEX, SCRATCH = "A", "X", "M{}"

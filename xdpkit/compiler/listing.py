@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..errors import Where
+from ..language.errors import Where
 
 __all__ = ["Block", "listing"]
 

@@ -18,19 +18,19 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from ..actions import Action, Forward, Log, Mark, Mirror, Redirect, Shadow, Verdict
-from ..classic import Classic
-from ..errors import Where
-from ..expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
-from ..fields import INNER, METADATA
-from ..limits import Limit, Sample
-from ..metadata import TOLD
-from ..pipeline import Pipeline, Rule
+from ..language.actions import Action, Forward, Log, Mark, Mirror, Redirect, Shadow, Verdict
+from ..language.classic import Classic
+from ..language.errors import Where
+from ..language.expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
+from ..language.fields import INNER, METADATA
+from ..language.limits import Limit, Sample
+from ..language.metadata import TOLD
+from ..language.pipeline import Pipeline, Rule
 from . import TableInfo
-from .classic import Registers, lower_classic
+from .lower_classic import Registers, lower_classic
 from .memory import SHADOW, Memory
 from .read import Reader, fields_asked, headers_asked, reachable
-from .table import Table, Tables, tables
+from .rule_tables import Table, Tables, tables
 from .turns import Turns
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from ..actions import Add
-from ..expr import Always, Expr, Member, Present, Test
-from ..fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
-from ..limits import Limit
-from ..pipeline import Pipeline, Rule
+from ..language.actions import Add
+from ..language.expr import Always, Expr, Member, Present, Test
+from ..language.fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
+from ..language.limits import Limit
+from ..language.pipeline import Pipeline, Rule
 
 if TYPE_CHECKING:
     from .lower import Lowering

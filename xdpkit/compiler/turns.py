@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
-from ..classic import Classic
-from .classic import Program, Registers
+from ..language.classic import Classic
 from .flow import ACCUMULATOR, INDEX, SCRATCH, used
+from .lower_classic import Program, Registers
 
 if TYPE_CHECKING:
     from .lower import Lowering

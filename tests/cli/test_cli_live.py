@@ -1,0 +1,101 @@
+"""`xdpkit run` while it runs: another ruleset, what rules log, copies, and a shadow."""
+
+import json
+import re
+import signal
+
+import pytest
+from blocks import capture
+from commands import start, stop, xdpkit
+from traffic import frames, number, until
+
+RULES = """\
+from xdpkit import *
+pipe = Pipeline("live")
+bad = pipe.set("bad", ip.src, source="bad.txt")
+pipe.rule(udp, Mirror(64), name="copied")
+pipe.rule(udp.dport == 53, log("100/second"), name="dns")
+pipe.rule(bad, DROP, name="bad")
+"""
+
+
+@pytest.fixture
+def rules(tmp_path):
+    path = tmp_path / "live.py"
+    path.write_text(RULES)
+    (tmp_path / "bad.txt").write_text("203.0.113.0/24\n")
+    return path
+
+
+def reloaded(child):
+    """What it says after SIGUSR1."""
+    child.send_signal(signal.SIGUSR1)
+    while not (line := child.stderr.readline()).startswith("xdpkit: "):
+        pass
+    return line
+
+
+def test_a_reload_puts_the_changed_file_in_place_and_a_wrong_one_changes_nothing(make_veth, rules):
+    left, right = make_veth()
+    child = start(right, rules, "--json")
+    with right.capture() as passed:
+        left.send(frames(left, right, [1]))
+        passed.wait(1)
+        (rules.parent / "bad.txt").write_text("198.51.100.0/24\n")
+        assert re.match(r"xdpkit: live is in place: compile .* ms, load .* ms, swap .* ms", reloaded(child))
+        left.send(frames(left, right, [2]))
+        rules.write_text(RULES + "pipe.rule(ip.nonsense == 1, DROP)\n")
+        assert f"{rules}:7: ip has no field 'nonsense'" in reloaded(child)
+        (rules.parent / "bad.txt").write_text("not an address\n")
+        rules.write_text(RULES)
+        assert "bad.txt:1" in reloaded(child)
+        left.send(frames(left, right, [3]))
+        (rules.parent / "bad.txt").write_text("")
+        reloaded(child)
+        left.send(frames(left, right, [4]))
+        passed.wait(2)
+    status, out, _ = stop(child)
+    ledger = json.loads(out)
+    assert (status, ledger["updates"], ledger["seen"], ledger["problems"]) == (0, 2, 4, [])
+    assert [number(f) for f in passed] == [1, 4]
+    assert {r["name"]: r["packets"] for r in ledger["rules"]} == {"copied": 4, "dns": 4, "bad": 2, "default": 2}
+
+
+def test_what_rules_log_is_told_and_copies_are_written_with_verdicts(make_veth, rules, tmp_path):
+    left, right = make_veth()
+    (tmp_path / "bad.txt").write_text("198.51.100.1\n")
+    child = start(right, rules, "--copies", tmp_path / "copies.pcapng")
+    left.send(frames(left, right, [1, 2]))
+    lines = [child.stderr.readline() for _ in range(2)]
+    status, out, _ = stop(child)
+    assert status == 0
+    assert all(
+        re.match(r"\d\d:\d\d:\d\d\.\d{6} dns: 198\.51\.100\.1\.4000 > 192\.0\.2\.1\.53 udp, 64 bytes\n", line)
+        for line in lines
+    )
+    assert re.search(r"mirrored +2 ", out)
+    _, packets, _ = capture((tmp_path / "copies.pcapng").read_bytes())
+    assert [(number(p["data"]), p["verdict"][1]) for p in packets] == [(1, 1), (2, 1)]
+
+
+def test_a_shadow_is_shown_with_where_it_differs(make_veth, rules, tmp_path):
+    left, right = make_veth()
+    new = tmp_path / "new.py"
+    new.write_text(RULES.replace('"live"', '"new"') + 'pipe.rule(udp, DROP, name="all")\n')
+    child = start(right, rules, "--shadow", new, "--json")
+    with right.capture() as passed:
+        left.send(frames(left, right, range(3)))
+        passed.wait(3)
+        until(lambda: len(passed) == 3, "3 packets passed")
+    status, out, _ = stop(child)
+    shadow = json.loads(out)["shadow"]
+    assert (status, shadow["pipeline"], shadow["differences"]) == (0, "new", [["PASS", "DROP", 3]])
+
+
+def test_copies_of_what_no_rule_mirrors_are_wrong_usage(make_veth, tmp_path):
+    _, right = make_veth()
+    plain = tmp_path / "plain.py"
+    plain.write_text("from xdpkit import *\npipe = Pipeline('plain')\n")
+    done = xdpkit(right, "run", plain, "-i", right.name, "--copies", tmp_path / "c.pcapng")
+    assert (done.returncode, "no rule that mirrors" in done.stderr) == (2, True)
+    assert not (tmp_path / "c.pcapng").exists()

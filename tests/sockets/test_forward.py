@@ -1,0 +1,162 @@
+"""Forwarding between two devices, and back out of one: frames of one UMEM, on veth.  Every frame's owner is checked."""
+
+import errno
+
+import pytest
+from traffic import frames, number, until
+
+from xdpkit import PASS, REDIRECT, NotSupported, Pipeline, SocketOptions, attach, forward, udp
+from xdpkit.compiler.built import build
+
+
+def dns():
+    pipe = Pipeline("dns", default=PASS)
+    pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+    return pipe
+
+
+DNS = build(dns())
+TINY = SocketOptions(ring_size=4, debug=True)
+SMALL = SocketOptions(ring_size=64, debug=True)
+
+
+@pytest.fixture
+def bridge(lab):
+    """`bridge(queues=1, mtu=1500)`: (left, a, b, right): left's peer is a, right's is b; a and b in one namespace."""
+
+    def make(**options):
+        middle = lab.namespace("middle")
+        left, a = lab.veth(lab.namespace("left"), middle, names=("left", "a"), **options)
+        b, right = lab.veth(middle, lab.namespace("right"), names=("b", "right"), **options)
+        return left, a, b, right
+
+    return make
+
+
+def all_home(running):
+    """Every frame is free or in FILL, and FILL is full."""
+    full = 2 * running.ring_size
+    return all(f["free"] + f["fill"] == f["frames"] and f["fill"] in (full, full // 2) for f in running.frames())
+
+
+UNALIGNED = SocketOptions(ring_size=64, debug=True, unaligned="on", chunk_size=3000)
+
+
+@pytest.mark.parametrize("options", [TINY, SMALL, UNALIGNED], ids=["rings of 4", "rings of 64", "unaligned"])
+@pytest.mark.parametrize("wait", ["adaptive", "sleep", "busy", "nap"])
+def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, options, wait):
+    left, a, _, right = bridge()
+    there, back = frames(left, right, range(200), size=300), frames(right, left, range(200), size=1500)
+    with left.capture() as at_left, right.capture() as at_right:
+        with a.namespace, attach(DNS, "a", options=options) as one, attach(DNS, "b", options=options) as two:
+            with forward(one, two, wait=wait) as running:
+                for n in range(0, 200, 4):  # rings of 4 hold no more
+                    until(lambda: all_home(running), "all frames free or in FILL")
+                    left.send(there[n : n + 4])
+                    right.send(back[n : n + 4])
+                    at_right.wait(n + 4, timeout=20)
+                    at_left.wait(n + 4, timeout=20)
+                until(lambda: all_home(running), "all frames free or in FILL")
+                assert running.stats(0).written == running.stats(1).written == 200
+                assert one.got.shared_umem
+                assert (two.got.shared_umem, two.got.huge_pages) == (True, False)
+                assert (two.got.unaligned, two.got.chunk_size) == (one.got.unaligned, one.got.chunk_size)
+    assert list(at_right) == there
+    assert list(at_left) == back
+    for link in (one, two):
+        ledger = link.ledger()
+        assert (ledger.sink, ledger.written, ledger.lost, ledger.problems()) == ("forwarded", 200, 0, ())
+
+
+def test_a_flood_both_ways_is_accounted_for_to_the_packet(bridge):
+    left, a, _, right = bridge(queues=2)
+    with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
+        with (
+            left.generator(frames(left, right, [0])) as east,
+            right.generator(frames(right, left, [0])) as west,
+        ):
+            with forward(one, two) as running:
+                east.start(60_000)
+                west.start(60_000)
+                east.wait(30)
+                west.wait(30)
+                east.settle()
+                west.settle()
+            until(lambda: running.ended, "the end")
+            passed = east.sent - east.dropped, west.sent - west.dropped
+    for link, count, far in ((one, passed[0], two), (two, passed[1], one)):
+        ledger = link.ledger()
+        assert ledger.problems() == ()
+        assert ledger.seen == count
+        assert ledger.written + ledger.lost == count
+        assert far.ledger().written > 0
+
+
+def test_what_no_rule_redirects_is_not_forwarded(bridge):
+    left, a, _, right = bridge()
+    with right.capture() as got, a.capture() as stack:
+        with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
+            with forward(one, two):
+                left.send(frames(left, a, [1], dport=80) + frames(left, a, [2]))
+                got.wait(1, timeout=20)
+                stack.wait(1, timeout=20)
+    assert [number(f) for f in got] == [2]
+    assert [number(f) for f in stack] == [1]
+
+
+def test_jumbo_packets_are_forwarded_in_their_buffers(bridge):
+    left, a, _, right = bridge(mtu=9000)
+    sent = [frame for n in range(40) for frame in frames(left, right, [n], size=64 + 223 * n)]
+    with right.capture() as got:
+        with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
+            with forward(one, two) as running:
+                assert one.got.multi_buffer
+                for n, frame in enumerate(sent):
+                    left.send([frame])
+                    got.wait(n + 1, timeout=20)
+                until(lambda: all_home(running), "all frames free or in FILL")
+                assert running.stats().bytes == sum(map(len, sent))
+    assert list(got) == sent
+
+
+def test_a_device_reflects_with_its_addresses_exchanged(make_veth):
+    left, right = make_veth()
+    sent = frames(left, right, range(200))
+    with left.capture() as got, right.namespace, attach(DNS, right.name, options=SMALL) as link:
+        with forward(link, link) as running:
+            for n in range(0, 200, 10):
+                left.send(sent[n : n + 10])
+                got.wait(n + 10, timeout=20)
+            until(lambda: all_home(running), "all frames free or in FILL")
+    assert list(got) == [f[6:12] + f[:6] + f[12:] for f in sent]
+    assert (link.ledger().written, link.ledger().problems()) == (200, ())
+
+
+def test_the_sockets_of_a_link_can_be_opened_again_after_forwarding(bridge):
+    left, a, _, right = bridge()
+    with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
+        for _ in range(2):
+            with forward(one, two), right.capture() as got:
+                left.send(frames(left, right, range(3)))
+                got.wait(3, timeout=20)
+        with one.sockets() as sockets, sockets.count() as workers:
+            left.send(frames(left, right, range(3)))
+            until(lambda: workers.stats().written == 3, "3 packets counted")
+    assert one.ledger().problems() == ()
+
+
+def test_what_cannot_be_forwarded_is_refused_in_one_line(bridge):
+    _, a, _, _ = bridge(queues=2)
+    with a.namespace:
+        with attach(DNS, "a", mode="tc_ingress") as one, attach(DNS, "b") as two:
+            with pytest.raises(NotSupported, match="forwarding on a, in mode tc_ingress: mode native or generic"):
+                forward(one, two)
+        with attach(DNS, "a", queues=[0]) as one, attach(DNS, "b") as two:
+            with pytest.raises(ValueError, match="a has sockets on 1 queues and b on 2: choose as many"):
+                forward(one, two)
+            with two.sockets():
+                with pytest.raises(OSError, match=r"b queue 0: .* has this queue: stop its owner"):
+                    forward(two, two)
+        with attach(DNS, "a", bind="zerocopy") as one, pytest.raises(OSError, match="a queue 0: bind") as caught:
+            forward(one, one)
+        assert caught.value.errno == errno.EOPNOTSUPP

@@ -1,0 +1,232 @@
+"""``xdpkit set``: pinned sets from the shell, while programs use them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ..language.errors import PipelineError
+from ..language.sets import SetSpec
+from ..sets.columns import Source
+from ..sets.files import action_named, plain, seconds
+from ..sets.live import Change, LiveMember, LiveSet
+from ..sets.pins import Pin, pinned_names, pinned_spec
+
+sets = typer.Typer(
+    name="set",
+    help="List, show and change pinned sets (pipe.set(..., pinned=True)) while programs look packets up in them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A pinned set: see xdpkit set list.", show_default=False)]
+Members = Annotated[
+    list[str] | None, typer.Argument(metavar="[MEMBER]...", help='As in "192.0.2.0/24" or "192.0.2.1 . 443".')
+]
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="A list, ipset save, CSV, JSON or nft -j; - for standard input.")
+]
+FromFile = Annotated[str, typer.Option("--file", "-f", metavar="FILE", help="Members from a file; - for stdin.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _seconds(value: str) -> float:
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@sets.command("list")
+def list_sets(as_json: AsJson = False) -> None:
+    """Every pinned set, how full it is, and its kind.
+
+    Example: xdpkit set list
+    """
+    rows: list[dict[str, Any]] = []
+    for name in pinned_names():
+        with _open(pinned_spec(name)) as live:
+            rows.append({"name": name, "members": len(live), "capacity": live.capacity, "kind": live.spec.kind})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    wide = max([len("name"), *(len(r["name"]) for r in rows)])
+    if rows:
+        print(f"{'name':<{wide}}  {'members':>12}  {'capacity':>12}  kind")
+    for r in rows:
+        print(f"{r['name']:<{wide}}  {r['members']:>12,}  {r['capacity']:>12,}  {r['kind']}")
+
+
+@sets.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Print the members, one a line.
+
+    With the time they have left and their action; replace and sync read this again.
+
+    Example: xdpkit set show blocked > blocked.txt
+    """
+    with _open(pinned_spec(name)) as live:
+        members, spec, capacity = live.members(), live.spec, live.capacity
+    if as_json:
+        listed = [{**asdict(m), "action": str(m.action) if m.action else None} for m in members]
+        print(json.dumps({"name": name, "kind": spec.kind, "capacity": capacity, "members": listed}))
+        return
+    print(f"# {name}: {spec.kind}; {len(members):,} of {capacity:,}")
+    sys.stdout.writelines(f"{_line(m)}\n" for m in members)
+
+
+def _line(m: LiveMember) -> str:
+    timeout = f" timeout {m.timeout:.3f}s" if m.timeout else ""
+    return m.member + timeout + (f" : {m.action}" if m.action else "") + (" # by a packet" if m.by_packet else "")
+
+
+@sets.command()
+def add(
+    name: Name,
+    members: Members = None,
+    file: FromFile = "",
+    timeout: Annotated[str, typer.Option("--timeout", metavar="T", help="Seconds, or as 1h30m; 0: for ever.")] = "0",
+    action: Annotated[str, typer.Option("--action", metavar="A", help="In a verdict map: what to do with it.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Add members: all of them or none.
+
+    Those that are there get the time-out and the action anew.
+
+    Example: xdpkit set add blocked 192.0.2.7 198.51.100.0/24 --timeout 1h
+    """
+    spec, limit = pinned_spec(name), _seconds(timeout)
+    source = _source(members, file)
+    if action and not file:
+        action_named(spec, action)
+        source = dict.fromkeys(members or (), action)
+    elif action:
+        raise typer.BadParameter("--action goes with members, a file has its own")
+    elif spec.actions and not file:
+        raise typer.BadParameter(f"--action is wanted: {name} is a verdict map of {', '.join(map(str, spec.actions))}")
+    _change(spec, as_json, lambda live: live.update(source, timeout=limit))
+
+
+@sets.command()
+def remove(name: Name, members: Members = None, file: FromFile = "", as_json: AsJson = False) -> None:
+    """Remove members.
+
+    One that is not there is no error, and not counted.
+
+    Example: xdpkit set remove blocked 192.0.2.7
+    """
+    source = _source(members, file)
+    _change(pinned_spec(name), as_json, lambda live: live.update(remove=source))
+
+
+@sets.command("test")
+def test_member(name: Name, member: Annotated[str, typer.Argument(metavar="MEMBER")]) -> None:
+    """Ask whether packets with these values match.
+
+    Exit status 0 if so, 1 if not.
+
+    Example: xdpkit set test blocked 192.0.2.7 && echo blocked
+    """
+    with _open(pinned_spec(name)) as live:
+        there = member in live
+    print(f"{member} is {'' if there else 'not '}in set {name}")
+    sys.exit(not there)
+
+
+@sets.command("replace")
+def replace_all(name: Name, file: File, as_json: AsJson = False) -> None:
+    """Make a file's members all there is, at once.
+
+    No look-up sees a mixture of old and new.
+
+    Example: ipset save blocked | xdpkit set replace blocked -
+    """
+    with _open(pinned_spec(name)) as live:
+        count = live.replace(_source(None, file))
+    print(json.dumps({"entries": count}) if as_json else f"{name}: {count:,} entries")
+
+
+@sets.command()
+def sync(
+    name: Name,
+    file: File,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Also remove members with a time-out and those that packets added.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Come to what a file says by the fewest changes.
+
+    Members with a time-out and those that packets added end by themselves, and stay.
+
+    Example: xdpkit set sync blocked /etc/blocked.txt
+    """
+    source = _source(None, file)
+    _change(pinned_spec(name), as_json, lambda live: live.sync(source, everything=everything))
+
+
+@sets.command()
+def flush(name: Name, as_json: AsJson = False) -> None:
+    """Remove every member, at once.
+
+    Example: xdpkit set flush blocked
+    """
+    with _open(pinned_spec(name)) as live:
+        count = live.flush()
+    print(json.dumps({"removed": count}) if as_json else f"{name}: {count:,} removed")
+
+
+@sets.command()
+def sweep(name: Name, as_json: AsJson = False) -> None:
+    """Free the room of members whose time is over.
+
+    They match no packet as it is.
+
+    Example: xdpkit set sweep blocked
+    """
+    with _open(pinned_spec(name)) as live:
+        count = live.sweep()
+    print(json.dumps({"swept": count}) if as_json else f"{name}: {count:,} swept")
+
+
+@sets.command()
+def delete(name: Name) -> None:
+    """Unpin a set.
+
+    It goes with the last program that uses it.
+
+    Example: xdpkit set delete blocked
+    """
+    if name not in pinned_names():
+        pinned_spec(name)  # raises
+    with Pin(name) as pin, pin.locked():
+        pin.remove()
+
+
+def _source(members: list[str] | None, file: str) -> Source:
+    if bool(members) == bool(file):
+        raise typer.BadParameter("members are wanted, or a file" if not file else "members or a file, not both")
+    return members or (sys.stdin.buffer if file == "-" else file)
+
+
+@contextmanager
+def _open(spec: SetSpec) -> Iterator[LiveSet]:
+    """The set; errors of members without a place in Python, for the user has none."""
+    try:
+        with LiveSet(spec) as live:
+            yield live
+    except PipelineError as error:
+        raise PipelineError(plain(error)) from None
+
+
+def _change(spec: SetSpec, as_json: bool, do: Callable[[LiveSet], Change]) -> None:
+    with _open(spec) as live:
+        change = do(live)
+    print(json.dumps(asdict(change)) if as_json else f"{spec.name}: {change}")

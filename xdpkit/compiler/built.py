@@ -1,0 +1,217 @@
+"""Pipelines built ahead: one file with the compiled programs and everything needed to run, replay and show them.
+
+The file is a zip archive: ``manifest.json`` (format, name, rules with their conditions, actions and lines, digest,
+what each program needs of the kernel), and for each hook an eBPF object and its assembly.  No llvmlite is needed to
+load it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..language.actions import Action, Step, Verdict
+from ..language.classic import Classic, Instruction, has_loops
+from ..language.errors import PipelineError, Where
+from ..language.expr import Expr
+from ..language.fields import FieldSpec, field_named
+from ..language.metadata import kernel_needs
+from ..language.pipeline import Pipeline, Rule, load_file
+from ..language.sets import Entry, SetSpec
+from . import HOOKS, Compiled, TableInfo, compile_pipeline
+
+__all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
+
+FORMAT = 2
+#: What a program needs of the kernel, by hook.
+NEEDS = {
+    "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
+    "xdp_frags": ("Linux 5.18: XDP with packets of several buffers", "Linux 6.6 and CONFIG_XDP_SOCKETS for REDIRECT"),
+    "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
+    "tc": ("Linux 6.6: tcx links",),
+}
+#: What limits and tcpdump strings that loop need, at every hook.
+LOOPS = "Linux 5.17: bpf_loop"
+#: What zipfile, json and the decoder raise on a file that is damaged or something else.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
+    KeyError, ValueError, TypeError, AttributeError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A pipeline with its compiled programs by hook.  ``folder``: where the files of its sets are, if not beside the
+    pipeline."""
+
+    pipeline: Pipeline
+    programs: dict[str, Compiled]
+    folder: Path | None = None
+
+    def compiled(self, hook: str) -> Compiled:
+        """The program for ``hook``; compiled now if it was not built ahead."""
+        return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
+
+    def telling(self, hook: str, tells: tuple[str, ...]) -> Built:
+        """With the program for ``hook`` that tells readers this metadata; compiled now unless it is there."""
+        found = self.programs.get(hook)
+        if found is None or found.tells != tells:
+            found = compile_pipeline(self.pipeline, hook, tells=tells)
+        return replace(self, programs={**self.programs, hook: found})
+
+
+def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
+    """What the program of ``pipeline`` for ``hook`` needs of the kernel."""
+    metadata = pipeline.metadata if hook.startswith("xdp") else {}
+    return (
+        *NEEDS.get(hook, ()),
+        *([LOOPS] if _loops(pipeline) else []),
+        *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []),
+    )
+
+
+def _loops(pipeline: Pipeline) -> bool:
+    """The rules need bpf_loop(): to pay for a limit, and for tcpdump strings that loop."""
+    nodes = (node for rule in pipeline.every_rule for node in rule.nodes())
+    return bool(pipeline.limits) or any(isinstance(n, Classic) and has_loops(n.instructions) for n in nodes)
+
+
+def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = None) -> Built:
+    """What was built of it, and the rest to be compiled when asked for; with the shadow of another pipeline beside it
+    all is compiled anew."""
+    if shadow is not None:
+        base = pipeline if isinstance(pipeline, Pipeline) else pipeline.pipeline
+        return Built(base.beside(shadow), {}, pipeline.folder if isinstance(pipeline, Built) else None)
+    match pipeline:
+        case Built():
+            return pipeline
+        case Compiled():
+            return Built(pipeline.pipeline, {pipeline.hook: pipeline})
+    return Built(pipeline, {})
+
+
+def build(pipeline: Pipeline) -> Built:
+    """Compile ``pipeline`` for every hook."""
+    return Built(pipeline, {hook: compile_pipeline(pipeline, hook, assembly=True) for hook in HOOKS})
+
+
+def write(built: Built, path: str | Path) -> None:
+    """Write ``built`` to a file, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    pipe = built.pipeline
+    manifest = {
+        "format": FORMAT,
+        "xdpkit": version("xdpkit"),
+        "name": pipe.name,
+        "default": _encode(pipe.default),
+        "where": _encode(pipe.where),
+        "rules": [_encode(rule) for rule in pipe.rules],
+        "sets": [_encode(spec) for spec in pipe.sets],
+        "digest": pipe.digest(),
+        "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
+        "needs": {hook: needs(pipe, hook) for hook in built.programs},
+    }
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            _store(archive, "manifest.json", json.dumps(manifest, indent=1).encode())
+            for hook, compiled in built.programs.items():
+                _store(archive, f"{hook}.o", compiled.object)
+                _store(archive, f"{hook}.s", compiled.assembly.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # no clock: the same input, the same file
+
+
+def read(path: str | Path) -> Built:
+    """Read a file that :func:`write` made.  OSError if it cannot be read, PipelineError if it is something else."""
+    place = Where(str(path), 0)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = json.loads(archive.read("manifest.json"))
+            if manifest.get("format") != FORMAT:
+                raise PipelineError(
+                    f"built in format {manifest.get('format')!r}, this xdpkit reads format {FORMAT}: build it again",
+                    place,
+                )
+            pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
+            pipe.where = _decode(manifest["where"])
+            tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
+            sets = tuple(_decode(spec) for spec in manifest["sets"])
+            pipe.restore((_decode(rule) for rule in manifest["rules"]), sets)
+            programs = {
+                hook: Compiled(
+                    pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
+                )
+                for hook in manifest["needs"]
+            }
+    except PipelineError:
+        raise
+    except _DAMAGE as error:
+        raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
+    if pipe.digest() != manifest["digest"]:
+        raise PipelineError("the rules do not have the digest that was noted when it was built", place)
+    return Built(pipe, programs, Path(path).parent)
+
+
+def load(path: str | Path) -> Built:
+    """A pipeline from a Python file, to be compiled when asked, or from a built file; told apart by content."""
+    if zipfile.is_zipfile(path):
+        return read(path)
+    return Built(load_file(path), {})
+
+
+# ---- values as JSON: {"kind": class name, ...fields}; nothing but the classes below is ever made from a file
+
+
+def _kinds() -> dict[str, type]:
+    found: dict[str, type] = {c.__name__: c for c in (Action, Entry, Instruction, Rule, SetSpec, Where)}
+    waiting: list[type] = [Action, Expr, Step]
+    while waiting:
+        below: list[type] = waiting.pop().__subclasses__()
+        found |= {kind.__name__: kind for kind in below}
+        waiting += below
+    return found
+
+
+def _encode(value: object) -> Any:
+    if isinstance(value, FieldSpec):
+        return {"kind": "field", "name": value.name}
+    if isinstance(value, Verdict):
+        return {"kind": "verdict", "name": value.name}
+    if isinstance(value, Instruction):
+        return {"kind": "Instruction"} | value._asdict()
+    if isinstance(value, tuple):
+        return [_encode(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, bytes):
+        return {"kind": "bytes", "hex": value.hex()}
+    if type(value).__name__ in _kinds():
+        return {"kind": type(value).__name__} | {f.name: _encode(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    raise TypeError(f"{type(value).__name__} has no form in a built file")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value["kind"]
+    if kind == "field":
+        return field_named(value["name"])
+    if kind == "verdict":
+        return Verdict[value["name"]]
+    if kind == "bytes":
+        return bytes.fromhex(value["hex"])
+    arguments = {k: _decode(v) for k, v in value.items() if k != "kind"}
+    return _kinds()[kind](**arguments)

@@ -1,0 +1,314 @@
+"""A compiled pipeline in the kernel: load it, read its counters and its line info, run it on a packet.
+
+Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (CAP_SYS_ADMIN stands for the first two); nothing is attached here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..compiler import Compiled
+from ..compiler.names import limit_symbol, set_symbol
+from ..language.actions import Forward, Redirect, Verdict
+from ..language.errors import NotSupported, VerifierError, Where
+from ..language.metadata import kernel_needs
+from ..language.pipeline import MATRIX, Pipeline, Rule
+from .core import check, ffi, lib, text
+
+if TYPE_CHECKING:
+    from ..device.netdev import Device
+
+__all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
+
+_LOG_BYTES = 1 << 20
+#: The rings of bpf/copies.h that a program may have.
+RINGS = ("copies", "mirrored", "events")
+_MAP_ARRAY, _MAP_LRU_HASH = 2, 9
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """Packets and bytes that a rule took, or that passed it, since the program was loaded; ``no_socket`` of them were
+    REDIRECT or FORWARD verdicts that fell back because no socket or device was there; ``failed``: steps that could not
+    be done because a set or the ring to user space was full."""
+
+    rule: Rule
+    packets: int
+    bytes: int
+    no_socket: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """``instruction`` (index in the translated program) was compiled from ``where``, which reads ``text``."""
+
+    instruction: int
+    where: Where
+    text: str
+
+
+class Program:
+    """A loaded program.  Close it, or use it as a context manager; an attached link keeps it alive in the kernel."""
+
+    def __init__(
+        self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
+        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
+        spread: int = 1,
+    ):  # fmt: skip
+        """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
+        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
+        descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
+        ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*``, or which
+        tells readers of it, is bound to it, for good; without a device all metadata is absent.
+        ``spread``: sockets of each queue.
+        ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
+        Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
+        OSError if it may not be loaded."""
+        self.explains, self.queues, self.spread = explain, max(1, queues), spread
+        self.pipeline: Pipeline = compiled.pipeline
+        self.hook = compiled.hook
+        self._rules = self.pipeline.every_rule
+        self._tells = compiled.tells if self.is_xdp else ()
+        asks = bool(self._tells) or (self.is_xdp and bool(self.pipeline.metadata))
+        self._bound_to = device if asks else None
+        code = unbound(compiled.object) if asks and device is None else compiled.object
+        self._timed = self.pipeline.is_timed
+        out = ffi.new("struct xk_program **")
+        check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
+        self._program = out[0]
+        try:
+            missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
+            if missing:
+                raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
+            for name, fd in maps.items():
+                if self._has_map(name):  # there is none for a set that no rule asks
+                    check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
+            check(lib.xk_program_set_entries(self._program, b"counters", len(self._rules) + MATRIX))
+            check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
+            for number, limit in enumerate(self.pipeline.limits):
+                kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
+                if symbol not in maps and self._has_map(symbol):
+                    size, room = limit.key_bytes, limit.capacity
+                    check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
+            if self.is_xdp:
+                groups = len(self.pipeline.targets(Redirect))
+                check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * spread))
+                check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
+                check(lib.xk_program_set_u32(self._program, b"spread", spread))
+                check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+            if self._bound_to is not None:
+                check(lib.xk_program_bind(self._program, self._bound_to.index))
+                check(lib.xk_program_set_u32(self._program, b"bound", 1))
+            if self.is_xdp or self.hook == "tc":
+                devices = len(self.pipeline.targets(Forward))
+                check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
+            for ring in ("copies", "mirrored"):
+                if ring not in maps and self._has_map(ring):
+                    check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        log = ffi.new("char[]", _LOG_BYTES)
+        result = lib.xk_program_load(self._program, log, _LOG_BYTES)
+        if result >= 0:
+            return
+        said = text(log)
+        if result == -errno.EPERM or "prohibited for !root" in said:
+            check(-errno.EPERM, "load", "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
+        if self._bound_to is not None and (reason := self._refused_to_bind(-result, said)):
+            fields, driver = self.pipeline.metadata, self._bound_to.driver or "none"
+            names = [*fields, *(f"meta.{name}" for name in self._tells if f"meta.{name}" not in fields)]
+            where = f"{next(iter(fields.values()))}: " if fields else ""
+            feature = f"{where}{', '.join(names)} on {self._bound_to.name} (driver {driver})"
+            raise NotSupported(feature, f"{reason}; needs {kernel_needs(names)}")
+        raise verifier_error(self.pipeline, said)
+
+    def _refused_to_bind(self, error: int, log: str) -> str:
+        """Why a program that asks for metadata could not be bound to its device; empty where the verifier found
+        something else in it."""
+        if error == errno.EOPNOTSUPP:
+            return "the driver takes no program that is bound to its device"
+        release, missing = os.uname().release, ffi.new("char[64]")
+        if lib.xk_program_missing(self._program, missing, 64) == 1:
+            return f"Linux {release} has no {text(missing)}()"
+        return "" if "processed " in log else f"Linux {release} binds no program to this device"
+
+    @property
+    def is_xdp(self) -> bool:
+        """It is for XDP, whatever packets it takes."""
+        return self.hook in ("xdp", "xdp_frags")
+
+    @property
+    def frags(self) -> bool:
+        """It takes packets of several buffers."""
+        return self.hook == "xdp_frags"
+
+    @property
+    def fd(self) -> int:
+        """File descriptor of the program, owned by this object."""
+        return check(lib.xk_program_fd(self._program))
+
+    @property
+    def handle(self) -> Any:
+        """The loaded object (struct xk_program), owned by this one."""
+        return self._program
+
+    def map_fd(self, name: str) -> int:
+        """File descriptor of a map, owned by this object."""
+        return check(lib.xk_program_map(self._program, name.encode()), name)
+
+    def rings(self) -> dict[str, int]:
+        """The maps through which copies of packets go to user space."""
+        names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
+        return {name: self.map_fd(name) for name in names if self._has_map(name)}
+
+    def _lacks(self, name: str, maps: Mapping[str, int]) -> bool:
+        return name not in maps and self._has_map(name)
+
+    def _has_map(self, name: str) -> bool:
+        return bool(lib.xk_program_has_map(self._program, name.encode()))
+
+    def counts(self) -> tuple[RuleCount, ...]:
+        """Counters of every rule and, last, of the default, summed over CPUs."""
+        return self._counted(len(self.pipeline.outcomes))
+
+    def shadow_counts(self) -> tuple[tuple[RuleCount, ...], dict[tuple[Verdict, Verdict], int]]:
+        """Counters of the rules that are tried beside these, and how many packets met which pair of verdicts: the one
+        they got, and the one they would have got."""
+        first, words = len(self.pipeline.outcomes), self._words(len(self._rules) + MATRIX)
+        pairs = {
+            (mine, theirs): int(words[4 * (len(self._rules) + 8 * mine + theirs)])
+            for mine in Verdict
+            for theirs in Verdict
+        }
+        return self._counted(len(self._rules))[first:], {pair: n for pair, n in pairs.items() if n}
+
+    def _counted(self, n: int) -> tuple[RuleCount, ...]:
+        words = self._words(n)
+        return tuple(RuleCount(r, *words[4 * i : 4 * i + 4]) for i, r in enumerate(self._rules[:n]))
+
+    def _words(self, n: int) -> Any:
+        out = ffi.new("uint64_t[]", 4 * n)
+        check(lib.xk_counters(self.map_fd("counters"), n, 4, out), "counters")
+        return out
+
+    def lines(self) -> tuple[SourceLine, ...]:
+        """The line info that the kernel keeps: which source line each instruction came from."""
+        room = 65536
+        out = ffi.new("struct xk_line[]", room)
+        n = check(lib.xk_program_lines(self.fd, out, room), "line info")
+        return tuple(SourceLine(o.instruction, Where(text(o.file), o.line), text(o.text)) for o in out[0:n])
+
+    def info(self) -> dict[str, int]:
+        """The kernel's ``bpf_prog_info``: id, xlated_bytes, jited_bytes, verified_instructions."""
+        out = ffi.new("struct xk_program_info *")
+        check(lib.xk_program_info(self.fd, out), "program info")
+        return {name: getattr(out, name) for name in ("id", "xlated_bytes", "jited_bytes", "verified_instructions")}
+
+    def test_run(self, packet: bytes, *, repeat: int = 1) -> tuple[int, int]:
+        """BPF_PROG_TEST_RUN on a copy of ``packet`` (14 bytes at least): what the program returned (an XDP verdict, or
+        the bytes a socket filter keeps) and the mean run time in ns."""
+        verdict, ns = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        check(
+            lib.xk_test_run(self.fd, packet, len(packet), repeat, ffi.NULL, ffi.NULL, verdict, ns),
+            f"test run on {len(packet)} bytes",
+        )
+        return verdict[0], ns[0]
+
+    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
+        """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
+        answers itself, with the clock and the random bits it is given; else it is read off the counters around the
+        run."""
+        if self.explains:
+            if self._timed:
+                given = ffi.new("uint64_t[2]", [now_ns, random])
+                check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
+            rule = self._rules[self.test_run(packet)[0] >> 16]
+            return rule, rule.action.verdict
+        before = self.counts()
+        self.test_run(packet)
+        (hit,) = [
+            b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets and not a.rule.goes_on
+        ]
+        return hit, hit.action.verdict
+
+    def close(self) -> None:
+        """Let go of the program and its maps; idempotent."""
+        if self._program is not None:
+            lib.xk_program_close(self._program)
+            self._program = None
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def may_load() -> bool:
+    """Whether this process has the capabilities that loading a program needs (capabilities(7))."""
+    net_admin, sys_admin, perfmon, bpf = (1 << n for n in (12, 21, 38, 39))
+    with open("/proc/self/status") as status:
+        held = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(held & net_admin and (held & sys_admin or (held & perfmon and held & bpf)))
+
+
+def program_name(prog_id: int) -> str | None:
+    """Name of a program that is loaded somewhere, None if it is gone or may not be read."""
+    name = ffi.new("char[16]")
+    return text(name) if lib.xk_program_name(prog_id, name) == 0 else None
+
+
+def verifier_error(pipeline: Pipeline, log: str) -> VerifierError:
+    """Turn the verifier's log into an error that starts with the pipeline's line.
+
+    The log names the source line before each run of instructions as ``; text @ file:line``; the last such line before
+    the verdict is where it stopped.  A file is named by its last component there.
+    """
+    places = re.findall(r"^; (.*) @ (\S+):(\d+)$", log, flags=re.MULTILINE)
+    reason = _reason(log)
+    files = {rule.where.file.rpartition("/")[2]: rule.where.file for rule in pipeline.every_rule}
+    for _, name, line in reversed(places):
+        if name.rpartition("/")[2] in files:
+            where = Where(files[name.rpartition("/")[2]], int(line))
+            rule = rule_at(pipeline, where)
+            said = f"the kernel refused rule {rule.name!r} ({rule})" if rule else "the kernel refused the pipeline"
+            return VerifierError(f"{said}: {reason}", where=where, rule=rule.name if rule else None, log=log)
+    return VerifierError(f"the kernel refused pipeline {pipeline.name!r}: {reason}", log=log)
+
+
+def unbound(code: bytes) -> bytes:
+    """The object for a load without a device, which the kernel refuses to a program that names the metadata functions,
+    called or not.  They are weak symbols: under a name that no kernel has, libbpf leaves them out, and the verifier
+    never comes to the calls (``bound`` in bpf/xdp_metadata.h is 0)."""
+    return code.replace(b"bpf_xdp_metadata_rx_", b"unbound_metadata_rx_")
+
+
+def rule_at(pipeline: Pipeline, where: Where) -> Rule | None:
+    """The rule that a line belongs to: one that was declared or has a condition there, else the last one before it."""
+    for rule in pipeline.every_rule:
+        if where == rule.where or any(where == node.where for node in rule.expr.nodes()):
+            return rule
+    before = [r for r in pipeline.every_rule if r.where.file == where.file and r.where.line <= where.line]
+    return max(before, key=lambda r: r.where.line, default=None)
+
+
+def _reason(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    ends = ("processed ", "verification time", "stack depth", "-- END", "libbpf:", "max_states")
+    for line in reversed(lines):
+        if not line.startswith(ends) and not line.startswith("mark_precise"):
+            return line
+    return "it gave no reason"

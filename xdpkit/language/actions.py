@@ -1,0 +1,203 @@
+"""Actions: what a rule does with a packet.
+
+An :class:`Action` ends the packet's way through the rules with a verdict.  A :class:`Step` does something and goes on:
+a rule that has only steps counts, does them, and the next rule is tried; steps may also stand in front of an action.
+Verdicts carry the numbers of ``enum xdp_action``; CONTINUE and FORWARD are ours.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import PipelineError
+from .expr import here
+
+if TYPE_CHECKING:
+    from .fields import FieldSpec
+    from .limits import Limit
+    from .sets import SetSpec
+
+__all__ = [
+    "COUNT", "DROP", "PASS", "REDIRECT", "TX", "Action", "Add", "Count", "Forward", "Log", "Mark", "Mirror", "Redirect",
+    "Shadow", "Step", "Verdict",
+]  # fmt: skip
+
+#: Linux's IFNAMSIZ, without the zero at the end.
+MAX_DEVICE_NAME = 15
+#: Bytes of a packet that a mirror may copy: whole packets, GRO's merged ones among them.
+MAX_MIRROR_BYTES = 65_536
+
+
+class Verdict(enum.IntEnum):
+    """``enum xdp_action`` of linux/bpf.h, where there is one."""
+
+    CONTINUE = 0
+    DROP = 1
+    PASS = 2
+    TX = 3
+    REDIRECT = 4
+    FORWARD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A verdict: PASS to the kernel's stack, DROP, or TX (back out of the device of arrival, with the Ethernet
+    addresses exchanged)."""
+
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return self.verdict.name
+
+    @property
+    def fallback(self) -> Action:
+        """What becomes of the packet where the verdict finds no socket or device."""
+        return PASS
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect(Action):
+    """REDIRECT into the AF_XDP socket of the queue of arrival.  ``otherwise`` is the verdict while no socket is
+    there: PASS (fail open, the default) or DROP (fail closed).  ``group`` names a group of sockets that is opened by
+    ``link.sockets(group=...)``; without it the packet goes to the link's ordinary ones."""
+
+    verdict: Verdict = Verdict.REDIRECT
+    otherwise: Action = Action(Verdict.PASS)
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        _may_fall_back(self.verdict, self.otherwise)
+        if not isinstance(self.group, str) or not self.group.isprintable():
+            raise PipelineError(f"REDIRECT: the name of a socket group is wanted, not {self.group!r}", here())
+
+    @property
+    def fallback(self) -> Action:
+        """The declared one."""
+        return self.otherwise
+
+    def __str__(self) -> str:
+        name = f"REDIRECT to {self.group}" if self.group else "REDIRECT"
+        return name if self.otherwise == PASS else f"{name} else {self.otherwise}"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Forward(Action):
+    """FORWARD the packet, as it is, out of another device of the same network namespace, without the kernel's stack.
+    ``otherwise`` is the verdict while that device is not there: DROP (the default) or PASS."""
+
+    device: str
+    otherwise: Action
+
+    def __init__(self, device: str, *, otherwise: Action = Action(Verdict.DROP), verdict: Verdict = Verdict.FORWARD):
+        if not isinstance(device, str) or not 0 < len(device.encode()) <= MAX_DEVICE_NAME or "/" in device:
+            raise PipelineError(f"FORWARD wants the name of a device, not {device!r}", here())
+        _may_fall_back(verdict, otherwise)
+        object.__setattr__(self, "verdict", verdict)
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "otherwise", otherwise)
+
+    @property
+    def fallback(self) -> Action:
+        """The declared one."""
+        return self.otherwise
+
+    def __str__(self) -> str:
+        return f"FORWARD {self.device}" + ("" if self.otherwise == DROP else f" else {self.otherwise}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow(Action):
+    """PASS, but for what is shown: the action ``would`` have been taken."""
+
+    verdict: Verdict = Verdict.PASS
+    would: Action = Action(Verdict.PASS)
+
+    def __str__(self) -> str:
+        return f"would {self.would}"
+
+
+def _may_fall_back(verdict: Verdict, otherwise: object) -> None:
+    if otherwise not in (PASS, DROP):
+        raise PipelineError(f"{verdict.name} falls back to PASS or DROP, not {otherwise}", here())
+
+
+class Step:
+    """What a rule does with a packet that then goes on."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Count(Step):
+    """Nothing but what every rule does: count packets and bytes."""
+
+    def __str__(self) -> str:
+        return "COUNT"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror(Step):
+    """A copy of the packet's first ``bytes`` (0: all of it) to user space, with the verdict that it got in the end; see
+    ``link.copies()``.  A packet that several rules mirror is copied once, as long as the longest asks."""
+
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or not (
+            self.bytes == 0 or 14 <= self.bytes <= MAX_MIRROR_BYTES
+        ):  # fmt: skip
+            raise PipelineError(f"Mirror: 14 to {MAX_MIRROR_BYTES} bytes, or 0 for all, not {self.bytes!r}", here())
+
+    def __str__(self) -> str:
+        return f"MIRROR {self.bytes} bytes" if self.bytes else "MIRROR"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Step):
+    """A number of 32 bits that goes with the packet to user space (``batch.marks``); at TC it is the skb's mark too.
+    The last rule that marks wins."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or not 0 <= self.value < 1 << 32:
+            raise PipelineError(f"Mark: a number of 32 bits, not {self.value!r}", here())
+
+    def __str__(self) -> str:
+        return f"MARK {self.value:#x}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Log(Step):
+    """A message to user space, ``link.events()``: time, rule, the packet's first bytes; at most as often as ``limit``
+    says.  Made by :func:`xdpkit.log`."""
+
+    limit: Limit
+
+    def __str__(self) -> str:
+        return f"LOG {self.limit.text}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Add(Step):
+    """The values of ``fields`` become a member of the set for ``timeout`` seconds (0: for ever); a member that is there
+    gets its time-out anew, one without a time-out stays so.  Made by :meth:`xdpkit.language.sets.Set.add`."""
+
+    set: SetSpec
+    fields: tuple[FieldSpec, ...]
+    timeout: float = 0
+
+    def __str__(self) -> str:
+        names = ", ".join(f.name for f in self.fields)
+        return f"ADD {names} to {self.set.name}" + (f" for {self.timeout:g} s" if self.timeout else "")
+
+
+PASS = Action(Verdict.PASS)
+DROP = Action(Verdict.DROP)
+TX = Action(Verdict.TX)
+REDIRECT = Redirect()
+COUNT = Count()
+#: The action of a rule that has only steps.
+CONTINUE = Action(Verdict.CONTINUE)

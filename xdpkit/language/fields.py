@@ -1,0 +1,303 @@
+"""The field table: every header and field a rule can name, where its value comes from, and how it is written.
+
+One table feeds everything.  ``bpf/packet.h`` finds the headers and notes where they start (in ``struct packet``, whose
+layout is generated from here when the package is built), the compiler reads fields there, the reference evaluator does
+the same with bytes, and the objects that users write (``udp.dport``) are made from the same rows.  A field of a header
+that is walked already is one row here and nothing else.
+
+``inner`` is a second set of headers, those inside a tunnel: ``inner.ip.dst`` has the row of ``ip.dst``.
+This module imports nothing but the standard library: the build runs it before the package exists.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+
+INNER = "inner."
+#: Bytes of payload that one comparison may read, and how far into the payload.
+PAYLOAD_MAX_SIZE, PAYLOAD_MAX_OFFSET = 16, 4095
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderSpec:
+    """A header: the ``slot`` of ``struct headers`` that says where it starts (None: its fields are members), the
+    ``size`` of its fixed part in bytes, and the headers of which one must stand in front of it."""
+
+    name: str
+    slot: str | None
+    size: int
+    behind: tuple[str, ...] = ()
+
+
+_IP, _UDP = ("ip", "ip6"), ("udp",)
+#: In the order of their bits in ``headers.present``.  Those with a dot are parts of a header that may be missing.
+OUTER = (
+    HeaderSpec("eth", "eth", 14),
+    HeaderSpec("vlan", None, 4, ("eth",)),
+    HeaderSpec("vlan2", None, 4, ("vlan",)),
+    HeaderSpec("arp", "l3", 28, ("eth",)),
+    HeaderSpec("ip", "l3", 20),
+    HeaderSpec("ip6", "l3", 40),
+    HeaderSpec("hopopts", None, 8, ("ip6",)),
+    HeaderSpec("routing", None, 8, ("ip6",)),
+    HeaderSpec("frag", "frag", 8, ("ip6",)),
+    HeaderSpec("ah", None, 8, ("ip6",)),
+    HeaderSpec("dstopts", None, 8, ("ip6",)),
+    HeaderSpec("tcp", "l4", 20, _IP),
+    HeaderSpec("tcp.mss", None, 4, ("tcp",)),
+    HeaderSpec("udp", "l4", 8, _IP),
+    HeaderSpec("icmp", "l4", 8, ("ip",)),
+    HeaderSpec("icmp.query", "l4", 8, ("icmp",)),
+    HeaderSpec("icmp6", "l4", 4, ("ip6",)),
+    HeaderSpec("icmp6.query", "l4", 8, ("icmp6",)),
+    HeaderSpec("sctp", "l4", 12, _IP),
+    HeaderSpec("gre", "l4", 4, _IP),
+    HeaderSpec("payload", "payload", 0, ("tcp", "udp")),
+    HeaderSpec("gre.key", "tunnel", 4, ("gre",)),
+    HeaderSpec("vxlan", "tunnel", 8, _UDP),
+    HeaderSpec("geneve", "tunnel", 8, _UDP),
+    HeaderSpec("gtpu", "tunnel", 8, _UDP),
+    HeaderSpec("mpls", "tunnel", 4, ("eth",)),
+    HeaderSpec("meta.timestamp", None, 0),
+    HeaderSpec("meta.hash", None, 0),
+    HeaderSpec("meta.vlan", None, 0),
+)
+#: Headers that the walk into tunnels finds; they have no inner counterpart.
+TUNNEL = ("gre.key", "vxlan", "geneve", "gtpu", "mpls")
+#: What the kernel may know of a packet beside its bytes: each is present or absent by itself, like a header, and is a
+#: field of the same name.  No inner counterpart either.
+METADATA = ("meta.timestamp", "meta.hash", "meta.vlan")
+HEADERS: dict[str, HeaderSpec] = {h.name: h for h in OUTER} | {
+    INNER + h.name: replace(h, name=INNER + h.name, behind=tuple(INNER + b for b in h.behind))
+    for h in OUTER
+    if h.name not in (*TUNNEL, *METADATA)
+}
+#: Of these at most one is in a packet, and at most one inside a tunnel.
+EXCLUSIVE = (
+    ("arp", "ip", "ip6", "mpls"),
+    ("tcp", "udp", "icmp", "icmp6", "sctp", "gre"),
+    ("vxlan", "geneve", "gtpu"),
+)
+
+#: Slots: byte offsets in the packet; ``room`` is the size of the largest header that starts there.
+SLOTS = tuple(dict.fromkeys(h.slot for h in OUTER if h.slot))
+#: Members of ``struct headers`` with their widths in bits: what is present, slots, values that are not in one place of
+#: the packet's bytes (a tag may be in the kernel's metadata, a protocol number behind extension headers).
+HEADERS_MEMBERS: tuple[tuple[str, int], ...] = (
+    ("present", 32),
+    *((slot, 32) for slot in SLOTS),
+    *((name, 16) for name in ("eth_type", "vlan_tci", "vlan_etype", "vlan2_tci", "vlan2_etype", "tcp_mss")),
+    ("ip6_proto", 8),
+)
+#: Members of ``struct packet`` behind the two ``struct headers``, aligned as they stand.
+PACKET_MEMBERS: tuple[tuple[str, int], ...] = (
+    ("len", 32),
+    ("rx_queue", 32),
+    ("meta_timestamp", 64),
+    ("meta_hash", 32),
+    ("meta_vlan", 16),
+)
+_HEADERS_BYTES = -(-sum(bits for _, bits in HEADERS_MEMBERS) // 32) * 4
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One row: ``name`` as users write it, the ``header`` that must be present (None: always there), ``at``: the byte
+    of the header where its value starts, or the member of ``struct packet`` that holds it; ``shift`` and ``bits`` cut
+    it out.  ``kind`` says how values are written: uint, mac, ipv4, ipv6, flags or bytes.  ``alone``: the values that it
+    means when it stands alone as a condition."""
+
+    name: str
+    header: str | None
+    at: int | str
+    bits: int
+    doc: str
+    kind: str = "uint"
+    shift: int = 0
+    alone: tuple[int, int] | None = None
+
+    @property
+    def maximum(self) -> int:
+        """The largest value of the field."""
+        return (1 << self.bits) - 1
+
+    @property
+    def size(self) -> int:
+        """Bytes to read, of which the lowest bits are the field and what ``shift`` leaves out."""
+        size = (self.shift + self.bits + 7) // 8
+        return 4 if size == 3 and self.kind != "bytes" else size
+
+
+def _bit(name: str, header: str, at: int | str, shift: int, doc: str) -> FieldSpec:
+    return FieldSpec(name, header, at, 1, doc, shift=shift, alone=(1, 1))
+
+
+#: Flags of TCP by name, bit 0 first (RFC 9293 section 3.1).
+TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
+
+_BOTH: tuple[FieldSpec, ...] = (
+    FieldSpec("eth.dst", "eth", 0, 48, "destination MAC address", "mac"),
+    FieldSpec("eth.src", "eth", 6, 48, "source MAC address", "mac"),
+    FieldSpec("eth.type", "eth", "eth_type", 16, "EtherType at offset 12: 0x8100 or 0x88a8 on a tagged frame"),
+    FieldSpec("vlan.id", "vlan", "vlan_tci", 12, "VLAN identifier of the outer tag (IEEE 802.1Q)"),
+    FieldSpec("vlan.pcp", "vlan", "vlan_tci", 3, "priority code point of the outer tag", shift=13),
+    _bit("vlan.dei", "vlan", "vlan_tci", 12, "drop eligible indicator of the outer tag"),
+    FieldSpec("vlan.etype", "vlan", "vlan_etype", 16, "EtherType behind the outer tag"),
+    FieldSpec("vlan2.id", "vlan2", "vlan2_tci", 12, "VLAN identifier of the inner tag (IEEE 802.1ad)"),
+    FieldSpec("vlan2.pcp", "vlan2", "vlan2_tci", 3, "priority code point of the inner tag", shift=13),
+    _bit("vlan2.dei", "vlan2", "vlan2_tci", 12, "drop eligible indicator of the inner tag"),
+    FieldSpec("vlan2.etype", "vlan2", "vlan2_etype", 16, "EtherType behind the inner tag"),
+    FieldSpec("arp.op", "arp", 6, 16, "operation: 1 request, 2 reply (RFC 826)"),
+    FieldSpec("arp.sha", "arp", 8, 48, "sender MAC address", "mac"),
+    FieldSpec("arp.spa", "arp", 14, 32, "sender IPv4 address", "ipv4"),
+    FieldSpec("arp.tha", "arp", 18, 48, "target MAC address", "mac"),
+    FieldSpec("arp.tpa", "arp", 24, 32, "target IPv4 address", "ipv4"),
+    FieldSpec("ip.ihl", "ip", 0, 4, "header length in words of 4 bytes (RFC 791)"),
+    FieldSpec("ip.options", "ip", 0, 4, "alone: the header has options; its value is that of ip.ihl", alone=(6, 15)),
+    FieldSpec("ip.tos", "ip", 1, 8, "type-of-service octet: DSCP and ECN"),
+    FieldSpec("ip.dscp", "ip", 1, 6, "differentiated services code point (RFC 2474)", shift=2),
+    FieldSpec("ip.ecn", "ip", 1, 2, "explicit congestion notification (RFC 3168)"),
+    FieldSpec("ip.len", "ip", 2, 16, "total length in bytes"),
+    FieldSpec("ip.id", "ip", 4, 16, "identification"),
+    _bit("ip.df", "ip", 6, 6, "don't fragment"),
+    _bit("ip.mf", "ip", 6, 5, "more fragments"),
+    FieldSpec("ip.frag_offset", "ip", 6, 13, "fragment offset in units of 8 bytes"),
+    FieldSpec("ip.fragment", "ip", 6, 14, "alone: any fragment; mf and frag_offset in one", alone=(1, 0x3FFF)),
+    FieldSpec("ip.ttl", "ip", 8, 8, "time to live"),
+    FieldSpec("ip.proto", "ip", 9, 8, "protocol number"),
+    FieldSpec("ip.csum", "ip", 10, 16, "header checksum as it stands there"),
+    FieldSpec("ip.src", "ip", 12, 32, "IPv4 source address", "ipv4"),
+    FieldSpec("ip.dst", "ip", 16, 32, "IPv4 destination address", "ipv4"),
+    FieldSpec("ip6.tc", "ip6", 0, 8, "traffic class: DSCP and ECN (RFC 8200)", shift=4),
+    FieldSpec("ip6.dscp", "ip6", 0, 6, "differentiated services code point", shift=6),
+    FieldSpec("ip6.ecn", "ip6", 1, 2, "explicit congestion notification", shift=4),
+    FieldSpec("ip6.flow", "ip6", 0, 20, "flow label (RFC 6437)"),
+    FieldSpec("ip6.len", "ip6", 4, 16, "payload length in bytes"),
+    FieldSpec("ip6.next", "ip6", 6, 8, "next header: the first extension header or the protocol"),
+    FieldSpec("ip6.hlim", "ip6", 7, 8, "hop limit"),
+    FieldSpec("ip6.proto", "ip6", "ip6_proto", 8, "protocol behind the extension headers that the walk passed"),
+    FieldSpec("ip6.src", "ip6", 8, 128, "IPv6 source address", "ipv6"),
+    FieldSpec("ip6.dst", "ip6", 24, 128, "IPv6 destination address", "ipv6"),
+    FieldSpec("frag.next", "frag", 0, 8, "protocol of what is in fragments (RFC 8200 section 4.5)"),
+    FieldSpec("frag.offset", "frag", 2, 13, "fragment offset in units of 8 bytes", shift=3),
+    _bit("frag.mf", "frag", 3, 0, "more fragments"),
+    FieldSpec("frag.id", "frag", 4, 32, "identification"),
+    FieldSpec("tcp.sport", "tcp", 0, 16, "source port"),
+    FieldSpec("tcp.dport", "tcp", 2, 16, "destination port"),
+    FieldSpec("tcp.seq", "tcp", 4, 32, "sequence number"),
+    FieldSpec("tcp.ackseq", "tcp", 8, 32, "acknowledgment number"),
+    FieldSpec("tcp.off", "tcp", 12, 4, "data offset: header length in words of 4 bytes", shift=4),
+    FieldSpec("tcp.flags", "tcp", 13, 8, "CWR ECE URG ACK PSH RST SYN FIN, bit 7 to bit 0 (RFC 9293)", "flags"),
+    *(_bit(f"tcp.{name}", "tcp", 13, bit, f"flag {name.upper()}") for bit, name in enumerate(TCP_FLAGS)),
+    FieldSpec("tcp.window", "tcp", 14, 16, "window, not scaled"),
+    FieldSpec("tcp.csum", "tcp", 16, 16, "checksum as it stands there"),
+    FieldSpec("tcp.urgptr", "tcp", 18, 16, "urgent pointer"),
+    FieldSpec("tcp.mss", "tcp.mss", "tcp_mss", 16, "maximum segment size option, where there is one"),
+    FieldSpec("udp.sport", "udp", 0, 16, "source port"),
+    FieldSpec("udp.dport", "udp", 2, 16, "destination port"),
+    FieldSpec("udp.len", "udp", 4, 16, "length in bytes, header included (RFC 768)"),
+    FieldSpec("udp.csum", "udp", 6, 16, "checksum as it stands there"),
+    FieldSpec("icmp.type", "icmp", 0, 8, "ICMP type (RFC 792)"),
+    FieldSpec("icmp.code", "icmp", 1, 8, "ICMP code"),
+    FieldSpec("icmp.id", "icmp.query", 4, 16, "identifier of a query or its reply (types 0, 8, 13 to 18)"),
+    FieldSpec("icmp.seq", "icmp.query", 6, 16, "sequence number of a query or its reply"),
+    FieldSpec("icmp6.type", "icmp6", 0, 8, "ICMPv6 type (RFC 4443)"),
+    FieldSpec("icmp6.code", "icmp6", 1, 8, "ICMPv6 code"),
+    FieldSpec("icmp6.id", "icmp6.query", 4, 16, "identifier of an echo request or reply"),
+    FieldSpec("icmp6.seq", "icmp6.query", 6, 16, "sequence number of an echo request or reply"),
+    FieldSpec("sctp.sport", "sctp", 0, 16, "source port (RFC 9260)"),
+    FieldSpec("sctp.dport", "sctp", 2, 16, "destination port"),
+    FieldSpec("sctp.vtag", "sctp", 4, 32, "verification tag"),
+    FieldSpec("gre.flags", "gre", 0, 16, "flags and version (RFC 2784, RFC 2890)"),
+    FieldSpec("gre.proto", "gre", 2, 16, "EtherType of what is inside"),
+)
+_OUTER_ONLY: tuple[FieldSpec, ...] = (
+    FieldSpec("gre.key", "gre.key", 0, 32, "key, where there is one (RFC 2890)"),
+    FieldSpec("vxlan.vni", "vxlan", 4, 24, "network identifier (RFC 7348)", shift=8),
+    FieldSpec("geneve.vni", "geneve", 4, 24, "network identifier (RFC 8926)", shift=8),
+    FieldSpec("geneve.proto", "geneve", 2, 16, "EtherType of what is inside"),
+    FieldSpec("gtpu.type", "gtpu", 1, 8, "message type: 255 carries a packet (3GPP TS 29.281)"),
+    FieldSpec("gtpu.teid", "gtpu", 4, 32, "tunnel endpoint identifier"),
+    FieldSpec("mpls.label", "mpls", 0, 20, "label on top of the stack (RFC 3032)", shift=12),
+    FieldSpec("mpls.tc", "mpls", 2, 3, "traffic class (RFC 5462)", shift=1),
+    _bit("mpls.bos", "mpls", 2, 0, "bottom of stack"),
+    FieldSpec("mpls.ttl", "mpls", 3, 8, "time to live"),
+    FieldSpec("pkt.len", None, "len", 32, "length of the frame in bytes, Ethernet header included"),
+    FieldSpec("pkt.queue", None, "rx_queue", 32, "RX queue of arrival"),
+    FieldSpec("meta.timestamp", "meta.timestamp", "meta_timestamp", 64, "time of arrival by the device's clock, in ns"),
+    FieldSpec("meta.hash", "meta.hash", "meta_hash", 32, "flow hash that came with the packet (RSS)"),
+    FieldSpec("meta.vlan", "meta.vlan", "meta_vlan", 12, "VLAN identifier of a tag that is not in the bytes any more"),
+)
+FIELDS: tuple[FieldSpec, ...] = (
+    *_BOTH,
+    *_OUTER_ONLY,
+    *(replace(f, name=INNER + f.name, header=INNER + f.header) for f in _BOTH if f.header),
+)
+_BY_NAME = {spec.name: spec for spec in FIELDS}
+_PAYLOAD = re.compile(r"((?:inner\.)?payload)\[(\d+):(\d+)\]")
+
+
+@cache
+def field_named(name: str) -> FieldSpec:
+    """The row of ``name``; ``payload[offset:size]`` names bytes of the payload.  KeyError if there is none."""
+    if match := _PAYLOAD.fullmatch(name):
+        header, offset, size = match[1], int(match[2]), int(match[3])
+        if not (1 <= size <= PAYLOAD_MAX_SIZE and offset <= PAYLOAD_MAX_OFFSET):
+            raise KeyError(name)
+        return FieldSpec(name, header, offset, 8 * size, "bytes of the payload", "bytes")
+    return _BY_NAME[name]
+
+
+def room_bytes() -> dict[str, int]:
+    """Slot to the size of the largest header that starts there."""
+    return {slot: max(h.size for h in OUTER if h.slot == slot) for slot in SLOTS if slot != "payload"}
+
+
+def offsets() -> dict[str, tuple[int, int]]:
+    """Member to (offset in bytes, width in bits) in ``struct packet``; those of ``packet.inner`` with ``inner.`` in
+    front, and where the bytes of a slot are kept as ``room.slot``."""
+    layout: dict[str, tuple[int, int]] = {}
+    at = 0
+    for prefix in ("", INNER):
+        start = at
+        for name, bits in HEADERS_MEMBERS:
+            layout[prefix + name] = (at, bits)
+            at += bits // 8
+        at = start + _HEADERS_BYTES
+    for name, bits in PACKET_MEMBERS:
+        layout[name] = (at, bits)
+        at += bits // 8
+    at = -(-at // 8) * 8
+    for prefix in ("", INNER):
+        for slot, size in room_bytes().items():
+            layout[f"{prefix}room.{slot}"] = (at, 0)
+            at += -(-size // 8) * 8
+    return layout
+
+
+def c_header() -> str:
+    """``packet_layout.h``: header bits and ``struct packet``, with every offset asserted."""
+    lines = ["/* Generated from xdpkit/language/fields.py when the package is built. */", "#pragma once", "", "enum {"]
+    lines += [f"\tHAS_{h.name.upper().replace('.', '_')} = 1u << {bit}," for bit, h in enumerate(OUTER)]
+    lines += [
+        "};",
+        "",
+        "/* Where each header starts that is present, and what is not read there. */",
+        "struct headers {",
+    ]
+    lines += [f"\t__u{bits} {name};" for name, bits in HEADERS_MEMBERS]
+    lines += ["};", "", "/* Copies of the headers, where a hook cannot read them in place. */", "struct rooms {"]
+    lines += [f"\t__u8 {slot}[{-(-size // 8) * 8}] __attribute__((aligned(8)));" for slot, size in room_bytes().items()]
+    lines += ["};", "", "struct packet {", "\tstruct headers outer, inner;"]
+    lines += [f"\t__u{bits} {name};" for name, bits in PACKET_MEMBERS]
+    lines += ["\tstruct rooms room, inner_room;", "};", ""]
+    for name, (offset, _) in offsets().items():
+        place = name.removeprefix(INNER)
+        if place.startswith("room."):
+            place = f"inner_{place}" if name.startswith(INNER) else place
+        elif name not in dict(PACKET_MEMBERS):
+            place = f"{'inner' if name.startswith(INNER) else 'outer'}.{place}"
+        lines.append(f'_Static_assert(__builtin_offsetof(struct packet, {place}) == {offset}, "{name}");')
+    return "\n".join(lines) + "\n"

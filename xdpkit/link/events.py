@@ -1,0 +1,59 @@
+"""What rules log: a packet's first bytes, when it came, and the rule that logged it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ..language.actions import Log
+from ..sockets.copies import CopiesSocket
+
+if TYPE_CHECKING:
+    from .link import Link
+
+__all__ = ["Event", "Events"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A packet that a rule logged: ``time_ns`` (CLOCK_REALTIME), the ``rule``'s name, the packet's first bytes (96 at
+    most), and how many it had on the wire."""
+
+    time_ns: int
+    rule: str
+    data: bytes
+    wire_bytes: int
+
+
+class Events:
+    """The one reader of a link's events, from now on until it is closed; a context manager."""
+
+    def __init__(self, link: Link):
+        """ValueError if no rule logs."""
+        if Log not in link.pipeline.steps:
+            raise ValueError(f"{link.device.name}: no rule of {link.pipeline.name!r} logs packets")
+        self._link = link
+        self._reader = CopiesSocket(link.device.name, link.program, "events")
+
+    def read(self, timeout: float | None = None) -> Iterator[Event]:
+        """Events until ``timeout`` seconds (None: for ever) pass without one."""
+        for batch in self._reader.batches(timeout, 64):
+            names = [rule.name for rule in self._link.pipeline.outcomes]
+            for i, frame in enumerate(batch.frames):
+                rule = int(batch.rules[i])
+                name = names[rule] if rule < len(names) else f"rule {rule} of before"
+                yield Event(int(batch.timestamps[i]), name, bytes(frame), int(batch.wire_lengths[i]))
+
+    def close(self) -> None:
+        """Nothing is logged from here on; idempotent."""
+        self._reader.close()
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

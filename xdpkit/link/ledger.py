@@ -1,0 +1,220 @@
+"""The ledger: where every packet went, from the hook to the sink.
+
+Every packet that the program saw is counted under exactly one rule that took it, and under those it passed, whose
+steps it met.  Those with a REDIRECT verdict either fall back (no socket), or are lost at a named stage (FILL empty, RX
+ring full, longer than a frame), wait in the RX ring, or are delivered; delivered ones are what the sink wrote or
+refused.  Forwarded ones were taken by the other device or dropped by it.  :meth:`Ledger.problems` holds those sums to
+the packet.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from ..kernel.got import Got
+from .tally import Totals
+
+__all__ = ["Ledger", "LedgerRule", "ShadowLedger"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRule:
+    """One rule's line: packets and bytes it took, or that passed it if it ``goes_on``; ``no_socket`` of them were
+    REDIRECT or FORWARD verdicts that fell back; ``failed``: steps that could not be done (a set was full)."""
+
+    name: str
+    action: str
+    verdict: str
+    packets: int
+    bytes: int
+    no_socket: int
+    failed: int = 0
+    goes_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowLedger:
+    """The rules that are tried beside those that act: ``pipeline`` is their name, ``rules`` what they took since they
+    are there, ``differences`` the packets that would have got another verdict: (the one they got, the one they would
+    have got, packets), most first."""
+
+    pipeline: str
+    rules: tuple[LedgerRule, ...]
+    differences: tuple[tuple[str, str, int], ...]
+
+    @property
+    def differing(self) -> int:
+        """Packets that would have got another verdict."""
+        return sum(n for _, _, n in self.differences)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """As :meth:`Ledger.rows`."""
+        rows = [("shadow", sum(r.packets for r in self.rules if not r.goes_on), f"{self.pipeline}: tried, not acting")]
+        rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action) for r in self.rules]
+        rows += [("  other verdict", self.differing, "" if self.differing else "none differs")]
+        return rows + [(f"    {got} -> {would}", n, "") for got, would, n in self.differences]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Counts in packets since the pipeline was attached, ``seconds`` ago; rulesets that were replaced meanwhile are in
+    the sums, and rules count on under their names.
+
+    ``totals``: what was seen, redirected and forwarded in all.  ``sent_on`` and ``dropped_there``: forwarded packets
+    that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
+    Delivered packets are ``written`` or ``refused`` by the ``sink``, or were ``read`` in batches.
+    ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
+    ``device_dropped`` and ``device_missed`` are what the device says it dropped in that time, before the hook, so no
+    packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped (``rx_dropped``): received by the host, and
+    then not wanted or not processed.  Missed (``rx_missed_errors``): the device had no buffer to put it in, because the
+    host was too slow to give it some.  Drivers differ in what they count, and in whether the one is in the other.
+    ``shadow``: the rules that are tried beside these.  ``final`` means that nothing was under way when it was taken."""
+
+    pipeline: str
+    device: str
+    got: Got
+    seconds: float
+    rules: tuple[LedgerRule, ...]
+    totals: Totals
+    updates: int
+    mirrored: int
+    mirror_full: int
+    sent_on: int
+    dropped_there: int
+    fill_empty: int
+    rx_ring_full: int
+    too_long: int
+    waiting: int
+    delivered: int
+    written: int
+    refused: int
+    sink: str
+    read: int
+    device_dropped: int
+    device_missed: int
+    final: bool
+    shadow: ShadowLedger | None = None
+
+    @property
+    def seen(self) -> int:
+        """Packets the program ran on."""
+        return self.totals.seen
+
+    @property
+    def seen_bytes(self) -> int:
+        """Their bytes."""
+        return self.totals.seen_bytes
+
+    @property
+    def no_socket(self) -> int:
+        """REDIRECT verdicts that fell back because no socket was there."""
+        return self.totals.no_socket
+
+    @property
+    def redirected(self) -> int:
+        """Packets sent towards a socket."""
+        return self.totals.redirected
+
+    @property
+    def forwarded(self) -> int:
+        """Packets sent towards another device."""
+        return self.totals.forwarded
+
+    @property
+    def gone_rules(self) -> int:
+        """Packets that were taken by rules which are no longer there."""
+        return self.seen - sum(r.packets for r in self.rules if not r.goes_on)
+
+    @property
+    def lost(self) -> int:
+        """Packets lost on the way to user space."""
+        return self.fill_empty + self.rx_ring_full + self.too_long
+
+    @property
+    def in_flight(self) -> int:
+        """Redirected and not (yet) anywhere else: 0 when nothing is under way."""
+        return self.redirected - self.lost - self.waiting - self.delivered
+
+    def problems(self) -> tuple[str, ...]:
+        """The sums that do not hold.  A live ledger is read while packets move, so only a final one is held to all."""
+        found = []
+        if self.in_flight < 0 or (self.final and self.in_flight):
+            found.append(f"{self.redirected} redirected, but lost + waiting + delivered is off by {-self.in_flight}")
+        counted = self.sent_on + self.dropped_there
+        if self.final and counted and counted != self.forwarded:
+            found.append(f"{self.forwarded} forwarded, but {self.sent_on} taken + {self.dropped_there} dropped there")
+        if self.final and self.sink != "none" and self.delivered != self.written + self.refused + self.read:
+            sink = f"{self.written} {self.sink} + {self.refused} refused + {self.read} read in batches"
+            found.append(f"{self.delivered} delivered, but {sink}")
+        return tuple(found)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(stage, packets, remark), in the order of a packet's way."""
+        rows = [("seen", self.seen, f"{self.seen_bytes} bytes")]
+        for r in self.rules:
+            failed = f"; {r.failed} not done: full" if r.failed else ""
+            rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action + failed)]
+        if self.gone_rules:
+            rows += [("  rules of before", self.gone_rules, f"replaced since; {self.updates} updates")]
+        if self.mirrored or self.mirror_full:
+            rows += [
+                ("mirrored", self.mirrored, "copies; the packets went on"),
+                ("  ring full", self.mirror_full, _lost(self.mirror_full, "user space was too slow; copies only")),
+            ]
+        if self.forwarded or self.totals.no_device:
+            rows += [("forwarded", self.forwarded, "")]
+            if self.totals.no_device:
+                rows += [("  no device", self.totals.no_device, "fell back as declared; not among the forwarded")]
+            if self.sent_on or self.dropped_there:
+                rows += [
+                    ("  dropped there", self.dropped_there, _lost(self.dropped_there, "the other device had no room")),
+                    ("  sent", self.sent_on, ""),
+                ]
+        if any(r.verdict == "REDIRECT" for r in self.rules) or self.redirected:
+            rows += [("redirected", self.redirected, "")]
+            if self.no_socket:
+                rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
+            rows += [
+                ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "slow, or frames are held: larger ring_size")),
+                ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, "user space was too slow")),
+                ("  longer than a frame", self.too_long, _lost(self.too_long, "larger chunk_size")),
+            ]
+            if self.waiting or not self.final:
+                rows += [("  waiting in RX ring", self.waiting, "")]
+            if self.in_flight:
+                rows += [("  in flight", self.in_flight, "")]
+            rows += [("  delivered", self.delivered, "")]
+            if self.sink != "none":
+                rows += [(f"    {self.sink}", self.written, "")]
+                rows += [("    read in batches", self.read, "")] * bool(self.read)
+                rows += [("    refused by the sink", self.refused, "beyond the limit, or a failed write")] * bool(
+                    self.refused
+                )
+        before = [
+            ("device dropped", self.device_dropped, "before the program; not in the sums"),
+            ("device missed", self.device_missed, "before the program, for want of a buffer; not in the sums"),
+        ]
+        rows += [row for row in before if row[1]]
+        return rows + (self.shadow.rows() if self.shadow is not None else [])
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, with the derived counts, ready for JSON."""
+        derived = ("seen", "seen_bytes", "redirected", "forwarded", "no_socket", "lost", "in_flight")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}, "problems": list(self.problems())}
+
+    def json(self) -> str:
+        """:meth:`as_dict` as one line of JSON."""
+        return json.dumps(self.as_dict())
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        wide = max(len(stage) for stage, _, _ in rows)
+        digits = max(len(str(n)) for _, n, _ in rows)
+        head = f"{self.pipeline} on {self.device}: {self.got}"
+        lines = [f"{stage:<{wide}}  {n:>{digits}}  {remark}".rstrip() for stage, n, remark in rows]
+        return "\n".join([head, *lines, *(f"DOES NOT SUM: {p}" for p in self.problems())])
+
+
+def _lost(n: int, advice: str) -> str:
+    return f"LOST: {advice}" if n else ""

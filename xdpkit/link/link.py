@@ -1,0 +1,332 @@
+"""A pipeline on a device: its sockets, its sets, its ledger, and the next pipeline in its place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from threading import RLock
+from types import MappingProxyType, TracebackType
+
+from ..compiler import Compiled
+from ..compiler.built import Built, as_built
+from ..device import netdev
+from ..device.netdev import Device
+from ..kernel.core import check, lib
+from ..kernel.got import Got
+from ..kernel.program import Program
+from ..language.actions import Add, Mark, Mirror
+from ..language.metadata import absent_at, refuse_generic
+from ..language.pipeline import Pipeline, Rule
+from ..sets.live import LiveSet
+from ..sockets.copies import ring_bytes
+from ..sockets.options import L2_BYTES, SocketOptions
+from ..sockets.queues import Queues
+from ..sockets.sockets import Copies, Sockets
+from ..sockets.xsk import SocketStats
+from ..sockets.zerocopy import check_zerocopy
+from .events import Event, Events
+from .ledger import Ledger, LedgerRule, ShadowLedger
+from .redirects import Forwarded
+from .ruleset import Ruleset
+from .sweeper import Sweeper
+from .tally import RuleTotal, Tally, totals
+
+__all__ = ["Link", "Update", "ring_bytes_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a change of rulesets took, in nanoseconds: ``compile_ns`` (0 for one that was built ahead), ``load_ns``
+    (program, sets, devices), ``swap_ns`` (the exchange: packets meet the new rules from here on), ``settle_ns`` (until
+    no packet is with the old program, and its counts are final)."""
+
+    compile_ns: int
+    load_ns: int
+    swap_ns: int
+    settle_ns: int
+
+    def __str__(self) -> str:
+        parts = (
+            ("compile", self.compile_ns), ("load", self.load_ns), ("swap", self.swap_ns), ("settle", self.settle_ns),
+        )  # fmt: skip
+        return ", ".join(f"{name} {ns / 1e6:.1f} ms" for name, ns in parts)
+
+
+class Link:
+    """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
+
+    def __init__(
+        self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
+    ):
+        self._ruleset, self.device, self.got, self.binds, self.options = ruleset, device, got, binds, options
+        self._fd = fd
+        self._lock = RLock()  # around what counts: an update moves counts from program to tally
+        self._tally, self._updates = Tally(), 0
+        self._forwarded: Forwarded | None = None
+        self._forwards()
+        self._namespace = namespace_id()
+        self._sockets: Sockets | None = None
+        self._copies: Copies | None = None
+        self._mirrored = SocketStats()
+        self._past = SocketStats()
+        self._sink, self._read = ("none", 0, 0), 0
+        self._dropped_before = self._device_dropped()
+        self._start = time.monotonic()
+        self._final: Ledger | None = None
+        self._sweeper: Sweeper | None = None
+        self._sweeps()
+
+    @property
+    def program(self) -> Program:
+        """The program that runs now."""
+        return self._ruleset.program
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline that runs now; its ``shadowed`` is what is tried beside it."""
+        return self._ruleset.pipeline
+
+    @property
+    def sets(self) -> Mapping[str, LiveSet]:
+        """The sets and verdict maps of the pipeline, by name: change them while packets are looked up in them."""
+        return MappingProxyType(self._ruleset.sets)
+
+    def update(self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None) -> Update:
+        """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
+        ``shadow``: rules to try beside it, as in :func:`xdpkit.attach`.
+
+        Rules count on under their names.  Sets keep their members, but for what is declared differently now; limits
+        that are the same in a rule of the same name keep their buckets.  Sockets stay open.  If it is refused
+        (PipelineError, VerifierError, OSError, NotSupported), the old one runs on, and nothing has changed.  A batch's
+        ``rules`` are numbers of the pipeline that the packet met: for packets under way meanwhile, the old one."""
+        with self._lock:
+            if self._final is not None:
+                raise ValueError("the link is closed")
+            start, old = time.perf_counter_ns(), self._ruleset
+            built = as_built(pipeline, shadow)
+            self._may_follow(built.pipeline)
+            built = built.telling(old.program.hook, self.got.rx_metadata)
+            compiled = time.perf_counter_ns()
+            new = Ruleset(
+                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
+                ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
+                device=self.device if self.got.mode == "native" else None,
+                spread=old.program.spread,
+            )  # fmt: skip
+            try:
+                if self._sockets is not None:
+                    self._sockets.reach(new.program)
+                loaded = time.perf_counter_ns()
+                if self._fd >= 0:
+                    check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
+                elif self._sockets is not None:
+                    self._sockets.refilter(new.program)
+            except BaseException:
+                new.abandon(old)
+                raise
+            self._ruleset, swapped = new, time.perf_counter_ns()
+            absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
+            self.got = replace(self.got, absent=absent)
+            check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
+            self._tally.keep(old.program.counts())
+            self._updates += 1
+            new.commit(old)
+            self._forwards()
+            self._sweeps()
+            settled = time.perf_counter_ns()
+            return Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
+
+    def _may_follow(self, pipe: Pipeline) -> None:
+        """What this link cannot do, said before anything is loaded."""
+        if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
+            raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
+        if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
+            raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
+        refuse_generic(pipe.metadata, self.got.mode, self.device.name)
+        if self.got.bind == "zerocopy":
+            check_zerocopy(self.device, pipe)
+        if (pipe.metadata or self.got.rx_metadata) and self.got.mode == "native" and namespace_id() != self._namespace:
+            raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
+
+    def _forwards(self) -> None:
+        """Count what becomes of forwarded packets, from the first ruleset on that forwards."""
+        if self._forwarded is None and self.got.mode in ("native", "generic") and "FORWARD" in self.pipeline.verdicts:
+            self._forwarded = Forwarded(self.device.name, self.device.index, namespace_id())
+
+    def _sweeps(self) -> None:
+        """Keep sets that packets add to from filling up with members whose time is over."""
+        if self._sweeper is None and Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets):
+            self._sweeper = Sweeper(self._sweep)
+
+    def _sweep(self) -> None:
+        with self._lock:
+            for live in self.sets.values() if self._final is None else ():
+                if live.spec.timeouts:
+                    live.sweep()
+
+    def sockets(self, queues: Queues | None = None) -> Sockets:
+        """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
+        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.
+        ``queues``: sockets that are open already (:mod:`xdpkit.forward`)."""
+        if self._final is not None:
+            raise ValueError("the link is closed")
+        if namespace_id() != self._namespace:
+            raise OSError(errno.ENODEV, f"{self.device.name}: the link was made in another network namespace")
+        with self._lock:
+            if self._sockets is not None:
+                raise ValueError(f"{self.device.name}: the sockets of this link are already open")
+            self._sockets = Sockets(self, queues)
+            return self._sockets
+
+    def copies(self) -> Copies:
+        """Read the copies of packets that rules mirror, from now on: a context manager like :meth:`sockets`, whose
+        batches also have ``marks``, ``verdicts`` and ``wire_lengths``, and whose files tell each packet's verdict.
+        ValueError if no rule mirrors."""
+        if self._final is not None:
+            raise ValueError("the link is closed")
+        with self._lock:
+            if self._copies is not None:
+                raise ValueError(f"{self.device.name}: the copies of this link are already being read")
+            self._copies = Copies(self)
+            return self._copies
+
+    def events(self, *, timeout: float | None = None) -> Iterator[Event]:
+        """What rules log, from now on, until ``timeout`` seconds (None: for ever) pass without an event.  One reader at
+        a time.  ValueError if no rule logs."""
+        reader = Events(self)
+
+        def run() -> Iterator[Event]:
+            with reader:
+                yield from reader.read(timeout)
+
+        return run()
+
+    def forget(self, sockets: Sockets) -> None:
+        """Called by Sockets.close(): keep what they counted."""
+        if self._copies is sockets:
+            self._mirrored += sockets.stats()
+            self._copies = None
+        if self._sockets is sockets:
+            self._past += sockets.stats()
+            self._read += sockets.read
+            name, written, refused = sockets.sink
+            if name != "none":
+                self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
+            self._sockets = None
+
+    def ledger(self) -> Ledger:
+        """Where every packet went so far; after close() the final one."""
+        with self._lock:
+            return self._final or self._count(final=False)
+
+    def _count(self, *, final: bool) -> Ledger:
+        stats, (sink, written, refused) = self._past, self._sink
+        if self._sockets is not None:  # sockets before rules: what moves meanwhile shows as in flight, never below 0
+            stats += self._sockets.stats()
+            name, now_written, now_refused = self._sockets.live_sink()
+            if name != "none":
+                sink, written, refused = name, written + now_written, refused + now_refused
+        counts = self.program.counts()
+        rules = tuple(_ledger_rule(c.rule, self._tally.with_(c)) for c in counts)
+        mirrored = self._mirrored
+        if self._copies is not None:
+            mirrored += self._copies.stats()
+        sent_on, dropped_there = self._forwarded.counts() if self._forwarded is not None else (0, 0)
+        fill_empty = min(stats.fill_empty, stats.rx_dropped)
+        dropped = missed = 0  # at egress: what the device drops on arrival is not on its way out
+        if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
+            with suppress(OSError):  # the device is gone
+                now, before = self._device_dropped(), self._dropped_before
+                dropped, missed = now[0] - before[0], now[1] - before[1]
+        return Ledger(
+            pipeline=self.program.pipeline.name,
+            device=self.device.name,
+            got=self.got,
+            seconds=time.monotonic() - self._start,
+            rules=rules,
+            totals=self._tally.totals + totals(counts),
+            updates=self._updates,
+            mirrored=mirrored.received + mirrored.unread,
+            mirror_full=mirrored.rx_ring_full,
+            sent_on=sent_on,
+            dropped_there=dropped_there,
+            fill_empty=fill_empty,
+            rx_ring_full=stats.rx_ring_full,
+            too_long=stats.rx_dropped - fill_empty,
+            waiting=stats.unread,
+            delivered=stats.received,
+            written=written,
+            refused=refused,
+            sink=sink,
+            read=self._read + (self._sockets.read if self._sockets is not None else 0),
+            device_dropped=max(0, dropped),
+            device_missed=max(0, missed),
+            final=final,
+            shadow=self._shadow_ledger(),
+        )
+
+    def _shadow_ledger(self) -> ShadowLedger | None:
+        shadow = self.pipeline.shadowed
+        if shadow is None:
+            return None
+        counts, pairs = self.program.shadow_counts()
+        rules = tuple(_ledger_rule(c.rule, RuleTotal(c.packets, c.bytes)) for c in counts)
+        other = [(mine.name, theirs.name, n) for (mine, theirs), n in pairs.items() if mine != theirs]
+        return ShadowLedger(shadow.name, rules, tuple(sorted(other, key=lambda row: -row[2])))
+
+    def _device_dropped(self) -> tuple[int, int]:
+        """rx_dropped and rx_missed_errors (see Ledger), but for veth: it counts as dropped what its XDP program dropped
+        or failed to redirect, and misses nothing, because a full ring there is the sender's tx_dropped."""
+        if self.device.driver == "veth":
+            return 0, 0
+        counts = netdev.stats(self.device.index)
+        return counts.get("rx_dropped", 0), counts.get("rx_missed_errors", 0)
+
+    def close(self) -> None:
+        """Close the sockets, detach, take the final ledger, let go of program and sets."""
+        if self._final is not None:
+            return
+        if self._sweeper is not None:
+            self._sweeper.close()
+        try:
+            for sockets in (self._copies, self._sockets):
+                if sockets is not None:
+                    sockets.close()
+        finally:  # whatever a sink says: detach
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            lib.xk_quiesce()
+            with self._lock:
+                self._final = self._count(final=True)
+            if self._forwarded is not None:
+                self._forwarded.close()
+            self._ruleset.close()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def ring_bytes_for(pipe: Pipeline, device: Device, options: SocketOptions) -> int:
+    """Size of the ring buffers of a program: room for as many packets as an RX ring has, if it copies any."""
+    copies = "REDIRECT" in pipe.verdicts or Mirror in pipe.steps
+    return ring_bytes(options.ring_size if copies else 0, device.mtu + L2_BYTES)
+
+
+def _ledger_rule(rule: Rule, total: RuleTotal) -> LedgerRule:
+    counted = (total.packets, total.bytes, total.no_socket, total.failed)
+    return LedgerRule(rule.name, rule.then, rule.action.verdict.name, *counted, goes_on=rule.goes_on)
+
+
+def namespace_id() -> int:
+    """Inode number of the calling thread's network namespace: a device index means nothing in another one."""
+    return os.stat("/proc/thread-self/ns/net").st_ino

@@ -1,0 +1,173 @@
+"""What runs on a link: a pipeline's program with its sets and buckets, and how the next one takes over from it.
+
+A ruleset is made whole before it acts: program loaded, sets filled, devices found.  One that follows another takes its
+sets and buckets over by name, so a member that was added, or a token that was taken, stays so.  A set whose declaration
+has changed is forked: the new program gets a copy with the changes, so that no packet meets new rules with old members,
+and with :meth:`Ruleset.commit` the set that users hold becomes the copy.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ..compiler.built import Built
+from ..compiler.names import limit_symbol, set_symbol
+from ..device import netdev
+from ..device.netdev import Device
+from ..kernel.core import check, ffi, lib
+from ..kernel.program import Program
+from ..language.actions import Forward
+from ..language.errors import PipelineError
+from ..language.pipeline import Pipeline
+from ..language.sets import SetSpec
+from ..sets.columns import Columns
+from ..sets.live import Fork, LiveSet, declared
+
+__all__ = ["Ruleset", "folder_of", "lasting"]
+
+
+class Ruleset:
+    """A loaded pipeline.  Close it: the program, and the sets that no later ruleset has taken over."""
+
+    def __init__(
+        self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
+        explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
+        spread: int = 1,
+    ):  # fmt: skip
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``: as
+        for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
+        device to forward to that is not there."""
+        self.pipeline: Pipeline = built.pipeline
+        self.folder = folder_of(built)
+        self._explain = explain
+        self.sets: dict[str, LiveSet] = {}
+        self._declared: dict[str, Columns] = {}
+        self._forks: list[Fork] = []
+        self._closing = ExitStack()
+        try:
+            specs = (
+                replace(s, pinned=s.pinned and not explain) for s in self.pipeline.sets
+            )  # to try is to touch nothing
+            reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
+            if before is not None:
+                reuse |= self._buckets(before) | before.rings()
+            devices = [_device(name) for name in self.pipeline.targets(Forward)]
+            self.program = Program(
+                built.compiled(hook),
+                queues=queues,
+                metadata=metadata,
+                explain=explain,
+                ring_bytes=ring_bytes,
+                maps=reuse,
+                device=device,
+                spread=spread,
+            )
+            self._closing.callback(self.program.close)
+            for number, ifindex in enumerate(devices if hook != "socket" else ()):  # a filter forwards nothing
+                key, value = ffi.new("uint32_t *", number), ffi.new("uint32_t *", ifindex)
+                name = self.pipeline.targets(Forward)[number]
+                check(lib.xk_map_update(self.program.map_fd("devices"), key, value, 0), f"FORWARD to {name}")
+        except BaseException:
+            self.abandon(before)
+            raise
+
+    def _set(self, spec: SetSpec, before: Ruleset | None) -> int:
+        """The map of a set: one of its own, or that of the ruleset before, forked where the declarations differ."""
+        wanted = self._declared[spec.name] = declared(spec, self.folder)
+        live = before.sets.get(spec.name) if before is not None else None
+        if live is None or before is None:
+            if self._explain:
+                self.sets[spec.name] = live = LiveSet(replace(spec, members=(), source=None))
+                live.replace(lasting(wanted))
+            else:
+                self.sets[spec.name] = live = LiveSet(spec, folder=self.folder)
+            return live.fd
+        if live.spec.kind != spec.kind:
+            raise PipelineError(
+                f"set {spec.name!r} is {live.spec.kind} on the device, and {spec.kind} here: give it another name",
+                spec.where,
+            )
+        self.sets[spec.name] = live
+        had = before._declared[spec.name]
+        if (_alike(had, wanted) and live.capacity >= spec.capacity) or spec.pinned:
+            return live.fd
+        fork = live.fork(spec, had, wanted)
+        self._forks.append(fork)
+        return fork.fd
+
+    def _buckets(self, before: Ruleset) -> dict[str, int]:
+        """The buckets of limits that are in both rulesets, the same limit in the same place of the same rule."""
+        old = {(limit.bucket, str(limit), limit.capacity): n for n, limit in enumerate(before.pipeline.limits)}
+        found = {}
+        for number, limit in enumerate(self.pipeline.limits):
+            had = old.get((limit.bucket, str(limit), limit.capacity))
+            if had is not None:
+                found[limit_symbol(number)] = before.program.map_fd(limit_symbol(had))
+        return found
+
+    def rings(self) -> dict[str, int]:
+        """The maps through which copies of packets go to user space, which a reader has open."""
+        return self.program.rings()
+
+    def commit(self, before: Ruleset) -> None:
+        """``before`` runs no more: take over what its packets have added meanwhile, and close it."""
+        for fork in self._forks:
+            fork.commit()
+        self._forks = []
+        gone = {name: live for name, live in before.sets.items() if name not in self.sets}
+        before.sets = gone
+        before.close()
+
+    def abandon(self, before: Ruleset | None) -> None:
+        """Close what was made for a ruleset that will not follow ``before`` after all."""
+        for fork in self._forks:
+            fork.close()
+        shared = set(before.sets.values()) if before is not None else set()
+        self.sets = {name: live for name, live in self.sets.items() if live not in shared}
+        self.close()
+
+    def __enter__(self) -> Ruleset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of program and sets; idempotent."""
+        self._closing.close()
+        for live in self.sets.values():
+            live.close()
+
+
+def _alike(a: Columns, b: Columns) -> bool:
+    """The same members, with the same actions and time-outs."""
+    if len(a) != len(b):
+        return False
+    where = b.among(a)
+    return bool((where >= 0).all() and (a.action[where] == b.action).all() and (a.timeout[where] == b.timeout).all())
+
+
+def lasting(members: Columns) -> Columns:
+    """The same without time-outs: where rules are tried on packets of another time, members stay."""
+    return replace(members, timeout=np.zeros(len(members)))
+
+
+def folder_of(built: Built) -> Path:
+    """Where the files of a pipeline's sets are."""
+    return built.folder or Path(built.pipeline.where.file).parent
+
+
+def _device(name: str) -> int:
+    """Index of a device to forward to."""
+    try:
+        return netdev.device(name).index
+    except NetlinkError as error:
+        raise OSError(error.code, f"FORWARD {name}: {error}") from None

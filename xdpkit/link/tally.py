@@ -1,0 +1,85 @@
+"""Counts that outlive programs: when a device gets a new ruleset, rules go on counting under their names, and packets
+that the old one took stay in the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+from ..kernel.program import RuleCount
+from ..language.actions import Verdict
+from ..language.pipeline import Rule
+
+__all__ = ["RuleTotal", "Tally", "Totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleTotal:
+    """Packets and bytes under a rule's name; ``no_socket``: verdicts that fell back; ``failed``: steps not done."""
+
+    packets: int = 0
+    bytes: int = 0
+    no_socket: int = 0
+    failed: int = 0
+
+    def __add__(self, other: RuleTotal) -> RuleTotal:
+        return RuleTotal(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Packets (and bytes) that programs saw; sent towards sockets, and those that found none; sent towards other
+    devices, and those that found none."""
+
+    seen: int = 0
+    seen_bytes: int = 0
+    redirected: int = 0
+    no_socket: int = 0
+    forwarded: int = 0
+    no_device: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def totals(counts: Iterable[RuleCount]) -> Totals:
+    """The sums over the rules of one program; a packet is counted by the one rule that took it."""
+    found = Totals()
+    for c in counts:
+        verdict, sent = c.rule.action.verdict, c.packets - c.no_socket
+        found += Totals(
+            seen=0 if c.rule.goes_on else c.packets,
+            seen_bytes=0 if c.rule.goes_on else c.bytes,
+            redirected=sent if verdict is Verdict.REDIRECT else 0,
+            no_socket=c.no_socket if verdict is Verdict.REDIRECT else 0,
+            forwarded=sent if verdict is Verdict.FORWARD else 0,
+            no_device=c.no_socket if verdict is Verdict.FORWARD else 0,
+        )
+    return found
+
+
+class Tally:
+    """What earlier programs of a link counted."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self._rules: dict[str, RuleTotal] = {}
+
+    def keep(self, counts: Iterable[RuleCount]) -> None:
+        """Add the final counts of a program that runs no more."""
+        counts = tuple(counts)
+        self.totals += totals(counts)
+        for c in counts:
+            self._rules[c.rule.name] = self.of(c.rule) + _own(c)
+
+    def of(self, rule: Rule) -> RuleTotal:
+        """What was counted under the rule's name before."""
+        return self._rules.get(rule.name, RuleTotal())
+
+    def with_(self, count: RuleCount) -> RuleTotal:
+        """``count`` of the running program, and all before."""
+        return self.of(count.rule) + _own(count)
+
+
+def _own(c: RuleCount) -> RuleTotal:
+    return RuleTotal(c.packets, c.bytes, c.no_socket, c.failed)

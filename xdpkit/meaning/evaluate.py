@@ -1,0 +1,156 @@
+"""The meaning of a pipeline, in plain Python: every engine must agree with :func:`run` on every frame.
+
+:func:`walk` (``walk.py``) reads the headers of a frame, :func:`holds` says if a condition is true of them, :func:`run`
+finds the rules that the frame passes and the one that takes it.  What rules remember, and the clock and randomness they
+depend on, are a :class:`State`.  This is the specification, written to be read and not to be fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+from ..language.actions import Add, Log, Mark, Mirror, Step
+from ..language.classic import Classic, interpret
+from ..language.expr import Always, And, Expr, Member, Not, Or, Present, Test
+from ..language.limits import Limit, Sample
+from ..language.metadata import Metadata
+from ..language.pipeline import Pipeline, Rule
+from .state import State, key_of
+from .walk import NO_METADATA, Packet, walk
+
+__all__ = ["Metadata", "Outcome", "Packet", "State", "evaluate", "holds", "run", "walk"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a frame: the ``rule`` that took it (its action holds the verdict), the rules it ``passed``, whose
+    steps it met, and what steps did: the ``mark``; the rule that ``mirrored`` it and how many bytes; the rules that
+    ``logged`` it; those whose step ``failed`` (no room in a set)."""
+
+    rule: Rule
+    passed: list[Rule] = field(default_factory=list)
+    mark: int = 0
+    mirrored: tuple[Rule, int] | None = None
+    logged: list[Rule] = field(default_factory=list)
+    failed: list[Rule] = field(default_factory=list)
+
+
+@singledispatch
+def holds(expr: Expr, packet: Packet, state: State) -> bool:
+    """Is ``expr`` true of ``packet``?  A limit takes a token and a sample draws, so the order counts: left to right,
+    and no further than needed."""
+    raise TypeError(f"no meaning for {type(expr).__name__}")
+
+
+@holds.register
+def _(expr: Always, packet: Packet, state: State) -> bool:
+    return True
+
+
+@holds.register
+def _(expr: Present, packet: Packet, state: State) -> bool:
+    return expr.header in packet.present
+
+
+@holds.register
+def _(expr: Test, packet: Packet, state: State) -> bool:
+    value = packet.value(expr.spec)
+    if value is not None and expr.mask is not None:
+        value &= expr.mask
+    return value is not None and any(low <= value <= high for low, high in expr.intervals)
+
+
+@holds.register
+def _(expr: Member, packet: Packet, state: State) -> bool:
+    key = key_of(packet, expr.fields, expr.set.key_bytes)
+    found = None if key is None else state.sets[expr.set.name].find(key, state.now_ns)
+    return found is not None and (expr.action is None or found == expr.action)
+
+
+@holds.register
+def _(expr: Limit, packet: Packet, state: State) -> bool:
+    key = key_of(packet, expr.per, expr.key_bytes)
+    return key is not None and state.take(expr, key, packet.members["len"])
+
+
+@holds.register
+def _(expr: Sample, packet: Packet, state: State) -> bool:
+    return state.sample(expr.threshold)
+
+
+@holds.register
+def _(expr: Not, packet: Packet, state: State) -> bool:
+    return not holds(expr.term, packet, state)
+
+
+@holds.register
+def _(expr: And, packet: Packet, state: State) -> bool:
+    return all(holds(term, packet, state) for term in expr.terms)
+
+
+@holds.register
+def _(expr: Or, packet: Packet, state: State) -> bool:
+    return any(holds(term, packet, state) for term in expr.terms)
+
+
+@holds.register
+def _(expr: Classic, packet: Packet, state: State) -> bool:
+    return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
+
+
+def run(
+    pipeline: Pipeline,
+    frame: bytes,
+    state: State,
+    *,
+    rx_queue: int = 0,
+    wire_bytes: int | None = None,
+    metadata: Metadata = NO_METADATA,
+) -> Outcome:
+    """What becomes of ``frame``, with what ``state`` remembers and what it will remember then.  ``metadata``: what is
+    known of the frame beside its bytes, nothing by default."""
+    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata)
+    outcome = Outcome(pipeline.outcomes[-1])
+    for rule in pipeline.outcomes:
+        if not holds(rule.expr, packet, state):
+            continue
+        for step in rule.steps:
+            _do(step, rule, packet, state, outcome)
+        if not rule.goes_on:
+            outcome.rule = rule
+            return outcome
+        outcome.passed.append(rule)
+    raise AssertionError("the default takes every packet")
+
+
+def _do(step: Step, rule: Rule, packet: Packet, state: State, outcome: Outcome) -> None:
+    match step:
+        case Mark():
+            outcome.mark = step.value
+        case Mirror():
+            wanted = step.bytes or packet.members["len"]
+            first, most = outcome.mirrored or (rule, 0)
+            outcome.mirrored = (first, max(most, wanted))
+        case Log():
+            if holds(step.limit, packet, state):
+                outcome.logged.append(rule)
+        case Add():
+            key = key_of(packet, step.fields, step.set.key_bytes)
+            if key is not None and not state.sets[step.set.name].add(key, step.timeout, state.now_ns):
+                outcome.failed.append(rule)
+
+
+def evaluate(
+    pipeline: Pipeline,
+    frame: bytes,
+    *,
+    state: State | None = None,
+    rx_queue: int = 0,
+    wire_bytes: int | None = None,
+    metadata: Metadata = NO_METADATA,
+) -> Rule:
+    """The rule that takes ``frame``: the first with an action whose condition holds, else the default.  Its
+    ``action.verdict`` is the verdict.  Without a ``state`` the frame meets a fresh one."""
+    state = state or State(pipeline)
+    return run(pipeline, frame, state, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata).rule

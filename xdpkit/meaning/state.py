@@ -1,0 +1,122 @@
+"""What a pipeline remembers from packet to packet, in plain Python: members of sets, buckets of limits, and the clock
+and the randomness that it is given.  The reference evaluator works on one; the kernel's maps must come to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..language.fields import FieldSpec
+from ..language.limits import TIME_SHIFT, Limit
+from ..language.pipeline import Pipeline
+from ..language.sets import Entry, SetSpec
+from .walk import Packet
+
+__all__ = ["Members", "State", "draw"]
+
+
+def key_of(packet: Packet, fields: Iterable[FieldSpec], key_bytes: int) -> bytes | None:
+    """The values of ``fields`` in network order, each in whole bytes, filled up with zeros; None if one is absent."""
+    parts = []
+    for spec in fields:
+        value = packet.value(spec)
+        if value is None:
+            return None
+        parts.append(value.to_bytes((spec.bits + 7) // 8))
+    return b"".join(parts).ljust(key_bytes, b"\0")
+
+
+@dataclass(slots=True)
+class Members:
+    """The members of one set: by prefix length in bits, the longest that fits is found."""
+
+    spec: SetSpec
+    by_bits: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.by_bits.values()))
+
+    def put(self, entry: Entry, now_ns: int = 0) -> None:
+        """Add ``entry`` or write it over."""
+        expires = now_ns + round(entry.timeout * 1e9) if entry.timeout else 0
+        self.by_bits.setdefault(entry.bits, {})[_head(entry.key, entry.bits)] = (expires, entry.action)
+
+    def find(self, key: bytes, now_ns: int) -> int | None:
+        """The action of the member that fits ``key`` best and whose time is not over, None if there is none."""
+        for bits in sorted(self.by_bits, reverse=True):
+            expires, action = self.by_bits[bits].get(_head(key, bits), (-1, 0))
+            if expires == 0 or expires > now_ns:
+                return action
+        return None
+
+    def add(self, key: bytes, timeout: float, now_ns: int) -> bool:
+        """What a step does: a member that is this very key gets its time-out anew, one without stays; a key that lies
+        in a member's prefix is one already.  False where the set is full."""
+        bits, expires = self.spec.key_bits, now_ns + round(timeout * 1e9) if timeout else 0
+        mine, head = self.by_bits.setdefault(bits, {}), _head(key, bits)
+        if head in mine:
+            if mine[head][0]:
+                mine[head] = (expires, 0)
+            return True
+        if self._covers(key, now_ns):
+            return True
+        if len(self) >= self.spec.capacity:
+            return False
+        mine[head] = (expires, 0)
+        return True
+
+    def _covers(self, key: bytes, now_ns: int) -> bool:
+        """The longest prefix around ``key`` lives."""
+        for bits in sorted(self.by_bits, reverse=True):
+            if _head(key, bits) in self.by_bits[bits]:
+                expires, _ = self.by_bits[bits][_head(key, bits)]
+                return expires == 0 or expires > now_ns
+        return False
+
+
+def _head(key: bytes, bits: int) -> int:
+    return int.from_bytes(key) >> 8 * len(key) - bits
+
+
+def draw(random: int) -> int:
+    """The next 32 random bits behind ``random``: the linear congruential generator of Numerical Recipes.  The kernel
+    draws its own; it uses this one where it must come to the same as the reference."""
+    return (random * 1664525 + 1013904223) & 0xFFFFFFFF
+
+
+@dataclass(slots=True)
+class State:
+    """``now_ns``: the clock, nanoseconds; ``random``: 32 bits from which the next ones are drawn.  Set both before each
+    packet."""
+
+    pipeline: Pipeline
+    now_ns: int = 0
+    random: int = 0
+    sets: dict[str, Members] = field(default_factory=dict)
+    buckets: dict[tuple[str, bytes], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for spec in self.pipeline.sets:
+            members = self.sets.setdefault(spec.name, Members(spec))
+            for entry in spec.members:
+                members.put(entry, self.now_ns)
+
+    def load(self, entries: Mapping[str, Iterable[Entry]]) -> None:
+        """Put more members into sets, by name."""
+        for name, more in entries.items():
+            for entry in more:
+                self.sets[name].put(entry, self.now_ns)
+
+    def take(self, limit: Limit, key: bytes, packet_bytes: int) -> bool:
+        """Take a packet out of a bucket; False where it comes too fast, and takes nothing."""
+        now = self.now_ns << TIME_SHIFT
+        full = max(self.buckets.get((limit.bucket, key), 0), now) + limit.cost(packet_bytes)
+        if full - now > limit.tolerance:
+            return False
+        self.buckets[limit.bucket, key] = full
+        return True
+
+    def sample(self, threshold: int) -> bool:
+        """True with a chance of ``threshold`` in 2**32."""
+        self.random = draw(self.random)
+        return self.random < threshold

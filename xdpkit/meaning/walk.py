@@ -1,0 +1,210 @@
+"""The header walk in plain Python, for the reference evaluator.  Its rules are those at the head of ``bpf/packet.h``:
+
+* a header is present when its fixed part lies wholly inside the frame, else it and all behind it are absent;
+* up to two VLAN tags (0x8100, 0x88a8) are walked (IEEE 802.1Q, 802.1ad);
+* IPv4 needs version 4 and ihl >= 5; the transport header is absent in fragments with an offset (RFC 791);
+* IPv6 extension headers (hop-by-hop, routing, fragment, AH, destination) are walked, at most :data:`MAX_EXTENSIONS`
+  of them; a chain that is longer, cut short, or a fragment with an offset has no transport header (RFC 8200, RFC 4302);
+* TCP has a payload if its data offset is 5 words or more; of its options the first :data:`MAX_TCP_OPTIONS` are looked
+  at (RFC 9293);
+* ``tunnels.py`` finds what is inside a tunnel, and the same walk goes over that, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..language.fields import HEADERS, INNER, FieldSpec
+from ..language.metadata import Metadata
+from .tunnels import IPV4, IPV6, TEB, enter
+
+__all__ = ["EXTENSIONS", "MAX_EXTENSIONS", "MAX_TCP_OPTIONS", "Packet", "walk"]
+
+#: How many IPv6 extension headers the walk passes, and how many TCP options.
+MAX_EXTENSIONS = 6
+MAX_TCP_OPTIONS = 10
+
+TAGS = (0x8100, 0x88A8)
+ETHERTYPE_ARP = 0x0806
+HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION = 0, 43, 44, 51, 60
+#: IPv6 extension headers by number.
+EXTENSIONS = {HOP_BY_HOP: "hopopts", ROUTING: "routing", FRAGMENT: "frag", AH: "ah", DESTINATION: "dstopts"}
+#: Transport headers by protocol number; each IP version has its own ICMP.
+_OVER_BOTH = {6: "tcp", 17: "udp", 47: "gre", 132: "sctp"}
+TRANSPORT = {"ip": {**_OVER_BOTH, 1: "icmp"}, "ip6": {**_OVER_BOTH, 58: "icmp6"}}
+#: Types with identifier and sequence number (RFC 792, RFC 950; RFC 4443).
+ICMP_QUERIES = (0, 8, *range(13, 19))
+ICMP6_QUERIES = (128, 129)
+NO_METADATA = Metadata()
+
+
+@dataclass(slots=True)
+class Packet:
+    """What the walk found: where each header starts, by name (``inner.ip`` inside a tunnel), and the values that are
+    not in one place of the bytes (members of ``struct packet``); ``len`` and ``rx_queue`` are always there.  Metadata
+    that is there starts at 0."""
+
+    frame: bytes = field(repr=False)
+    starts: dict[str, int] = field(default_factory=dict)
+    members: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def present(self) -> set[str]:
+        """The names of the headers that are there."""
+        return set(self.starts)
+
+    def value(self, spec: FieldSpec) -> int | None:
+        """The value of a field; None where its header is absent or, for payload, too short."""
+        if spec.header is not None and spec.header not in self.starts:
+            return None
+        if isinstance(spec.at, str):
+            prefix = INNER if spec.name.startswith(INNER) else ""
+            return self.members[prefix + spec.at] >> spec.shift & spec.maximum
+        number = self.number(self.starts[spec.header or ""] + spec.at, spec.size)
+        return None if number is None else number >> spec.shift & spec.maximum
+
+    def number(self, at: int, size: int) -> int | None:
+        """``size`` bytes in network order; None where the frame ends before they do."""
+        return int.from_bytes(self.frame[at : at + size]) if at + size <= len(self.frame) else None
+
+    def found(self, header: str, at: int) -> bool:
+        """Note that ``header`` starts at ``at``, if its fixed part lies wholly in the frame."""
+        if at + HEADERS[header].size > len(self.frame):
+            return False
+        self.starts[header] = at
+        return True
+
+
+def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA) -> Packet:
+    """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``.
+    ``wire_bytes``: its length where ``frame`` is only the beginning of it.  ``metadata``: what is known beside it."""
+    length = len(frame) if wire_bytes is None else wire_bytes
+    packet = Packet(frame, members={"len": length, "rx_queue": rx_queue})
+    for name, value in metadata.present().items():
+        packet.starts[name] = 0
+        packet.members[name.replace(".", "_")] = value
+    at, ethertype = _walk_link(packet, "", 0)
+    at, proto = _walk_network(packet, "", at, ethertype)
+    inside = enter(packet, at, proto, ethertype)
+    if inside is None:
+        return packet
+    ethertype, at = inside
+    if ethertype == TEB:
+        at, ethertype = _walk_link(packet, INNER, at)
+    elif ethertype not in (IPV4, IPV6):
+        return packet
+    _walk_network(packet, INNER, at, ethertype)
+    return packet
+
+
+def _walk_link(packet: Packet, prefix: str, at: int) -> tuple[int, int]:
+    """Ethernet and its tags; where they end and the EtherType of what follows, 0 if nothing does."""
+    if not packet.found(prefix + "eth", at):
+        return at, 0
+    ethertype = int.from_bytes(packet.frame[at + 12 : at + 14])
+    packet.members[prefix + "eth_type"] = ethertype
+    at += 14
+    for name in ("vlan", "vlan2"):
+        if ethertype not in TAGS:
+            break
+        if not packet.found(prefix + name, at):
+            return at, 0
+        tci, ethertype = (int.from_bytes(packet.frame[i : i + 2]) for i in (at, at + 2))
+        packet.members |= {f"{prefix}{name}_tci": tci, f"{prefix}{name}_etype": ethertype}
+        at += 4
+    return at, ethertype
+
+
+def _walk_network(packet: Packet, prefix: str, at: int, ethertype: int) -> tuple[int, int | None]:
+    """The network header and the transport header behind it; where that starts and its protocol, None if there is
+    none."""
+    proto = None
+    if ethertype == IPV4:
+        at, proto = _walk_ip(packet, prefix, at)
+        _walk_transport(packet, prefix, at, TRANSPORT["ip"].get(-1 if proto is None else proto))
+    elif ethertype == IPV6:
+        at, proto = _walk_ip6(packet, prefix, at)
+        _walk_transport(packet, prefix, at, TRANSPORT["ip6"].get(-1 if proto is None else proto))
+    elif ethertype == ETHERTYPE_ARP and packet.frame[at : at + 6] == b"\0\1\x08\0\6\4":
+        packet.found(prefix + "arp", at)  # Ethernet and IPv4 addresses; other kinds have them elsewhere (RFC 826)
+    return at, proto
+
+
+def _walk_ip(packet: Packet, prefix: str, at: int) -> tuple[int, int | None]:
+    """IPv4 with its options (RFC 791 section 3.1)."""
+    first = packet.frame[at] if at < len(packet.frame) else 0
+    version, ihl = first >> 4, first & 15
+    if version != 4 or ihl < 5 or not packet.found(prefix + "ip", at):
+        return at, None
+    offset = int.from_bytes(packet.frame[at + 6 : at + 8]) & 0x1FFF
+    return at + 4 * ihl, None if offset else packet.frame[at + 9]
+
+
+def _walk_ip6(packet: Packet, prefix: str, at: int) -> tuple[int, int | None]:
+    """IPv6 with its extension headers (RFC 8200 section 4).  ``ip6_proto`` is the number that the last header passed
+    names, so it is an extension's own where the chain is cut short or too long."""
+    first = packet.frame[at] if at < len(packet.frame) else 0
+    if first >> 4 != 6 or not packet.found(prefix + "ip6", at):
+        return at, None
+    proto = packet.members[prefix + "ip6_proto"] = packet.frame[at + 6]
+    at += 40
+    for _ in range(MAX_EXTENSIONS):
+        if proto not in EXTENSIONS:
+            break
+        kind = proto
+        if not packet.found(prefix + EXTENSIONS[kind], at):
+            return at, None
+        proto, length = packet.frame[at : at + 2]
+        packet.members[prefix + "ip6_proto"] = proto
+        if kind == FRAGMENT and int.from_bytes(packet.frame[at + 2 : at + 4]) & 0xFFF8:
+            return at, None
+        at += _extension_bytes(kind, length)
+    return at, None if proto in EXTENSIONS else proto
+
+
+def _extension_bytes(kind: int, length: int) -> int:
+    """Units of 8 bytes behind the first 8 (RFC 8200); a fragment header is 8 bytes long (its second byte is reserved);
+    AH counts words of 4 bytes, minus 2 (RFC 4302 section 2.2)."""
+    if kind == FRAGMENT:
+        return 8
+    if kind == AH:
+        return (length + 2) * 4
+    return (length + 1) * 8
+
+
+def _walk_transport(packet: Packet, prefix: str, at: int, header: str | None) -> None:
+    """The transport header, its parts, and where its payload starts."""
+    if header is None or not packet.found(prefix + header, at):
+        return
+    if header == "udp":
+        packet.starts[prefix + "payload"] = at + 8
+    elif header == "tcp":
+        size = 4 * (packet.frame[at + 12] >> 4)
+        if size >= 20:
+            packet.starts[prefix + "payload"] = at + size
+            _walk_tcp_options(packet, prefix, at, at + size)
+    elif (header == "icmp" and packet.frame[at] in ICMP_QUERIES) or (
+        header == "icmp6" and packet.frame[at] in ICMP6_QUERIES
+    ):
+        packet.found(f"{prefix}{header}.query", at)
+
+
+def _walk_tcp_options(packet: Packet, prefix: str, at: int, end: int) -> None:
+    """The maximum segment size (RFC 9293 section 3.2): kind 2, length 4."""
+    at += 20
+    for _ in range(MAX_TCP_OPTIONS):
+        kind, length = packet.number(at, 1), packet.number(at + 1, 1)
+        if at >= end or kind is None or kind == 0:
+            return
+        if kind == 1:
+            at += 1
+            continue
+        if length is None or length < 2:
+            return
+        if kind == 2:
+            mss = packet.number(at + 2, 2)
+            if length == 4 and at + 4 <= end and mss is not None:
+                packet.starts[f"{prefix}tcp.mss"] = at
+                packet.members[f"{prefix}tcp_mss"] = mss
+            return
+        at += length

@@ -1,0 +1,181 @@
+"""The map that holds a set's members, in the kernel: columns in, columns out, changes that are whole or none.
+
+Values are ``struct xk_member``: when it expires (CLOCK_MONOTONIC), the action, and a mark that user space leaves: 1 +
+the bits of the key that count.  It tells members that packets added (mark 0), and whether what a trie finds is the very
+prefix that was asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernel.bpfmap import HASH, LPM_TRIE, NO_PREALLOC, VALUE, Bytes, Map, Values
+from ..language.sets import SetSpec
+from .columns import Columns
+
+__all__ = ["Change", "Found", "Table", "lives"]
+
+_FULL = (errno.ENOSPC, errno.E2BIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a set, in entries (a range may be several): ``changed`` got another action or time-out, ``kept``
+    were there as wanted, or are left alone."""
+
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+    kept: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.added:,} added, {self.removed:,} removed, {self.changed:,} changed, {self.kept:,} kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Of keys that were looked up: what was found, whether it is that very member, whether it is one that matches."""
+
+    values: Values
+    exact: npt.NDArray[np.bool_]
+    live: npt.NDArray[np.bool_]
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> Found:
+        """Some of them."""
+        return Found(self.values[rows], self.exact[rows], self.live[rows])
+
+
+class Table:
+    """The members' map of one set: owns it.  Close it, or use it as a context manager."""
+
+    def __init__(self, spec: SetSpec, map: Map):
+        self.spec, self.map = spec, map
+
+    @classmethod
+    def create(cls, spec: SetSpec) -> Table:
+        """An empty one with room for ``spec.capacity`` entries; memory is taken as they come."""
+        kind, size = (LPM_TRIE, spec.key_bytes + 4) if spec.intervals else (HASH, spec.key_bytes)
+        name = f"set_{spec.name}"
+        return cls(spec, Map.create(kind, name, size, VALUE.itemsize, spec.capacity, flags=NO_PREALLOC))
+
+    @property
+    def capacity(self) -> int:
+        """Entries that there is room for."""
+        return self.map.info.capacity
+
+    def keys(self, columns: Columns) -> Bytes:
+        """Rows as the map has its keys: a trie's start with the length in bits."""
+        if not self.spec.intervals:
+            return columns.keys
+        return np.hstack([columns.bits.view(np.uint8).reshape(-1, 4), columns.keys])
+
+    def values(self, columns: Columns, now: int) -> Values:
+        """What is written with the keys; time-outs count from ``now``, CLOCK_MONOTONIC in nanoseconds."""
+        values = np.zeros(len(columns), VALUE)
+        ends = now + np.round(columns.timeout * 1e9).astype(np.uint64)
+        values["expires_ns"] = np.where(columns.timeout > 0, ends, 0)
+        values["action"] = columns.action
+        values["mark"] = columns.bits + 1
+        return values
+
+    def dump(self) -> tuple[Columns, Values]:
+        """All there is, as Columns.once() has it, those whose time is over too; ``timeout``: seconds left."""
+        raw, values = self.map.read()
+        if self.spec.intervals:
+            bits = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0]
+            keys = np.ascontiguousarray(raw[:, 4:])
+        else:
+            bits, keys = np.full(len(raw), self.spec.key_bits, np.uint32), raw
+        ends = values["expires_ns"]
+        left = (ends.astype(np.int64) - time.monotonic_ns()) / 1e9
+        columns = Columns(keys, bits, np.ascontiguousarray(values["action"]), np.where(ends > 0, left, 0.0))
+        rows = columns.distinct()
+        return columns.take(rows), values[rows]
+
+    def find(self, columns: Columns, now: int) -> Found:
+        """Look each key up."""
+        values, found = self.map.find(self.keys(columns))
+        length = np.where(values["mark"] > 0, values["mark"].astype(np.int64) - 1, self.spec.key_bits)
+        return Found(values, found & (length == columns.bits), found & lives(values, now))
+
+    def apply(self, wanted: Columns, before: Found, gone: tuple[Columns, Values], now: int) -> Change:
+        """Write ``wanted``, of which ``before`` was there, then remove ``gone``, which is there; both or nothing.  In
+        this order no packet misses a member that others replace."""
+        keys, old = self.keys(wanted), self.keys(gone[0])
+        live = before.exact & lives(before.values, now)
+        same = live & (before.values == self.values(wanted, now))
+        try:
+            self.fill(wanted, now, old)
+            self.map.remove(old)
+        except BaseException:
+            self.map.remove(keys[~before.exact])
+            self.map.write(keys[before.exact], before.values[before.exact])
+            self.map.write(old, gone[1])
+            raise
+        return Change(
+            added=int((~live).sum()),
+            removed=int(lives(gone[1], now).sum()),
+            changed=int((live & ~same).sum()),
+            kept=int(same.sum()),
+        )
+
+    def fill(self, wanted: Columns, now: int, gone: Bytes | None = None) -> None:
+        """Write ``wanted``; where there is no room, what is over and then ``gone`` make it."""
+        keys, values = self.keys(wanted), self.values(wanted, now)
+        done, error = self.map.write(keys, values)
+        if error in _FULL and self.sweep() + (self.map.remove(gone) if gone is not None else 0):
+            more, error = self.map.write(keys[done:], values[done:])
+            done += more
+        self._check(done, error, wanted)
+
+    def copy(self, other: Table) -> None:
+        """Every element of ``other``, marks and time-outs too."""
+        self.write(*other.dump())
+
+    def write(self, columns: Columns, values: Values) -> None:
+        """Write elements as they are.  OSError says what to do."""
+        self._check(*self.map.write(self.keys(columns), values), columns)
+
+    def _check(self, done: int, error: int, wanted: Columns) -> None:
+        """OSError that says what to do unless all ``wanted`` were written."""
+        if not error:
+            return
+        at = f" at {self.spec.text(wanted.entry(done))}" if done < len(wanted) else ""
+        if error in _FULL:
+            said = f"the set is full{at}: it has room for {self.capacity:,} entries: declare it with a larger capacity="
+        elif error == errno.ENOMEM:
+            said = f"no memory{at}"
+        else:
+            said = f"{os.strerror(error)}{at}"
+        raise OSError(error, f"set {self.spec.name!r}: {said}")
+
+    def sweep(self) -> int:
+        """Delete the members whose time is over, each looked at again just before, in case a packet prolonged it."""
+        keys, values = self.map.read()
+        now = time.monotonic_ns()
+        return self.map.expire(keys[~lives(values, now)], now)
+
+    def close(self) -> None:
+        """Close the map; idempotent."""
+        self.map.close()
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def lives(values: Values, now: int) -> npt.NDArray[np.bool_]:
+    """Whose time is not over at ``now``."""
+    lives: npt.NDArray[np.bool_] = (values["expires_ns"] == 0) | (values["expires_ns"] > now)
+    return lives

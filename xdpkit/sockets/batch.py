@@ -1,0 +1,173 @@
+"""Batches: packets that Python received together from one queue.
+
+``batch.frames[i]`` is a read-only view of the frame itself.  After the batch a plain view raises ValueError; a buffer
+made from one (``numpy.frombuffer(view)``, a slice) keeps its frame held until the buffer is gone.  So a stale view
+never shows another packet; what is kept too long shows as ``held`` frames and, when FILL runs dry, as FILL-empty drops
+in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..language.errors import FrameError
+
+if TYPE_CHECKING:
+    from .xsk import Socket
+
+__all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "Batch", "Columns", "Frames"]
+
+NO_RULE = 0xFFFFFFFF
+NO_VLAN = 0xFFFFFFFF
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """struct xk_batch: ``addr`` and ``size`` by buffer; ``first`` (index of its first buffer), ``lengths``,
+    ``timestamps``, ``rules`` and ``marks`` by packet, and what the driver knows, None where the program does not tell:
+    ``device_times``, ``hashes``, ``vlans``."""
+
+    addr: U64
+    size: U32
+    first: U32
+    lengths: U32
+    timestamps: U64
+    rules: U32
+    marks: U32
+    device_times: U64 | None = None
+    hashes: U32 | None = None
+    vlans: U32 | None = None
+
+
+class Known:
+    """What the driver knows of the packets of a batch, by packet."""
+
+    _device_times: U64 | None = None
+    _hashes: U32 | None = None
+    _vlans: U32 | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def device_times(self) -> U64:
+        """uint64[n] nanoseconds of the device's clock: when it received each packet; 0 where it does not say."""
+        return np.zeros(len(self), np.uint64) if self._device_times is None else self._device_times
+
+    @property
+    def hashes(self) -> U32:
+        """uint32[n] the RSS hash of each packet; 0 where there is none."""
+        return np.zeros(len(self), np.uint32) if self._hashes is None else self._hashes
+
+    @property
+    def vlans(self) -> U32:
+        """uint32[n] the TCI (16 bits: priority, DEI, identifier) of the VLAN tag that the device took out of each
+        packet; NO_VLAN (0xFFFFFFFF) where there was none."""
+        return np.full(len(self), NO_VLAN, np.uint32) if self._vlans is None else self._vlans
+
+
+class Frames(Sequence[memoryview]):
+    """The packets of a batch as read-only views of the UMEM, made when asked for; stale after the batch ends."""
+
+    def __init__(self, batch: Batch):
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._batch.view(index)
+
+
+class Batch(Known):
+    """Packets received together from one queue.
+
+    ``lengths`` uint32[n] bytes of the whole packet; ``timestamps`` uint64[n] nanoseconds of CLOCK_REALTIME: when the
+    program ran if the link was attached with ``timestamps=True``, else when the batch was received; ``rules`` uint32[n]
+    index of the rule in ``pipeline.outcomes`` (NO_RULE without metadata); ``marks`` uint32[n] what the pipeline marked
+    the packet with (0 without metadata).  ``device_times``, ``hashes``, ``vlans``: what the driver knows of them, where
+    ``SocketOptions.rx_metadata`` asks for it and ``link.got.rx_metadata`` has it.  The columns are copies and stay;
+    ``frames`` does not.
+    """
+
+    def __init__(self, socket: Socket, columns: Columns):
+        self.queue = socket.queue
+        self.lengths, self.timestamps = columns.lengths, columns.timestamps
+        self.rules, self.marks = columns.rules, columns.marks
+        if columns.device_times is not None:
+            self._device_times, self._hashes, self._vlans = columns.device_times, columns.hashes, columns.vlans
+        self._socket, self._addr, self._size, self._first = socket, columns.addr, columns.size, columns.first
+        self._views: dict[int, memoryview] = {}  # by buffer
+        self._joined: dict[int, memoryview] = {}  # by packet
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def frames(self) -> Frames:
+        """The packets themselves, without a copy; one that takes several frames is joined, and that is a copy."""
+        return Frames(self)
+
+    def view(self, index: int) -> memoryview:
+        """Packet ``index`` as a read-only memoryview of its frame, or of a copy where it has several buffers."""
+        index = self._index(index)
+        first, end = self._span(index)
+        if end - first == 1:
+            return self._buffer(first)
+        if index not in self._joined:
+            self._joined[index] = memoryview(b"".join(self.buffers(index)))
+        return self._joined[index]
+
+    def buffers(self, index: int) -> list[memoryview]:
+        """Packet ``index`` as read-only memoryviews of its frames, one after the other, without a copy."""
+        return [self._buffer(at) for at in range(*self._span(self._index(index)))]
+
+    def _index(self, index: int) -> int:
+        if self._ended:
+            raise FrameError("the batch has ended: copy what you need of a frame (bytes(frame)) while it lasts")
+        index = index if index >= 0 else len(self) + index
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        return index
+
+    def _span(self, index: int) -> tuple[int, int]:
+        end = self._first[index + 1] if index + 1 < len(self._first) else len(self._addr)
+        return int(self._first[index]), int(end)
+
+    def _buffer(self, at: int) -> memoryview:
+        if at not in self._views:
+            self._views[at] = self._socket.view(int(self._addr[at]), int(self._size[at]))
+        return self._views[at]
+
+    def end(self) -> None:
+        """Give the frames back; idempotent.  Frames of which a derived buffer is alive follow when it goes."""
+        if self._ended:
+            return
+        self._ended = True
+        rest = self._addr
+        if self._views:
+            rest = np.delete(rest, list(self._views))
+        for view in (*self._joined.values(), *self._views.values()):
+            with suppress(BufferError):  # an array stands on it: its frame stays held until that goes
+                view.release()
+        self._joined.clear()
+        self._views.clear()
+        self._socket.recycle(rest)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()

@@ -1,0 +1,200 @@
+"""Forwarding in user space, without a copy: what one link's sockets receive goes out of another link's device.
+
+    with attach(pipe, "eth1") as a, attach(pipe, "eth2") as b, forward(a, b) as running:
+        ...
+
+Both directions at once, queue by queue: a C thread for each pair of queues moves the frames of one UMEM from RX of one
+device to TX of the other, and from its COMPLETION ring back to FILL.  ``forward(a, a)`` reflects: what a device
+receives goes back out of it with the Ethernet addresses exchanged.  REDIRECT rules choose what is forwarded; the rest
+has its own verdict.
+
+A forwarder holds nothing back and reorders nothing.  Where a device transmits more slowly than packets come, they stay
+in the RX ring, and what does not fit is in the ledger as ``RX ring full``.  ``forwarded`` there are packets handed to
+the other device; what that drops it counts itself (``tx_dropped``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..device.placement import place
+from ..kernel.core import check, ffi, lib
+from ..language.errors import NotSupported
+from .queues import Queues, Way, open_socket, open_umem, try_ways, ways
+from .sockets import Sockets
+from .umem import Pool
+from .workers import WorkerStats, wait_number, worker_stats
+
+if TYPE_CHECKING:
+    from ..link.link import Link
+
+__all__ = ["Forwarder", "forward"]
+
+
+def forward(a: Link, b: Link, *, wait: str = "adaptive", cpus: Sequence[int] | None = None) -> Forwarder:
+    """Forward between two links with as many queues each, or reflect (``b`` is ``a``): a context manager.
+
+    ``wait``, ``cpus``: as for :meth:`Sockets.count`, one CPU for each pair of queues.  Sizes and switches are those of
+    ``a``'s options; the UMEM is always shared.  Raises NotSupported where a link is not at XDP, ValueError for links of
+    different numbers of queues, OSError that names call, device and queue; nothing stays open then."""
+    for link in (a, b):
+        if link.got.mode not in ("native", "generic"):
+            raise NotSupported(f"forwarding on {link.device.name}, in mode {link.got.mode}", "mode native or generic")
+    if len(a.got.queues) != len(b.got.queues):
+        raise ValueError(
+            f"{a.device.name} has sockets on {len(a.got.queues)} queues and {b.device.name} on {len(b.got.queues)}: "
+            "choose as many (attach(queues=...))"
+        )
+    if a.program.frags != b.program.frags:
+        raise ValueError(
+            f"only one of {a.device.name} and {b.device.name} takes packets of several buffers: "
+            "give both the same MTU, or SocketOptions(multi_buffer=...)"
+        )
+    return Forwarder(a, b, wait_number(wait), cpus)
+
+
+class Forwarder:
+    """What :func:`forward` started.  ``close()`` is idempotent: it stops the inflow, sends what waits, closes the
+    sockets."""
+
+    def __init__(self, a: Link, b: Link, wait: int, cpus: Sequence[int] | None):
+        self._links = (a,) if a is b else (a, b)
+        self.ring_size = a.options.ring_size
+        self._queues: list[Queues] = []
+        self._sockets: list[Sockets] = []
+        self._threads: list[Any] = []
+        self._final: tuple[list[WorkerStats], list[WorkerStats]] | None = None
+        queues = a.got.queues
+        if cpus is not None and len(cpus) != len(queues):
+            raise ValueError(f"{len(cpus)} cpus for {len(queues)} pairs of queues: one each is wanted")
+        try:
+            both = set(ways(b))
+            tries = [way for way in ways(a) if way in both] or list(ways(b))[-1:]
+            self._queues, way, refused = try_ways(tries, self._open)
+            for link, opened in zip(self._links, self._queues, strict=True):
+                link.got = replace(opened.got(link.got, way, refused), shared_umem=True)
+                self._sockets.append(link.sockets(opened))
+            self._start(wait, place(a.device, queues) if cpus is None else cpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, way: Way) -> list[Queues]:
+        """A pool for each pair of queues: frames for FILL, RX and TX of both."""
+        options = replace(self._links[0].options, tx=True, sockets_per_queue=1)
+        frames = options.frames or 3 * options.ring_size
+        opened = [Queues() for _ in self._links]
+        try:
+            pairs = list(zip(*(link.got.queues for link in self._links), strict=True))
+            each = frames * len(self._links)
+            umem = open_umem(self._links, each * len(pairs), way, options)
+            opened[0].umems.append(umem)
+            for pair in pairs:
+                names = " and ".join(f"{link.device.name} queue {q}" for link, q in zip(self._links, pair, strict=True))
+                pool = Pool(umem, each, names)
+                opened[0].pools.append(pool)
+                for link, queue, part in zip(self._links, pair, opened, strict=True):
+                    part.sockets.append(open_socket(link, queue, pool, way, options))
+        except BaseException:
+            _close(opened)
+            raise
+        return opened
+
+    def _start(self, wait: int, cpus: Sequence[int]) -> None:
+        for number, cpu in enumerate(cpus):
+            a, b = self._queues[0].sockets[number], self._queues[-1].sockets[number]
+            out = ffi.new("struct xk_forwarder **")
+            check(lib.xk_forward_start(a.xsk, b.xsk, wait, cpu, out), f"forwarder of {a.pool.name}")
+            self._threads.append(out[0])
+        for number, sockets in enumerate(self._sockets):
+            sockets.started(_Direction(self, number))
+
+    @property
+    def ended(self) -> bool:
+        """It has stopped."""
+        return not self._threads
+
+    def frames(self) -> list[dict[str, int]]:
+        """Where the frames of each pair of queues are; see :meth:`Pool.frames`.  They sum when nothing moves."""
+        return [pool.frames() for pool in self._queues[0].pools]
+
+    def stats(self, direction: int = 0) -> WorkerStats:
+        """Totals of a direction, 0: a to b, 1: b to a; ``written`` is what was handed to TX of the other device."""
+        return sum(self.each(direction), WorkerStats())
+
+    def each(self, direction: int = 0) -> list[WorkerStats]:
+        """The same for each pair of queues."""
+        if self._final is not None:
+            return self._final[direction]
+        raw, out = ffi.new("struct xk_worker_stats *"), []
+        for thread in self._threads:
+            lib.xk_forward_stats(thread, direction, raw)
+            out.append(worker_stats(raw))
+        return out
+
+    def stop(self) -> None:
+        """Stop the inflow, send what waits in the RX rings, end the threads; idempotent."""
+        if self.ended:
+            return
+        for sockets in self._sockets:
+            sockets.stop_inflow()
+        for thread in self._threads:
+            lib.xk_forward_stop(thread)
+        there, back = ffi.new("struct xk_worker_stats *"), ffi.new("struct xk_worker_stats *")
+        final: tuple[list[WorkerStats], list[WorkerStats]] = [], []
+        for thread in self._threads:
+            lib.xk_forward_join(thread, there, back)
+            final[0].append(worker_stats(there))
+            final[1].append(worker_stats(back))
+        self._final, self._threads = final, []
+        for number, sockets in enumerate(self._sockets):
+            sockets.ended(_Direction.name, self.stats(number))
+
+    def close(self) -> None:
+        """Stop, and close the sockets; OSError if a thread ended on an error."""
+        try:
+            self.stop()
+            for sockets in self._sockets:
+                sockets.close()
+        finally:
+            _close(self._queues)
+        if self._final is not None and (error := self.stats().error):
+            names = " and ".join(link.device.name for link in self._links)
+            raise OSError(error, f"forwarding on {names}: {os.strerror(error)}")
+
+    def __enter__(self) -> Forwarder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Direction:
+    """A direction as what drains the sockets of a link."""
+
+    name = "forwarded"
+
+    def __init__(self, forwarder: Forwarder, number: int):
+        self._forwarder, self._number = forwarder, number
+
+    @property
+    def ended(self) -> bool:
+        return self._forwarder.ended
+
+    def stats(self) -> WorkerStats:
+        return self._forwarder.stats(self._number)
+
+    def close(self) -> None:
+        self._forwarder.stop()
+
+
+def _close(opened: Sequence[Queues]) -> None:
+    """Sockets before what they stand on, which the first of them owns."""
+    for queues in reversed(opened):
+        queues.close()

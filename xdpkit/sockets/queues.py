@@ -1,0 +1,253 @@
+"""The AF_XDP sockets of a link's queues, with their UMEM: opened in the best way that the kernel takes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING, TypeVar
+
+from ..device.placement import device_node
+from ..kernel.core import check, lib
+from ..kernel.features import require
+from ..kernel.got import Got
+from ..language.actions import Redirect
+from ..language.errors import NotSupported
+from .options import L2_BYTES, SPREAD_CHUNK, SocketOptions
+from .umem import Pool, Umem
+from .xsk import Socket
+from .zerocopy import chunk_for_zerocopy
+
+if TYPE_CHECKING:
+    from ..device.netdev import Device
+    from ..kernel.program import Program
+    from ..link.link import Link
+
+__all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
+
+T = TypeVar("T")
+_NAMES = {
+    "huge_pages": "huge pages", "busy_poll": "busy poll", "zerocopy": "zero-copy", "tx_timestamp": "TX timestamps",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to open sockets: what is asked of the kernel."""
+
+    huge_pages: bool
+    busy_poll: bool
+    need_wakeup: bool
+    shared_umem: bool
+    tx_timestamp: bool
+    zerocopy: bool
+    multi_buffer: bool
+    unaligned: bool
+
+    def __str__(self) -> str:
+        names = ("unaligned ",) * self.unaligned + ("multi-buffer ",) * self.multi_buffer
+        return "".join(names) + ("zero-copy" if self.zerocopy else "copy")
+
+
+def ways(link: Link) -> Iterator[Way]:
+    """The ways to try, best first.  OSError where zero-copy is asked for and the mode has none."""
+    options = link.options
+    binds = tuple(b for b in link.binds if link.got.mode == "native" or b == "copy")
+    if not binds:
+        text = f"{link.device.name}: zero-copy needs native mode, and this is {link.got.mode}"
+        raise OSError(errno.EOPNOTSUPP, text)
+    several = [m for m in options.switch("multi_buffer", auto=link.program.frags) if link.program.frags or not m]
+    for huge, busy, wakeup, shared, stamp, bind, multi, unaligned in product(
+        options.switch("huge_pages", auto=False),
+        options.switch("busy_poll", auto=False),
+        options.switch("need_wakeup", auto=True),
+        options.switch("shared_umem", auto=False),
+        options.switch("tx_timestamp", auto=False),
+        binds,
+        several or [False],
+        options.switch("unaligned", auto=False),
+    ):
+        yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi, unaligned)
+
+
+class Refused(Exception):
+    """The kernel does not do ``switch`` (a field of Way) here, ``beside`` others where they are given; ``error`` says
+    why."""
+
+    def __init__(self, switch: str, error: NotSupported, *beside: str):
+        self.switches, self.error = (switch, *beside), error
+
+
+def try_ways(tries: Sequence[Way], open_: Callable[[Way], T]) -> tuple[T, Way, tuple[str, ...]]:
+    """The first of ``tries`` that works: (what it opened, the way, what was refused before and why).  The last error is
+    raised where none does."""
+    refused: dict[str, str] = {}
+    barred: set[tuple[str, ...]] = set()
+    left = list(tries)
+    while True:
+        way = left.pop(0)
+        try:
+            return open_(way), way, tuple(f"{what} ({why})" for what, why in refused.items())
+        except Refused as no:
+            barred.add(no.switches)
+            refused[" with ".join(_NAMES[switch] for switch in no.switches)] = no.error.needs
+            error: Exception = no.error
+        except OSError as failed:
+            if failed.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP):
+                raise
+            refused[str(way)] = os.strerror(failed.errno)
+            error = failed
+        left = [w for w in left if not any(all(getattr(w, switch) for switch in switches) for switches in barred)]
+        if not left:
+            raise error
+
+
+@dataclass(slots=True)
+class Queues:
+    """Open sockets in the order of the queues, those of one queue beside each other, and what they stand on."""
+
+    sockets: list[Socket] = field(default_factory=list)
+    pools: list[Pool] = field(default_factory=list)
+    umems: list[Umem] = field(default_factory=list)
+    #: For each socket, the group that it is of and its number in it, on its queue; none: all are the ordinary ones.
+    places: list[tuple[str, int]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close everything; idempotent."""
+        for socket in self.sockets:
+            socket.close()
+        for pool in self.pools:
+            pool.close()
+        for umem in self.umems:
+            umem.close()
+
+    def slot(self, program: Program, number: int) -> int | None:
+        """The entry of the program's XSKMAP that is socket ``number``'s; None where no rule redirects to its group."""
+        name, nth = self.places[number] if self.places else ("", 0)
+        groups = program.pipeline.targets(Redirect)
+        if name not in groups:
+            return None
+        return (groups.index(name) * program.queues + self.sockets[number].queue) * program.spread + nth
+
+    def reach(self, program: Program) -> list[int]:
+        """Let the REDIRECT of ``program`` find these sockets; the entries of its XSKMAP that they are now."""
+        slots = []
+        for number, socket in enumerate(self.sockets):
+            slot = self.slot(program, number)
+            if slot is not None:
+                what = f"{socket.device} queue {socket.queue}"
+                check(lib.xk_xskmap_set(program.map_fd("xsks"), slot, socket.fd), what)
+                slots.append(slot)
+        return slots
+
+    def of_group(self, name: str) -> Queues:
+        """The sockets of one group, which stay this object's to close."""
+        rows = [number for number, (group, _) in enumerate(self.places) if group == name]
+        return Queues([self.sockets[n] for n in rows], places=[self.places[n] for n in rows])
+
+    def got(self, got: Got, way: Way, refused: tuple[str, ...]) -> Got:
+        """``got`` with what the kernel gave to these sockets, read back where it tells."""
+        umems = [x.pool.umem for x in self.sockets]
+        kinds = ("copy", "multi-buffer", "unaligned", *_NAMES.values())
+        return replace(
+            got,
+            bind="zerocopy" if all(x.zerocopy for x in self.sockets) else "copy",
+            need_wakeup=way.need_wakeup,
+            busy_poll=way.busy_poll,
+            huge_pages=all(u.page_size > os.sysconf("SC_PAGE_SIZE") for u in umems),
+            multi_buffer=way.multi_buffer,
+            shared_umem=len(self.umems) < len(self.pools),
+            unaligned=all(u.unaligned for u in umems),
+            chunk_size=max(u.chunk_size for u in umems),
+            tx_timestamp="off" if not way.tx_timestamp else "device" if way.zerocopy else "software",
+            walk=(*(w for w in got.walk if not w.startswith(kinds)), *refused),
+        )
+
+
+def open_queues(link: Link, way: Way) -> Queues:
+    """Sockets on every queue of the link.  Refused, OSError (names call, device and queue): nothing stays open."""
+    options, queues = link.options, link.got.queues
+    used = {rule.action.group for rule in link.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
+    groups = [name for name in link.pipeline.targets(Redirect) if name in used]
+    places = [(name, n) for name in groups for n in range(options.sockets_per_queue)]
+    frames = options.frames or (1 + len(places)) * options.ring_size
+    opened = Queues()
+    try:
+        for queue in queues:
+            if not opened.umems or not way.shared_umem:
+                opened.umems.append(open_umem((link,), frames * (len(queues) if way.shared_umem else 1), way, options))
+            opened.pools.append(Pool(opened.umems[-1], frames, f"{link.device.name} queue {queue}"))
+            for place in places:
+                sibling = opened.sockets[-1] if opened.sockets and opened.sockets[-1].queue == queue else None
+                opened.sockets.append(open_socket(link, queue, opened.pools[-1], way, options, sibling))
+                opened.places.append(place)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptions) -> Umem:
+    """Memory for ``frames`` frames that take the packets of all ``links``, near the first one's device."""
+    _check_tx_metadata([link.device for link in links], way, options)
+    longest = max(link.device.mtu for link in links) + L2_BYTES
+    try:
+        chunk = options.chunk_for(longest)
+        if way.zerocopy and not way.multi_buffer:
+            chunk = max(chunk_for_zerocopy(link.device, link.program.pipeline, options) for link in links)
+    except ValueError:  # packets that take several
+        chunk = options.chunk_size or 4096
+    except NotSupported as error:
+        raise Refused("zerocopy", error) from None
+    if way.unaligned and chunk == 2048 and options.chunk_size is None and not way.zerocopy:
+        chunk = SPREAD_CHUNK
+    try:
+        return Umem(
+            frames,
+            chunk,
+            options,
+            unaligned=way.unaligned,
+            huge=way.huge_pages,
+            node=device_node(links[0].device),
+            software_checksum=not way.zerocopy,
+            tx_metadata=options.checksum or way.tx_timestamp,
+        )
+    except NotSupported as error:
+        raise Refused("huge_pages", error) from None
+
+
+def _check_tx_metadata(devices: Sequence[Device], way: Way, options: SocketOptions) -> None:
+    """What goes in front of packets to transmit, the kernel must know, and in zero-copy the driver."""
+    if options.checksum:
+        require("TX metadata", f"checksums on {devices[0].name}")
+    if way.tx_timestamp:
+        try:
+            require("TX metadata", f"TX timestamps on {devices[0].name}")
+        except NotSupported as error:
+            raise Refused("tx_timestamp", error) from None
+    for device in devices if way.zerocopy else ():
+        if options.checksum and "tx-checksum" not in device.xsk_features:
+            needs = f"a driver that computes checksums for AF_XDP, which {device.driver} does not"
+            raise Refused("zerocopy", NotSupported(f"zero-copy with checksums on {device.name}", needs))
+        if way.tx_timestamp and "tx-timestamp" not in device.xsk_features:
+            needs = f"a driver that tells when packets left, which {device.driver} does not"
+            lacking = NotSupported(f"zero-copy with TX timestamps on {device.name}", needs)
+            raise Refused("zerocopy", lacking, "tx_timestamp")
+
+
+def open_socket(
+    link: Link, queue: int, pool: Pool, way: Way, options: SocketOptions, sibling: Socket | None = None
+) -> Socket:
+    """One socket of a link's queue."""
+    socket = Socket(
+        link.device.name, link.device.index, queue, pool, options, zerocopy=way.zerocopy, need_wakeup=way.need_wakeup,
+        busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=link.got.timestamps,
+        known=bool(link.got.rx_metadata), tx_timestamp=way.tx_timestamp, sibling=sibling,
+    )  # fmt: skip
+    if way.busy_poll and not socket.busy_poll:
+        socket.close()
+        needs = f"a driver that names the NAPI of a queue, which {link.device.driver} does not"
+        raise Refused("busy_poll", NotSupported(f"busy polling on {link.device.name}", needs))
+    return socket

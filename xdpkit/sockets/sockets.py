@@ -1,0 +1,341 @@
+"""The sockets of a link, all queues together: drained by Python (:meth:`Sockets.batches`) or by C workers
+(:meth:`Sockets.count`, :meth:`Sockets.write`), one way at a time.
+
+Teardown is the reverse of set-up and loses nothing: take the sockets out of the XSKMAP (REDIRECT falls back from here
+on), wait for the packets that were under way, drain, close.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Protocol
+
+from ..kernel.core import lib
+from ..kernel.got import TC_MODES
+from ..language.actions import Mirror, Redirect, Verdict
+from ..language.errors import NotSupported
+from . import xsk
+from .batch import U32, U64
+from .copies import CopiedBatch, CopiesSocket
+from .packet_socket import PacketSocket
+from .queues import Queues, open_queues, try_ways, ways
+from .workers import Workers, WorkerStats
+from .xsk import Packets, SentTimes, SocketStats
+
+if TYPE_CHECKING:
+    from ..kernel.program import Program
+    from ..language.pipeline import Rule
+    from ..link.link import Link
+
+__all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
+
+
+class AnyBatch(Protocol):
+    """What every batch has; see :class:`xdpkit.Batch`."""
+
+    queue: int
+    lengths: U32
+    timestamps: U64
+    rules: U32
+    marks: U32
+
+    def __len__(self) -> int: ...
+
+    @property
+    def device_times(self) -> U64: ...
+
+    @property
+    def hashes(self) -> U32: ...
+
+    @property
+    def vlans(self) -> U32: ...
+
+    @property
+    def frames(self) -> Sequence[memoryview]:
+        """The packets."""
+
+
+class Drains(Protocol):
+    """What drains the sockets instead of Python: workers, or one direction of a forwarder."""
+
+    @property
+    def ended(self) -> bool:
+        """It has stopped."""
+
+    @property
+    def name(self) -> str:
+        """What it does to packets, as a participle."""
+
+    def stats(self) -> WorkerStats: ...
+
+    def close(self) -> None: ...
+
+
+class Sockets:
+    """Open sockets on every queue of the link; made by ``link.sockets()``."""
+
+    def __init__(self, link: Link, queues: Queues | None = None):
+        """``queues``: AF_XDP sockets that are open already; they stay open when this closes."""
+        self.link = link
+        self._queues, self._borrowed = queues, queues is not None
+        self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
+        self._workers: Drains | None = None
+        self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
+        self.read = 0  # packets in batches
+        self._in_map: list[int] = []  # entries of the XSKMAP
+        self._groups: dict[str, Group] = {}
+        self._closed = False
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        link, device = self.link, self.link.device
+        if link.got.mode == "af_packet":
+            self.packet = PacketSocket(device.name, device.index, link.program.fd)
+            link.got = replace(link.got, bind="copy")
+            return
+        if link.got.mode in TC_MODES:
+            self.packet = CopiesSocket(device.name, link.program, outbound=link.got.mode == "tc_egress")
+            link.got = replace(link.got, bind="ringbuf")
+            return
+        if self._queues is None:
+            opened, way, refused = try_ways(list(ways(link)), lambda way: open_queues(link, way))
+            self._queues, link.got = opened, opened.got(link.got, way, refused)
+        self.reach(link.program)
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether packets that ``rule`` takes come here."""
+        return rule.action.verdict is Verdict.REDIRECT
+
+    def reach(self, program: Program) -> None:
+        """Let the REDIRECT of ``program``, which the link runs from now on, find these sockets."""
+        if self._queues is not None:
+            self._in_map = self._queues.reach(program)
+
+    def group(self, name: str) -> Group:
+        """The sockets of a named group, which ``Redirect(group=...)`` sends to, to be drained by themselves while these
+        are open.  ValueError if there is none of that name."""
+        queues = self._queues.of_group(name) if self._queues is not None else None
+        if queues is None or not queues.sockets:
+            raise ValueError(f"{self.link.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
+        if name not in self._groups:
+            self._groups[name] = Group(self, name, queues)
+        return self._groups[name]
+
+    def refilter(self, program: Program) -> None:
+        """Put ``program`` in the place of the packet socket's filter."""
+        if isinstance(self.packet, PacketSocket):
+            self.packet.refilter(program.fd)
+
+    @property
+    def xsks(self) -> list[xsk.Socket]:
+        """The AF_XDP sockets, in the order of the queues; none in other modes."""
+        return self._queues.sockets if self._queues is not None else []
+
+    def batches(self, *, timeout: float | None = None, limit: int = 512) -> Iterator[AnyBatch]:
+        """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
+        without a packet.  Each batch ends, and its frames go stale, when the next one is asked for."""
+        self._idle()
+        source = self.packet.batches(timeout, limit) if self.packet else xsk.batches(self.xsks, timeout, limit)
+        for batch in source:
+            self._count_read(len(batch))
+            yield batch
+
+    def _count_read(self, packets: int) -> None:
+        self.read += packets
+
+    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: str = "adaptive") -> Workers:
+        """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
+        ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see
+        :mod:`xdpkit.device.placement`). ``wait``: what a worker does when there is nothing, "adaptive" (look on for a
+        moment, then sleep), "busy" (look on for ever), "sleep" or "nap" (look again every 0.5 ms: the least CPU time,
+        the longest delay)."""
+        self._idle()
+        return Workers(self, None, limit=limit, cpus=cpus, wait=wait)
+
+    def write(
+        self,
+        target: str | os.PathLike[str] | IO[bytes],
+        *,
+        limit: int = 0,
+        snaplen: int = 0,
+        cpus: Sequence[int] | None = None,
+        wait: str = "adaptive",
+    ) -> Workers:
+        """C workers that write packets to a pcapng file (a path, "-" for standard output, or an open binary file).
+        ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count()."""
+        self._idle()
+        return Workers(self, target, limit=limit, snaplen=snaplen, cpus=cpus, wait=wait)
+
+    def send(
+        self, packets: Packets, *, queue: int | None = None, checksum: tuple[int, int] | None = None,
+        timestamp: bool = False,
+    ) -> int:  # fmt: skip
+        """Transmit out of the device, in one batch: how many of ``packets`` (bytes each, or the rows of a
+        uint8[n, bytes] array) were taken, from the first on; it never waits.  ``queue``: whose socket (default: the
+        first).  ``checksum``, ``timestamp`` and errors as for :meth:`xdpkit.sockets.xsk.Socket.transmit`; ValueError
+        without a TX ring (``SocketOptions(tx=True)``), NotSupported where the sockets are not AF_XDP."""
+        return self._sender(queue).transmit(packets, checksum=checksum, timestamp=timestamp)
+
+    def sent_times(self, *, queue: int | None = None) -> SentTimes:
+        """When packets left that :meth:`send` sent with ``timestamp=True`` from the same ``queue``: see
+        :meth:`xdpkit.sockets.xsk.Socket.sent_times`.  NotSupported where the sockets have no TX timestamps."""
+        return self._sender(queue).sent_times()
+
+    def _sender(self, queue: int | None) -> xsk.Socket:
+        self._idle()
+        if not self.xsks:
+            raise NotSupported(f"sending in mode {self.link.got.mode}", "AF_XDP sockets: mode native or generic")
+        if not self.link.options.tx:
+            raise ValueError("no TX ring: SocketOptions(tx=True)")
+        found = [x for x in self.xsks if queue is None or x.queue == queue]
+        if not found:
+            raise ValueError(f"queue {queue} has no socket: {self.link.device.name} has them on {self.link.got.queues}")
+        return found[0]
+
+    def complete(self) -> int:
+        """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""
+        return sum(x.complete() for x in self.xsks)
+
+    def _alive(self) -> None:
+        if self._closed:
+            raise ValueError("the sockets are closed")
+
+    def _idle(self) -> None:
+        self._alive()
+        if self.busy:
+            raise ValueError("workers drain these sockets already")
+        if any(group.busy for group in self._groups.values()):
+            raise ValueError("workers drain sockets of a group already")
+
+    @property
+    def busy(self) -> bool:
+        """Workers drain these sockets."""
+        return self._workers is not None and not self._workers.ended
+
+    def started(self, workers: Drains) -> None:
+        """Called by Workers: they drain these sockets from now on."""
+        self._workers = workers
+
+    def ended(self, name: str, total: WorkerStats) -> None:
+        """Called by Workers when they ended: keep what they counted."""
+        if self.packet is not None:
+            self.packet.received += total.packets
+        self.sink = (name, self.sink[1] + total.written, self.sink[2] + total.refused)
+
+    def stats(self) -> SocketStats:
+        """Totals over the queues."""
+        running = self._workers.stats() if self._workers is not None and not self._workers.ended else WorkerStats()
+        if self.packet is not None:
+            return self.packet.stats(running.packets)
+        return sum((x.stats() for x in self.xsks), SocketStats())
+
+    def live_sink(self) -> tuple[str, int, int]:
+        """(name, written, refused) of the sink, with what running workers have counted so far."""
+        name, written, refused = self.sink
+        for drained in (self, *self._groups.values()):
+            if drained._workers is not None and not drained._workers.ended:
+                now = drained._workers.stats()
+                name, written, refused = drained._workers.name, written + now.written, refused + now.refused
+        return name, written, refused
+
+    def leave(self, queues: Queues | None) -> None:
+        """Take some of the sockets out of REDIRECT's reach and wait until what was under way has arrived."""
+        program = self.link.program
+        for number in range(len(queues.sockets) if queues is not None and not self._closed else 0):
+            slot = queues.slot(program, number) if queues is not None else None
+            if slot is not None and slot in self._in_map:
+                lib.xk_xskmap_clear(program.map_fd("xsks"), slot)
+                self._in_map.remove(slot)
+        lib.xk_quiesce()
+
+    def stop_inflow(self) -> None:
+        """Take the sockets out of REDIRECT's reach and wait until what was under way has arrived; idempotent."""
+        fd = self.link.program.map_fd("xsks") if self._in_map else -1
+        while self._in_map:
+            lib.xk_xskmap_clear(fd, self._in_map.pop())
+        if self.packet is not None:
+            self.packet.quiet()
+        lib.xk_quiesce()
+
+    def close(self) -> None:
+        """Stop the inflow, end workers (they drain first), close the sockets; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.stop_inflow()
+            for drained in (self, *self._groups.values()):
+                if drained._workers is not None:
+                    drained._workers.close()
+        finally:  # a capture file that cannot be finished keeps nothing open
+            if self._queues is not None and not self._borrowed:
+                self._queues.close()
+            if self.packet is not None:
+                self.packet.close()
+            self.link.forget(self)
+
+    def __enter__(self) -> Sockets:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Group(Sockets):
+    """The sockets of a named group; made by :meth:`Sockets.group`, which they stay open with."""
+
+    def __init__(self, whole: Sockets, name: str, queues: Queues):
+        self._whole, self._name = whole, name
+        super().__init__(whole.link, queues)
+
+    def _open(self) -> None:
+        """They are open, and found by REDIRECT."""
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether ``rule`` redirects to this group."""
+        return isinstance(rule.action, Redirect) and rule.action.group == self._name
+
+    def _idle(self) -> None:
+        self._whole._alive()
+        if self.busy or self._whole.busy:
+            raise ValueError("workers drain these sockets already")
+
+    def _count_read(self, packets: int) -> None:
+        self._whole.read += packets
+
+    def ended(self, name: str, total: WorkerStats) -> None:
+        """What its workers counted is in the sums of all."""
+        self._whole.ended(name, total)
+
+    def stop_inflow(self) -> None:
+        """Take the group out of REDIRECT's reach and wait until what was under way has arrived."""
+        self._whole.leave(self._queues)
+
+    def close(self) -> None:
+        """End workers; the sockets are closed with the others."""
+        if self._workers is not None:
+            self._workers.close()
+
+
+class Copies(Sockets):
+    """Copies of the packets that rules mirror, while they go on; made by ``link.copies()``."""
+
+    def gets(self, rule: Rule) -> bool:
+        """Whether ``rule`` mirrors."""
+        return any(isinstance(step, Mirror) for step in rule.steps)
+
+    def _open(self) -> None:
+        link = self.link
+        if Mirror not in link.pipeline.steps:
+            raise ValueError(f"{link.device.name}: no rule of {link.pipeline.name!r} mirrors packets")
+        outbound = link.got.mode == "tc_egress"
+        self.packet = CopiesSocket(link.device.name, link.program, "mirrored", outbound=outbound)

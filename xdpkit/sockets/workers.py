@@ -1,0 +1,245 @@
+"""C threads that drain the sockets of a link into a sink, one per queue: count, or write a pcapng file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from ..device.placement import place
+from ..files import pcapng
+from ..kernel.core import check, ffi, lib
+
+if TYPE_CHECKING:
+    from .sockets import Sockets
+
+__all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
+
+#: What a worker does when there is nothing, in the order of XK_WAIT_*.
+WAITS = ("adaptive", "busy", "sleep", "nap")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """Totals of the workers: packets and bytes received, written by the sink, refused by it; batches.
+
+    What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a
+    system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep.  ``error``: the errno
+    that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not."""
+
+    packets: int = 0
+    bytes: int = 0
+    written: int = 0
+    refused: int = 0
+    batches: int = 0
+    looks: int = 0
+    nudges: int = 0
+    waits: int = 0
+    error: int = 0
+    cpus: tuple[int, ...] = ()
+
+    def __add__(self, other: WorkerStats) -> WorkerStats:
+        return WorkerStats(
+            self.packets + other.packets,
+            self.bytes + other.bytes,
+            self.written + other.written,
+            self.refused + other.refused,
+            self.batches + other.batches,
+            self.looks + other.looks,
+            self.nudges + other.nudges,
+            self.waits + other.waits,
+            self.error or other.error,
+            self.cpus + other.cpus,
+        )
+
+
+def open_capture(target: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a capture file for writing, "-" being standard output; OSError says what is wrong with the path.
+
+    What the file holds stays until the workers start, so that a run that cannot start loses nothing.
+    """
+    if os.fspath(target) == "-":
+        if sys.stdout.isatty():
+            raise OSError(errno.EINVAL, "a capture is not for a terminal: redirect standard output or name a file")
+        file = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+        file.name = "standard output"  # for messages
+        return file
+    return open(
+        target, "wb", buffering=0, opener=lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    )
+
+
+class Workers:
+    """C threads that move packets from the sockets to a sink, one per queue.  Context manager; close() is idempotent:
+    it stops the inflow, lets them drain, and finishes the file."""
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        target: str | os.PathLike[str] | IO[bytes] | None,
+        *,
+        limit: int = 0,
+        snaplen: int = 0,
+        cpus: Sequence[int] | None = None,
+        wait: str = "adaptive",
+    ):
+        self._wait = wait_number(wait)
+        self.ended, self.name = False, "counted" if target is None else "written"
+        self._sockets, self._handles = sockets, list[Any]()
+        self._total = WorkerStats()
+        self._start_ns = time.time_ns()
+        queues = [x.queue for x in sockets.xsks] or [0]
+        if cpus is not None and len(cpus) != len(queues):
+            raise ValueError(f"{len(cpus)} cpus for {len(queues)} queues: one each is wanted")
+        cpus = place(sockets.link.device, queues) if cpus is None else cpus
+        self._file, self._owned = self._target(target)
+        sink = ffi.new("struct xk_sink **")
+        if self._file is None:
+            check(lib.xk_sink_count(limit, sink), "sink")
+        else:
+            self._begin(self._file, self._header(queues, snaplen))
+            check(lib.xk_sink_pcapng(self._file.fileno(), limit, snaplen, sink), "sink")
+        self._sink = sink[0]
+        sockets.started(self)
+        try:
+            for number, queue in enumerate(queues):
+                self._start(number, queue, cpus[number])
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _target(target: str | os.PathLike[str] | IO[bytes] | None) -> tuple[IO[bytes] | None, bool]:
+        if target is None:
+            return None, False
+        if isinstance(target, (str, os.PathLike)):
+            return open_capture(target), True
+        target.flush()
+        return target, False
+
+    def _begin(self, file: IO[bytes], header: bytes) -> None:
+        """What a file holds from here on goes, but not where the shell appends (>>).  The workers write to the
+        descriptor, so nothing may stay in a buffer of ``file``."""
+        try:
+            appends = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not appends:
+                file.truncate()
+            file.write(header)
+            file.flush()
+        except OSError as error:
+            if self._owned:
+                file.close()
+            raise OSError(error.errno, error.strerror, str(file.name)) from None
+
+    def _start(self, number: int, queue: int, cpu: int) -> None:
+        out = ffi.new("struct xk_worker **")
+        if self._sockets.packet is not None:
+            result = self._sockets.packet.start_worker(self._sink, self._wait, cpu, out)
+        else:
+            result = lib.xk_worker_start_xsk(
+                self._sockets.xsks[number].xsk, self._sink, number, queue, self._wait, cpu, out
+            )
+        check(result, f"worker of queue {queue}")
+        self._handles.append(out[0])
+
+    def _header(self, queues: Sequence[int], snaplen: int) -> bytes:
+        link = self._sockets.link
+        rules = [f"{r.name}: {r.expr}" for r in link.pipeline.outcomes if self._sockets.gets(r)]
+        blocks = pcapng.section("xdpkit")
+        for queue in queues:
+            blocks += pcapng.interface(
+                link.device.name,
+                description=f"{link.device.name}{f' queue {queue}' if link.got.queues else ''}: {link.got}",
+                filter_text="; ".join(rules),
+                snaplen=snaplen,
+            )
+        return blocks
+
+    @property
+    def done(self) -> bool:
+        """The sink wants no more: its limit is reached or a write failed."""
+        return self.ended or bool(lib.xk_sink_done(self._sink))
+
+    def stats(self) -> WorkerStats:
+        """Totals so far; after close() the final ones."""
+        return sum(self.each(), WorkerStats()) if not self.ended else self._total
+
+    def each(self) -> list[WorkerStats]:
+        """Per worker, in the order of the queues."""
+        raw, out = ffi.new("struct xk_worker_stats *"), []
+        for handle in self._handles:
+            lib.xk_worker_stats(handle, raw)
+            out.append(worker_stats(raw))
+        return out
+
+    def close(self) -> None:
+        """Stop the inflow, drain, join, finish the file; OSError if a write failed."""
+        if self.ended:
+            return
+        self._sockets.stop_inflow()
+        for handle in self._handles:
+            lib.xk_worker_stop(handle)
+        raw = ffi.new("struct xk_worker_stats *")
+        each = []
+        for handle in self._handles:
+            lib.xk_worker_join(handle, raw)
+            each.append(worker_stats(raw))
+        self._handles.clear()
+        lib.xk_sink_close(self._sink)
+        self._total = sum(each, WorkerStats())
+        self.ended = True
+        self._sockets.ended(self.name, self._total)
+        self._finish(each)
+
+    def _finish(self, each: list[WorkerStats]) -> None:
+        if self._file is None:
+            return
+        file, now = self._file, time.time_ns()
+        try:
+            if self._total.error:
+                raise OSError(self._total.error, os.strerror(self._total.error), str(self._file.name))
+            stats = [x.stats() for x in self._sockets.xsks] or [self._sockets.stats()]
+            for number, (worker, socket) in enumerate(zip(each, stats, strict=False)):
+                lost = socket.rx_dropped + socket.rx_ring_full
+                counts = pcapng.InterfaceStatistics(
+                    received=worker.packets + lost,
+                    dropped=0,
+                    accepted=worker.packets + lost,
+                    os_dropped=lost,
+                    delivered=worker.written,
+                )
+                file.write(pcapng.statistics(number, now, self._start_ns, counts))
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file.name)) from None
+        finally:
+            if self._owned:
+                file.close()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def wait_number(wait: str) -> int:
+    """XK_WAIT_*; ValueError names what there is."""
+    if wait not in WAITS:
+        raise ValueError(f"wait {wait!r}: {', '.join(WAITS)}")
+    return WAITS.index(wait)
+
+
+def worker_stats(raw: Any) -> WorkerStats:
+    """From struct xk_worker_stats."""
+    counts = {f.name: int(getattr(raw, f.name)) for f in fields(WorkerStats) if f.name != "cpus"}
+    return WorkerStats(**counts, cpus=(int(raw.cpu),))

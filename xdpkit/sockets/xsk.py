@@ -1,0 +1,347 @@
+"""AF_XDP sockets from Python: one :class:`Socket` per queue, or several that share a queue's FILL and COMPLETION rings.
+
+Who owns a frame: :meth:`Socket.receive` takes packets off the RX ring and their frames are *held*; when the batch ends
+they go back to the kernel.  What a batch shows of them, and for how long, is said in :mod:`xdpkit.sockets.batch`.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..kernel.core import check, ffi, lib
+from ..language.errors import FrameError, NotSupported
+from .batch import U64, Batch, Columns
+from .options import SocketOptions
+from .umem import Pool
+
+__all__ = ["Packets", "SentTimes", "Socket", "SocketStats", "batches", "slices", "wait"]
+
+XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG = 1 << 1, 1 << 2, 1 << 3, 1 << 4
+
+#: The columns by packet of struct xk_batch: first, lengths, timestamps, rules and marks always, then what the driver
+#: knows.
+_COLUMNS = (np.uint32, np.uint32, np.uint64, np.uint32, np.uint32, np.uint64, np.uint32, np.uint32)
+_ALWAYS = 5
+
+#: Times of sent packets that a socket keeps until they are read, for each entry of its TX ring.
+TIMES_PER_ENTRY = 16
+
+#: What can be sent: packets one by one, or the rows of an array as packets of one length.
+Packets = Sequence[bytes] | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SocketStats:
+    """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets
+    handed to the TX ring, in ``kicks`` system calls; ``tx_times_lost`` times at which packets left that were not kept,
+    because nobody had read those before; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the
+    RX ring."""
+
+    received: int = 0
+    rx_dropped: int = 0
+    rx_invalid: int = 0
+    tx_invalid: int = 0
+    rx_ring_full: int = 0
+    fill_empty: int = 0
+    tx_empty: int = 0
+    transmitted: int = 0
+    kicks: int = 0
+    tx_times_lost: int = 0
+    unread: int = 0
+
+    def __add__(self, other: SocketStats) -> SocketStats:
+        return SocketStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class SentTimes:
+    """When packets left, in the order of sending.  ``numbers`` uint64[n]: which of the socket's packets each is,
+    counted from 0 in the order in which they were taken; ``times`` uint64[n] nanoseconds of the clock that
+    ``link.got.tx_timestamp`` names (software: CLOCK_TAI), 0 where the device gave none."""
+
+    numbers: U64
+    times: U64
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class Socket:
+    """An AF_XDP socket on one queue of a device of the calling thread's network namespace, with the frames of a
+    pool."""
+
+    def __init__(
+        self,
+        device: str,
+        index: int,
+        queue: int,
+        pool: Pool,
+        options: SocketOptions,
+        *,
+        zerocopy: bool,
+        need_wakeup: bool = True,
+        busy_poll: bool = False,
+        multi_buffer: bool = False,
+        metadata: bool = False,
+        known: bool = False,
+        tx_timestamp: bool = False,
+        sibling: Socket | None = None,
+    ):
+        """Open and bind; OSError names the call.  ``zerocopy`` False binds in copy mode.  ``metadata``: the program
+        notes time and rule before each packet, ``known``: also what the driver knows of it.  ``tx_timestamp``: keep the
+        times at which packets left.  ``sibling``: a socket of the same queue and pool whose FILL and COMPLETION rings
+        this one uses too."""
+        self.device, self.queue, self.pool, self.multi_buffer = device, queue, pool, multi_buffer
+        self.need_wakeup = need_wakeup
+        ring = self._ring = options.ring_size
+        config = {
+            "fill_size": ring,
+            "completion_size": ring,
+            "rx_size": ring,
+            "tx_size": ring if options.tx else 0,
+            "bind_flags": (XDP_ZEROCOPY if zerocopy else XDP_COPY)
+            | (XDP_USE_NEED_WAKEUP if need_wakeup else 0)
+            | (XDP_USE_SG if multi_buffer else 0),
+            "metadata": metadata,
+            "busy_poll_us": options.busy_poll_us if busy_poll else 0,
+            "busy_poll_budget": options.busy_poll_budget,
+            "tx_times": TIMES_PER_ENTRY * ring if tx_timestamp else 0,
+        }
+        self._times, self._checksum = tx_timestamp, options.checksum
+        self._columns = _COLUMNS if known else _COLUMNS[:_ALWAYS]
+        self.xsk = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
+        self._buffers = ring if multi_buffer else 0  # that one packet may have
+        self._final: SocketStats | None = None
+        self._held: deque[int] = deque()  # frames whose last view has gone
+        self._views = 0
+
+    def _got(self) -> Any:
+        out = ffi.new("struct xk_xsk_got *")
+        self._check(lib.xk_xsk_got(self._open(), out))
+        return out
+
+    @property
+    def zerocopy(self) -> bool:
+        """What the kernel gave: XDP_OPTIONS read back."""
+        return bool(self._got().zerocopy)
+
+    @property
+    def busy_poll(self) -> bool:
+        """Whether the reader runs the driver: SO_PREFER_BUSY_POLL and SO_BUSY_POLL read back, and a NAPI to run
+        (SO_INCOMING_NAPI_ID, which the kernel may learn from the first packet)."""
+        got = self._got()
+        return bool(got.prefer_busy_poll and got.busy_poll_us and got.napi_id)
+
+    @property
+    def fd(self) -> int:
+        """The socket's file descriptor."""
+        return int(lib.xk_xsk_fd(self._open()))
+
+    def stats(self) -> SocketStats:
+        """Counts so far; after close() the final ones."""
+        if self._final is not None:
+            return self._final
+        raw = ffi.new("struct xk_xsk_stats *")
+        self._check(lib.xk_xsk_stats(self.xsk, raw))
+        return SocketStats(**{f.name: int(getattr(raw, f.name)) for f in fields(SocketStats)})
+
+    def frames(self) -> dict[str, int]:
+        """Where the frames of its pool are; see :meth:`Pool.frames`."""
+        self._open()
+        return self.pool.frames()
+
+    def receive(self, limit: int = 512) -> Batch | None:
+        """Up to ``limit`` packets that wait in the RX ring, or None.  End the batch before the next one."""
+        self._open()
+        self.reclaim()
+        room = max(limit, self._buffers)
+        addr, size = np.empty(room, np.uint64), np.empty(room, np.uint32)
+        columns: list[Any] = [np.empty(limit, kind) for kind in self._columns]
+        pointers = [_pointer(x) for x in (addr, size, *columns)]
+        out = ffi.new("struct xk_batch *", [limit, room, *pointers])
+        n, b = self._check(lib.xk_xsk_receive(self._open(), out)), out.buffers
+        if not n:
+            return None
+        return Batch(self, Columns(addr[:b], size[:b], *[column[:n] for column in columns]))
+
+    def transmit(self, packets: Packets, *, checksum: tuple[int, int] | None = None, timestamp: bool = False) -> int:
+        """Copy ``packets`` (bytes each, or the rows of a uint8[n, bytes] array) into free frames and hand them to the
+        TX ring; how many it took, from the first on.  It never waits: send the rest when :meth:`complete` has freed
+        frames.
+
+        ``checksum`` (start, offset): sum each packet from byte ``start`` on and store the Internet checksum ``offset``
+        bytes behind it, where the packet carries the sum of its pseudo-header (linux/if_xdp.h,
+        XDP_TXMD_FLAGS_CHECKSUM); NotSupported without ``SocketOptions(checksum=True)``.  ``timestamp``: note when each
+        packet leaves (XDP_TXMD_FLAGS_TIMESTAMP), for :meth:`sent_times`; NotSupported where the socket has no TX
+        timestamps.  OSError EMSGSIZE, EINVAL: a packet too long or too short; none is sent then."""
+        if checksum is not None and not self._checksum:
+            raise NotSupported("a checksum by the device", "SocketOptions(checksum=True)")
+        if timestamp:
+            self._keeps_times()
+        places, keep = _places(packets)
+        start, offset = checksum or (0, 0)
+        ask = ffi.new("struct xk_tx_ask *", [checksum is not None, timestamp, start, offset])
+        n = lib.xk_xsk_transmit(self._open(), places, ask)
+        del keep
+        return self._check(n)
+
+    def complete(self) -> int:
+        """Let the kernel go on with the TX ring, and take transmitted frames off the COMPLETION ring; how many."""
+        return self._check(lib.xk_xsk_complete(self._open()))
+
+    def sent_times(self) -> SentTimes:
+        """When packets that were sent with ``timestamp=True`` left, of those that have since the last call; what
+        :meth:`complete` does is done first.  TIMES_PER_ENTRY times the ring's size are kept until they are read: what
+        finds no room is counted (``stats().tx_times_lost``) and its numbers are missing."""
+        self._keeps_times()
+        self.complete()
+        room = TIMES_PER_ENTRY * self._ring
+        numbers, times = np.empty(room, np.uint64), np.empty(room, np.uint64)
+        n = self._check(lib.xk_xsk_times(self._open(), _pointer(numbers), _pointer(times), room))
+        numbers, times = numbers[:n].copy(), times[:n].copy()
+        if n and (numbers[1:] < numbers[:-1]).any():  # completed in another order
+            order = np.argsort(numbers)
+            numbers, times = numbers[order], times[order]
+        return SentTimes(numbers, times)
+
+    def _keeps_times(self) -> None:
+        if not self._times:
+            raise NotSupported("TX timestamps", "SocketOptions(tx_timestamp=...); link.got says what came of it")
+
+    def view(self, addr: int, length: int) -> memoryview:
+        """A read-only view of a held frame, which is given back when the last buffer made from it is gone."""
+        self._open()
+        self._views += 1
+        self.pool.umem.views += 1
+        pointer = ffi.gc(self.pool.umem.memory + addr, lambda _, addr=addr: self._view_gone(addr))
+        return memoryview(ffi.buffer(pointer, length)).toreadonly()
+
+    def _view_gone(self, addr: int) -> None:
+        self._views -= 1
+        self.pool.umem.unview()
+        if self._final is None:
+            self._held.append(addr)
+
+    def recycle(self, addr: U64) -> None:
+        """Give held frames back, and those whose last view has gone meanwhile; nothing happens after close()."""
+        if self._final is not None:
+            return
+        if self._held:
+            gone = [self._held.popleft() for _ in range(len(self._held))]
+            addr = np.concatenate([addr, np.array(gone, np.uint64)])
+        addr = np.ascontiguousarray(addr)
+        self._check(lib.xk_xsk_recycle(self.xsk, _pointer(addr), len(addr)))
+
+    def reclaim(self) -> bool:
+        """Give back the frames whose last view has gone since their batch ended; False if others are still viewed."""
+        if self._held:
+            self.recycle(np.empty(0, np.uint64))
+        return not self._views
+
+    def close(self) -> None:
+        """Close the socket; idempotent.  The UMEM stays mapped while views of it are alive."""
+        if self._final is not None:
+            return
+        try:
+            self._final = self.stats()
+        except OSError as error:  # the device is gone
+            self._final = SocketStats()
+            if error.errno not in (errno.ENODEV, errno.ENETDOWN):
+                raise
+        finally:
+            lib.xk_xsk_close(self.xsk)
+
+    def _open(self) -> Any:
+        if self._final is not None:
+            raise FrameError(f"{self.device} queue {self.queue}: the socket is closed")
+        return self.xsk
+
+    def _check(self, result: int) -> int:
+        return check(result, f"{self.device} queue {self.queue}")
+
+
+def _open(device: str, index: int, queue: int, config: Any, pool: Pool, sibling: Socket | None) -> Any:
+    """xk_xsk_open, trying again for a second on EBUSY alone: a queue is free only some time after its last socket."""
+    out = ffi.new("struct xk_xsk **")
+    deadline = time.monotonic() + 1
+    while True:
+        result = lib.xk_xsk_open(index, queue, config, pool.handle, sibling.xsk if sibling else ffi.NULL, out)
+        if result != -errno.EBUSY or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    hints = {
+        errno.EBUSY: "another AF_XDP socket has this queue: stop its owner or choose other queues",
+        errno.EPERM: "AF_XDP needs CAP_NET_RAW: run as root",
+        errno.EOPNOTSUPP: "the driver has no zero-copy for AF_XDP here, or none for packets of several buffers: "
+        "bind=copy works",
+        errno.ENOBUFS: "UMEM counts against the locked-memory limit: raise 'ulimit -l' or use fewer frames",
+        errno.ENETDOWN: f"bring the device up: ip link set dev {device} up",
+    }
+    check(result, f"{device} queue {queue}", hints.get(-result, ""))
+    return out[0]
+
+
+def _places(packets: Packets) -> tuple[Any, Any]:
+    """(struct xk_packets *, what keeps it alive)."""
+    if isinstance(packets, np.ndarray):
+        if packets.ndim != 2 or packets.dtype != np.uint8:
+            raise ValueError(f"packets are rows of a uint8 array of 2 dimensions, not {packets.dtype}{packets.shape}")
+        rows = packets if packets.strides[1] == 1 else np.ascontiguousarray(packets)
+        n, length = rows.shape
+        start = ffi.cast("uint8_t *", rows.ctypes.data)
+        return ffi.new("struct xk_packets *", [n, ffi.NULL, ffi.NULL, start, rows.strides[0], length]), rows
+    keep = [ffi.from_buffer(p) for p in packets]
+    each = ffi.new("uint8_t *[]", [ffi.cast("uint8_t *", p) for p in keep])
+    lengths = ffi.new("uint32_t[]", [len(p) for p in packets])
+    return ffi.new("struct xk_packets *", [len(keep), each, lengths]), (keep, each, lengths)
+
+
+def wait(sockets: Sequence[Socket], timeout: float | None) -> bool:
+    """Until one of ``sockets`` has packets; False after ``timeout`` seconds (None: never).  OSError(ENODEV) when a
+    device is gone."""
+    handles = ffi.new("struct xk_xsk *[]", [s.xsk for s in sockets])
+    for left in slices(timeout):
+        # a frame whose last view goes in another thread meanwhile may be the one that the kernel waits for
+        nothing_viewed = [s.reclaim() for s in sockets]
+        result = lib.xk_xsk_wait(handles, len(sockets), left if all(nothing_viewed) else min(left, 10))
+        if result != -errno.EINTR and check(result, f"{sockets[0].device}: waiting for packets"):
+            return True
+    return False
+
+
+def slices(timeout: float | None, most_ms: int = 200) -> Iterator[int]:
+    """Milliseconds for each poll() of a wait of ``timeout`` seconds (None: for ever), at least one: not all at once,
+    because a device that goes away wakes nobody."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = most_ms if deadline is None else math.ceil(min(most_ms, 1000 * (deadline - time.monotonic())))
+        yield max(0, left)
+        if deadline is not None and time.monotonic() >= deadline:
+            return
+
+
+def batches(sockets: Sequence[Socket], timeout: float | None, limit: int) -> Iterator[Batch]:
+    """Batches of ``sockets`` in turn, until ``timeout`` seconds pass without a packet."""
+    while True:
+        idle = True
+        for socket in sockets:
+            batch = socket.receive(limit)
+            if batch is not None:
+                idle = False
+                with batch:
+                    yield batch
+        if idle and not wait(sockets, timeout):
+            return
+
+
+def _pointer(array: npt.NDArray[Any]) -> Any:
+    return ffi.cast(f"uint{8 * array.itemsize}_t *", ffi.from_buffer(array))
