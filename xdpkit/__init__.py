@@ -47,9 +47,9 @@ from .language.pcap import pcap
 from .language.pipeline import Pipeline, Rule, load_file
 from .language.sets import Set
 from .link.attach import Link, attach
+from .link.forward import Forwarder, forward
 from .link.ledger import Ledger
 from .sockets.batch import Batch
-from .sockets.forward import Forwarder, forward
 from .sockets.options import SocketOptions
 
 __all__ = [

@@ -29,8 +29,8 @@ from xdpkit.kernel.program import Program
 from xdpkit.lab import Lab, Port
 from xdpkit.language.actions import Mark
 from xdpkit.language.metadata import TOLD, Metadata, told
+from xdpkit.link.forward import forward
 from xdpkit.sockets.batch import NO_RULE, NO_VLAN
-from xdpkit.sockets.forward import forward
 
 pytestmark = [pytest.mark.needs("VLAN kfunc"), pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")]
 

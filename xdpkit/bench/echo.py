@@ -21,7 +21,7 @@ from ..language.actions import TX
 from ..language.headers import eth
 from ..language.pipeline import Pipeline
 from ..link.attach import attach
-from ..sockets.forward import forward
+from ..link.forward import forward
 from .native import ffi, loops
 from .site import Path, Running, Site, everything, loop
 from .traffic import CPUS, frame_for, packet_socket

@@ -19,7 +19,7 @@ from ..language.actions import Forward
 from ..language.headers import eth
 from ..language.pipeline import Pipeline
 from ..link.attach import attach
-from ..sockets.forward import forward
+from ..link.forward import forward
 from ..sockets.options import SocketOptions
 from .native import loops
 from .site import Path, Running, Site, everything, loop

@@ -81,7 +81,7 @@ def telling_events(link: Link) -> Iterator[None]:
             for event in events.read(timeout=0.2):
                 print(describe(event), file=sys.stderr, flush=True)
 
-    events = Events(link)
+    events = Events(link.attached)
     thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)
     thread.start()
     try:

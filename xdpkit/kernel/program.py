@@ -11,18 +11,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..compiler import Compiled
 from ..compiler.names import limit_symbol, set_symbol
+from ..device.netdev import Device
 from ..language.actions import Forward, Redirect, Verdict
 from ..language.errors import NotSupported, VerifierError, Where
 from ..language.metadata import kernel_needs
 from ..language.pipeline import MATRIX, Pipeline, Rule
 from .core import check, ffi, lib, text
-
-if TYPE_CHECKING:
-    from ..device.netdev import Device
 
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
 

@@ -39,24 +39,37 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, SupportsBytes
+from typing import Protocol, SupportsBytes
 
 from ..compiler.bitcode import shipped
 from ..device import ethtool
+from ..device.netdev import Device
 from ..device.netns import Namespace
 from ..kernel.core import check, ffi, lib, text
 from ..kernel.features import require
 from .pace import Pace
 from .template import Template, udp_frame
 
-if TYPE_CHECKING:
-    from .port import Port
-
 __all__ = ["BATCH", "Generator", "Template", "udp_frame"]
 
 BATCH = 64  #: frames that the kernel transmits at once
 _STRIDE = 1 << 16  # frames per call where nothing asks for fewer; what stop() has to wait for: about 30 ms
 _LO, _XDP_FLAGS_SKB_MODE = 1, 2
+
+
+class End(Protocol):
+    """One end of a veth pair, as `xdpkit.lab.Port` is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def namespace(self) -> Namespace: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def peer(self) -> End: ...
 
 
 class Generator:
@@ -74,7 +87,7 @@ class Generator:
 
     def __init__(
         self,
-        port: Port,
+        port: End,
         templates: Sequence[SupportsBytes],
         *,
         sequence_offset: int | None = None,
@@ -304,7 +317,7 @@ def _on_cpu(cpu: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _sum(port: Port, prefix: str, suffix: str) -> int:
+def _sum(port: End, prefix: str, suffix: str) -> int:
     with port.namespace:
         counters = ethtool.counters(port.name)
     return sum(value for name, value in counters.items() if name.startswith(prefix) and name.endswith(suffix))

@@ -28,7 +28,7 @@ NO_TRUTH_VALUE = (
 )
 
 Intervals = tuple[tuple[int, int], ...]
-_PACKAGE = __name__.rpartition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
 
 
 def here() -> Where:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from ..language.actions import Log
+from ..sockets.attached import Attached
 from ..sockets.copies import CopiesSocket
-
-if TYPE_CHECKING:
-    from .link import Link
 
 __all__ = ["Event", "Events"]
 
@@ -30,17 +27,18 @@ class Event:
 class Events:
     """The one reader of a link's events, from now on until it is closed; a context manager."""
 
-    def __init__(self, link: Link):
+    def __init__(self, attached: Attached):
         """ValueError if no rule logs."""
-        if Log not in link.pipeline.steps:
-            raise ValueError(f"{link.device.name}: no rule of {link.pipeline.name!r} logs packets")
-        self._link = link
-        self._reader = CopiesSocket(link.device.name, link.program, "events")
+        pipeline = attached.program.pipeline
+        if Log not in pipeline.steps:
+            raise ValueError(f"{attached.device.name}: no rule of {pipeline.name!r} logs packets")
+        self._attached = attached
+        self._reader = CopiesSocket(attached.device.name, attached.program, "events")
 
     def read(self, timeout: float | None = None) -> Iterator[Event]:
         """Events until ``timeout`` seconds (None: for ever) pass without one."""
         for batch in self._reader.batches(timeout, 64):
-            names = [rule.name for rule in self._link.pipeline.outcomes]
+            names = [rule.name for rule in self._attached.program.pipeline.outcomes]
             for i, frame in enumerate(batch.frames):
                 rule = int(batch.rules[i])
                 name = names[rule] if rule < len(names) else f"rule {rule} of before"

@@ -22,6 +22,7 @@ from ..language.actions import Add, Mark, Mirror
 from ..language.metadata import absent_at, refuse_generic
 from ..language.pipeline import Pipeline, Rule
 from ..sets.live import LiveSet
+from ..sockets.attached import Attached
 from ..sockets.copies import ring_bytes
 from ..sockets.options import L2_BYTES, SocketOptions
 from ..sockets.queues import Queues
@@ -62,7 +63,8 @@ class Link:
     def __init__(
         self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
     ):
-        self._ruleset, self.device, self.got, self.binds, self.options = ruleset, device, got, binds, options
+        self._ruleset, self.device, self.options = ruleset, device, options
+        self._attached = Attached(device, ruleset.program, got, binds, options)
         self._fd = fd
         self._lock = RLock()  # around what counts: an update moves counts from program to tally
         self._tally, self._updates = Tally(), 0
@@ -79,6 +81,20 @@ class Link:
         self._final: Ledger | None = None
         self._sweeper: Sweeper | None = None
         self._sweeps()
+
+    @property
+    def got(self) -> Got:
+        """What the kernel gave, as against what was asked for."""
+        return self._attached.got
+
+    @got.setter
+    def got(self, got: Got) -> None:
+        self._attached.got = got
+
+    @property
+    def attached(self) -> Attached:
+        """Program and device, as sockets take them."""
+        return self._attached
 
     @property
     def program(self) -> Program:
@@ -129,6 +145,7 @@ class Link:
                 new.abandon(old)
                 raise
             self._ruleset, swapped = new, time.perf_counter_ns()
+            self._attached.program = new.program
             absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
             self.got = replace(self.got, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
@@ -179,7 +196,7 @@ class Link:
         with self._lock:
             if self._sockets is not None:
                 raise ValueError(f"{self.device.name}: the sockets of this link are already open")
-            self._sockets = Sockets(self, queues)
+            self._sockets = Sockets(self._attached, queues, closed=self._keep_counts)
             return self._sockets
 
     def copies(self) -> Copies:
@@ -191,13 +208,13 @@ class Link:
         with self._lock:
             if self._copies is not None:
                 raise ValueError(f"{self.device.name}: the copies of this link are already being read")
-            self._copies = Copies(self)
+            self._copies = Copies(self._attached, closed=self._keep_counts)
             return self._copies
 
     def events(self, *, timeout: float | None = None) -> Iterator[Event]:
         """What rules log, from now on, until ``timeout`` seconds (None: for ever) pass without an event.  One reader at
         a time.  ValueError if no rule logs."""
-        reader = Events(self)
+        reader = Events(self._attached)
 
         def run() -> Iterator[Event]:
             with reader:
@@ -205,8 +222,8 @@ class Link:
 
         return run()
 
-    def forget(self, sockets: Sockets) -> None:
-        """Called by Sockets.close(): keep what they counted."""
+    def _keep_counts(self, sockets: Sockets) -> None:
+        """Sockets have closed: keep what they counted."""
         if self._copies is sockets:
             self._mirrored += sockets.stats()
             self._copies = None

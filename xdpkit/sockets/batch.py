@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..language.errors import FrameError
-
-if TYPE_CHECKING:
-    from .xsk import Socket
 
 __all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "Batch", "Columns", "Frames"]
 
@@ -46,6 +43,16 @@ class Columns:
     device_times: U64 | None = None
     hashes: U32 | None = None
     vlans: U32 | None = None
+
+
+class Owner(Protocol):
+    """The socket that received a batch, and that its frames go back to."""
+
+    queue: int
+
+    def view(self, addr: int, size: int) -> memoryview: ...
+
+    def recycle(self, addr: U64) -> None: ...
 
 
 class Known:
@@ -101,7 +108,7 @@ class Batch(Known):
     ``frames`` does not.
     """
 
-    def __init__(self, socket: Socket, columns: Columns):
+    def __init__(self, socket: Owner, columns: Columns):
         self.queue = socket.queue
         self.lengths, self.timestamps = columns.lengths, columns.timestamps
         self.rules, self.marks = columns.rules, columns.marks

@@ -7,23 +7,21 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from ..device.netdev import Device
 from ..device.placement import device_node
 from ..kernel.core import check, lib
 from ..kernel.features import require
 from ..kernel.got import Got
+from ..kernel.program import Program
 from ..language.actions import Redirect
 from ..language.errors import NotSupported
+from .attached import Attached
 from .options import L2_BYTES, SPREAD_CHUNK, SocketOptions
 from .umem import Pool, Umem
 from .xsk import Socket
 from .zerocopy import chunk_for_zerocopy
-
-if TYPE_CHECKING:
-    from ..device.netdev import Device
-    from ..kernel.program import Program
-    from ..link.link import Link
 
 __all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
 
@@ -51,14 +49,14 @@ class Way:
         return "".join(names) + ("zero-copy" if self.zerocopy else "copy")
 
 
-def ways(link: Link) -> Iterator[Way]:
+def ways(at: Attached) -> Iterator[Way]:
     """The ways to try, best first.  OSError where zero-copy is asked for and the mode has none."""
-    options = link.options
-    binds = tuple(b for b in link.binds if link.got.mode == "native" or b == "copy")
+    options = at.options
+    binds = tuple(b for b in at.binds if at.got.mode == "native" or b == "copy")
     if not binds:
-        text = f"{link.device.name}: zero-copy needs native mode, and this is {link.got.mode}"
+        text = f"{at.device.name}: zero-copy needs native mode, and this is {at.got.mode}"
         raise OSError(errno.EOPNOTSUPP, text)
-    several = [m for m in options.switch("multi_buffer", auto=link.program.frags) if link.program.frags or not m]
+    several = [m for m in options.switch("multi_buffer", auto=at.program.frags) if at.program.frags or not m]
     for huge, busy, wakeup, shared, stamp, bind, multi, unaligned in product(
         options.switch("huge_pages", auto=False),
         options.switch("busy_poll", auto=False),
@@ -166,22 +164,22 @@ class Queues:
         )
 
 
-def open_queues(link: Link, way: Way) -> Queues:
-    """Sockets on every queue of the link.  Refused, OSError (names call, device and queue): nothing stays open."""
-    options, queues = link.options, link.got.queues
-    used = {rule.action.group for rule in link.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
-    groups = [name for name in link.pipeline.targets(Redirect) if name in used]
+def open_queues(at: Attached, way: Way) -> Queues:
+    """Sockets on every queue of a device.  Refused, OSError (names call, device and queue): nothing stays open."""
+    options, queues = at.options, at.got.queues
+    used = {rule.action.group for rule in at.program.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
+    groups = [name for name in at.program.pipeline.targets(Redirect) if name in used]
     places = [(name, n) for name in groups for n in range(options.sockets_per_queue)]
     frames = options.frames or (1 + len(places)) * options.ring_size
     opened = Queues()
     try:
         for queue in queues:
             if not opened.umems or not way.shared_umem:
-                opened.umems.append(open_umem((link,), frames * (len(queues) if way.shared_umem else 1), way, options))
-            opened.pools.append(Pool(opened.umems[-1], frames, f"{link.device.name} queue {queue}"))
+                opened.umems.append(open_umem((at,), frames * (len(queues) if way.shared_umem else 1), way, options))
+            opened.pools.append(Pool(opened.umems[-1], frames, f"{at.device.name} queue {queue}"))
             for place in places:
                 sibling = opened.sockets[-1] if opened.sockets and opened.sockets[-1].queue == queue else None
-                opened.sockets.append(open_socket(link, queue, opened.pools[-1], way, options, sibling))
+                opened.sockets.append(open_socket(at, queue, opened.pools[-1], way, options, sibling))
                 opened.places.append(place)
     except BaseException:
         opened.close()
@@ -189,14 +187,14 @@ def open_queues(link: Link, way: Way) -> Queues:
     return opened
 
 
-def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptions) -> Umem:
-    """Memory for ``frames`` frames that take the packets of all ``links``, near the first one's device."""
-    _check_tx_metadata([link.device for link in links], way, options)
-    longest = max(link.device.mtu for link in links) + L2_BYTES
+def open_umem(places: Sequence[Attached], frames: int, way: Way, options: SocketOptions) -> Umem:
+    """Memory for ``frames`` frames that take the packets of all ``places``, near the first one's device."""
+    _check_tx_metadata([at.device for at in places], way, options)
+    longest = max(at.device.mtu for at in places) + L2_BYTES
     try:
         chunk = options.chunk_for(longest)
         if way.zerocopy and not way.multi_buffer:
-            chunk = max(chunk_for_zerocopy(link.device, link.program.pipeline, options) for link in links)
+            chunk = max(chunk_for_zerocopy(at.device, at.program.pipeline, options) for at in places)
     except ValueError:  # packets that take several
         chunk = options.chunk_size or 4096
     except NotSupported as error:
@@ -210,7 +208,7 @@ def open_umem(links: Sequence[Link], frames: int, way: Way, options: SocketOptio
             options,
             unaligned=way.unaligned,
             huge=way.huge_pages,
-            node=device_node(links[0].device),
+            node=device_node(places[0].device),
             software_checksum=not way.zerocopy,
             tx_metadata=options.checksum or way.tx_timestamp,
         )
@@ -238,16 +236,16 @@ def _check_tx_metadata(devices: Sequence[Device], way: Way, options: SocketOptio
 
 
 def open_socket(
-    link: Link, queue: int, pool: Pool, way: Way, options: SocketOptions, sibling: Socket | None = None
+    at: Attached, queue: int, pool: Pool, way: Way, options: SocketOptions, sibling: Socket | None = None
 ) -> Socket:
     """One socket of a link's queue."""
     socket = Socket(
-        link.device.name, link.device.index, queue, pool, options, zerocopy=way.zerocopy, need_wakeup=way.need_wakeup,
-        busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=link.got.timestamps,
-        known=bool(link.got.rx_metadata), tx_timestamp=way.tx_timestamp, sibling=sibling,
+        at.device.name, at.device.index, queue, pool, options, zerocopy=way.zerocopy, need_wakeup=way.need_wakeup,
+        busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=at.got.timestamps,
+        known=bool(at.got.rx_metadata), tx_timestamp=way.tx_timestamp, sibling=sibling,
     )  # fmt: skip
     if way.busy_poll and not socket.busy_poll:
         socket.close()
-        needs = f"a driver that names the NAPI of a queue, which {link.device.driver} does not"
-        raise Refused("busy_poll", NotSupported(f"busy polling on {link.device.name}", needs))
+        needs = f"a driver that names the NAPI of a queue, which {at.device.driver} does not"
+        raise Refused("busy_poll", NotSupported(f"busy polling on {at.device.name}", needs))
     return socket

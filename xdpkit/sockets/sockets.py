@@ -8,27 +8,25 @@ on), wait for the packets that were under way, drain, close.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, Protocol
 
 from ..kernel.core import lib
 from ..kernel.got import TC_MODES
+from ..kernel.program import Program
 from ..language.actions import Mirror, Redirect, Verdict
 from ..language.errors import NotSupported
+from ..language.pipeline import Rule
 from . import xsk
+from .attached import Attached
 from .batch import U32, U64
 from .copies import CopiedBatch, CopiesSocket
 from .packet_socket import PacketSocket
 from .queues import Queues, open_queues, try_ways, ways
 from .workers import Workers, WorkerStats
 from .xsk import Packets, SentTimes, SocketStats
-
-if TYPE_CHECKING:
-    from ..kernel.program import Program
-    from ..language.pipeline import Rule
-    from ..link.link import Link
 
 __all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
 
@@ -77,9 +75,12 @@ class Drains(Protocol):
 class Sockets:
     """Open sockets on every queue of the link; made by ``link.sockets()``."""
 
-    def __init__(self, link: Link, queues: Queues | None = None):
-        """``queues``: AF_XDP sockets that are open already; they stay open when this closes."""
-        self.link = link
+    def __init__(
+        self, attached: Attached, queues: Queues | None = None, *, closed: Callable[[Sockets], None] = lambda _: None
+    ):
+        """``queues``: AF_XDP sockets that are open already; they stay open when this closes.  ``closed`` is called when
+        these have closed, with their last counts."""
+        self.attached, self._on_closed = attached, closed
         self._queues, self._borrowed = queues, queues is not None
         self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
         self._workers: Drains | None = None
@@ -95,21 +96,21 @@ class Sockets:
             raise
 
     def _open(self) -> None:
-        link, device = self.link, self.link.device
-        if link.got.mode == "af_packet":
-            self.packet = PacketSocket(device.name, device.index, link.program.fd)
-            link.got = replace(link.got, bind="copy")
+        at, device = self.attached, self.attached.device
+        if at.got.mode == "af_packet":
+            self.packet = PacketSocket(device.name, device.index, at.program.fd)
+            at.got = replace(at.got, bind="copy")
             return
-        if link.got.mode in TC_MODES:
-            self.packet = CopiesSocket(device.name, link.program, outbound=link.got.mode == "tc_egress")
-            link.got = replace(link.got, bind="ringbuf")
+        if at.got.mode in TC_MODES:
+            self.packet = CopiesSocket(device.name, at.program, outbound=at.got.mode == "tc_egress")
+            at.got = replace(at.got, bind="ringbuf")
             return
         if self._queues is None:
-            opened, way, refused = try_ways(list(ways(link)), lambda way: open_queues(link, way))
-            self._queues, link.got = opened, opened.got(link.got, way, refused)
-        self.reach(link.program)
+            opened, way, refused = try_ways(list(ways(at)), lambda way: open_queues(at, way))
+            self._queues, at.got = opened, opened.got(at.got, way, refused)
+        self.reach(at.program)
 
-    def gets(self, rule: Rule) -> bool:
+    def takes(self, rule: Rule) -> bool:
         """Whether packets that ``rule`` takes come here."""
         return rule.action.verdict is Verdict.REDIRECT
 
@@ -123,7 +124,7 @@ class Sockets:
         are open.  ValueError if there is none of that name."""
         queues = self._queues.of_group(name) if self._queues is not None else None
         if queues is None or not queues.sockets:
-            raise ValueError(f"{self.link.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
+            raise ValueError(f"{self.attached.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
         if name not in self._groups:
             self._groups[name] = Group(self, name, queues)
         return self._groups[name]
@@ -191,12 +192,13 @@ class Sockets:
     def _sender(self, queue: int | None) -> xsk.Socket:
         self._idle()
         if not self.xsks:
-            raise NotSupported(f"sending in mode {self.link.got.mode}", "AF_XDP sockets: mode native or generic")
-        if not self.link.options.tx:
+            raise NotSupported(f"sending in mode {self.attached.got.mode}", "AF_XDP sockets: mode native or generic")
+        if not self.attached.options.tx:
             raise ValueError("no TX ring: SocketOptions(tx=True)")
         found = [x for x in self.xsks if queue is None or x.queue == queue]
         if not found:
-            raise ValueError(f"queue {queue} has no socket: {self.link.device.name} has them on {self.link.got.queues}")
+            at = self.attached
+            raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.got.queues}")
         return found[0]
 
     def complete(self) -> int:
@@ -247,7 +249,7 @@ class Sockets:
 
     def leave(self, queues: Queues | None) -> None:
         """Take some of the sockets out of REDIRECT's reach and wait until what was under way has arrived."""
-        program = self.link.program
+        program = self.attached.program
         for number in range(len(queues.sockets) if queues is not None and not self._closed else 0):
             slot = queues.slot(program, number) if queues is not None else None
             if slot is not None and slot in self._in_map:
@@ -257,7 +259,7 @@ class Sockets:
 
     def stop_inflow(self) -> None:
         """Take the sockets out of REDIRECT's reach and wait until what was under way has arrived; idempotent."""
-        fd = self.link.program.map_fd("xsks") if self._in_map else -1
+        fd = self.attached.program.map_fd("xsks") if self._in_map else -1
         while self._in_map:
             lib.xk_xskmap_clear(fd, self._in_map.pop())
         if self.packet is not None:
@@ -279,7 +281,7 @@ class Sockets:
                 self._queues.close()
             if self.packet is not None:
                 self.packet.close()
-            self.link.forget(self)
+            self._on_closed(self)
 
     def __enter__(self) -> Sockets:
         return self
@@ -295,12 +297,12 @@ class Group(Sockets):
 
     def __init__(self, whole: Sockets, name: str, queues: Queues):
         self._whole, self._name = whole, name
-        super().__init__(whole.link, queues)
+        super().__init__(whole.attached, queues)
 
     def _open(self) -> None:
         """They are open, and found by REDIRECT."""
 
-    def gets(self, rule: Rule) -> bool:
+    def takes(self, rule: Rule) -> bool:
         """Whether ``rule`` redirects to this group."""
         return isinstance(rule.action, Redirect) and rule.action.group == self._name
 
@@ -329,13 +331,13 @@ class Group(Sockets):
 class Copies(Sockets):
     """Copies of the packets that rules mirror, while they go on; made by ``link.copies()``."""
 
-    def gets(self, rule: Rule) -> bool:
+    def takes(self, rule: Rule) -> bool:
         """Whether ``rule`` mirrors."""
         return any(isinstance(step, Mirror) for step in rule.steps)
 
     def _open(self) -> None:
-        link = self.link
-        if Mirror not in link.pipeline.steps:
-            raise ValueError(f"{link.device.name}: no rule of {link.pipeline.name!r} mirrors packets")
-        outbound = link.got.mode == "tc_egress"
-        self.packet = CopiesSocket(link.device.name, link.program, "mirrored", outbound=outbound)
+        at = self.attached
+        if Mirror not in at.program.pipeline.steps:
+            raise ValueError(f"{at.device.name}: no rule of {at.program.pipeline.name!r} mirrors packets")
+        outbound = at.got.mode == "tc_egress"
+        self.packet = CopiesSocket(at.device.name, at.program, "mirrored", outbound=outbound)

@@ -11,14 +11,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol
 
 from ..device.placement import place
 from ..files import pcapng
 from ..kernel.core import check, ffi, lib
-
-if TYPE_CHECKING:
-    from .sockets import Sockets
+from ..language.pipeline import Rule
+from .attached import Attached
+from .copies import CopiesSocket
+from .packet_socket import PacketSocket
+from .xsk import Socket, SocketStats
 
 __all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
 
@@ -60,6 +62,26 @@ class WorkerStats:
         )
 
 
+class Drained(Protocol):
+    """The sockets that workers drain, as far as they need to know them."""
+
+    attached: Attached
+    packet: PacketSocket | CopiesSocket | None
+
+    @property
+    def xsks(self) -> list[Socket]: ...
+
+    def started(self, workers: Workers) -> None: ...
+
+    def ended(self, name: str, total: WorkerStats) -> None: ...
+
+    def stop_inflow(self) -> None: ...
+
+    def takes(self, rule: Rule) -> bool: ...
+
+    def stats(self) -> SocketStats: ...
+
+
 def open_capture(target: str | os.PathLike[str]) -> IO[bytes]:
     """Open a capture file for writing, "-" being standard output; OSError says what is wrong with the path.
 
@@ -82,7 +104,7 @@ class Workers:
 
     def __init__(
         self,
-        sockets: Sockets,
+        sockets: Drained,
         target: str | os.PathLike[str] | IO[bytes] | None,
         *,
         limit: int = 0,
@@ -98,7 +120,7 @@ class Workers:
         queues = [x.queue for x in sockets.xsks] or [0]
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} queues: one each is wanted")
-        cpus = place(sockets.link.device, queues) if cpus is None else cpus
+        cpus = place(sockets.attached.device, queues) if cpus is None else cpus
         self._file, self._owned = self._target(target)
         sink = ffi.new("struct xk_sink **")
         if self._file is None:
@@ -150,13 +172,13 @@ class Workers:
         self._handles.append(out[0])
 
     def _header(self, queues: Sequence[int], snaplen: int) -> bytes:
-        link = self._sockets.link
-        rules = [f"{r.name}: {r.expr}" for r in link.pipeline.outcomes if self._sockets.gets(r)]
+        at = self._sockets.attached
+        rules = [f"{r.name}: {r.expr}" for r in at.program.pipeline.outcomes if self._sockets.takes(r)]
         blocks = pcapng.section("xdpkit")
         for queue in queues:
             blocks += pcapng.interface(
-                link.device.name,
-                description=f"{link.device.name}{f' queue {queue}' if link.got.queues else ''}: {link.got}",
+                at.device.name,
+                description=f"{at.device.name}{f' queue {queue}' if at.got.queues else ''}: {at.got}",
                 filter_text="; ".join(rules),
                 snaplen=snaplen,
             )

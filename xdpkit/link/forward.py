@@ -19,18 +19,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..device.placement import place
 from ..kernel.core import check, ffi, lib
 from ..language.errors import NotSupported
-from .queues import Queues, Way, open_socket, open_umem, try_ways, ways
-from .sockets import Sockets
-from .umem import Pool
-from .workers import WorkerStats, wait_number, worker_stats
-
-if TYPE_CHECKING:
-    from ..link.link import Link
+from ..sockets.queues import Queues, Way, open_socket, open_umem, try_ways, ways
+from ..sockets.sockets import Sockets
+from ..sockets.umem import Pool
+from ..sockets.workers import WorkerStats, wait_number, worker_stats
+from .link import Link
 
 __all__ = ["Forwarder", "forward"]
 
@@ -72,8 +70,8 @@ class Forwarder:
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} pairs of queues: one each is wanted")
         try:
-            both = set(ways(b))
-            tries = [way for way in ways(a) if way in both] or list(ways(b))[-1:]
+            both = set(ways(b.attached))
+            tries = [way for way in ways(a.attached) if way in both] or list(ways(b.attached))[-1:]
             self._queues, way, refused = try_ways(tries, self._open)
             for link, opened in zip(self._links, self._queues, strict=True):
                 link.got = replace(opened.got(link.got, way, refused), shared_umem=True)
@@ -91,14 +89,14 @@ class Forwarder:
         try:
             pairs = list(zip(*(link.got.queues for link in self._links), strict=True))
             each = frames * len(self._links)
-            umem = open_umem(self._links, each * len(pairs), way, options)
+            umem = open_umem([link.attached for link in self._links], each * len(pairs), way, options)
             opened[0].umems.append(umem)
             for pair in pairs:
                 names = " and ".join(f"{link.device.name} queue {q}" for link, q in zip(self._links, pair, strict=True))
                 pool = Pool(umem, each, names)
                 opened[0].pools.append(pool)
                 for link, queue, part in zip(self._links, pair, opened, strict=True):
-                    part.sockets.append(open_socket(link, queue, pool, way, options))
+                    part.sockets.append(open_socket(link.attached, queue, pool, way, options))
         except BaseException:
             _close(opened)
             raise
