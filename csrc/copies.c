@@ -222,12 +222,17 @@ int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t r
 	return (int)n;
 }
 
-int xk_copies_wait(struct xk_copies *c, int timeout_ms)
+int xk_copies_fd(const struct xk_copies *c)
 {
-	struct pollfd fd = { .fd = c->ring_fd, .events = POLLIN };
+	return c->ring_fd;
+}
+
+int xk_copies_wait(struct xk_copies *c, int stop_fd, int timeout_ms)
+{
+	struct pollfd fds[] = { { .fd = c->ring_fd, .events = POLLIN }, { .fd = stop_fd, .events = POLLIN } };
 	int ready;
 
 	ask_wakeup(c);
-	ready = poll(&fd, 1, timeout_ms);
-	return ready < 0 ? xk_fail("poll(BPF ring buffer)", errno) : ready > 0;
+	ready = poll(fds, 2, timeout_ms);
+	return ready < 0 ? xk_fail("poll(BPF ring buffer)", errno) : fds[0].revents != 0;
 }

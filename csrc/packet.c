@@ -354,18 +354,23 @@ int xk_packet_receive(struct xk_packet *p, uint32_t max, uint8_t *room, size_t r
 	return (int)n;
 }
 
-int xk_packet_wait(const struct xk_packet *p, int timeout_ms)
+int xk_packet_fd(const struct xk_packet *p)
 {
-	struct pollfd fd = { .fd = p->fd, .events = POLLIN };
+	return p->fd;
+}
+
+int xk_packet_wait(const struct xk_packet *p, int stop_fd, int timeout_ms)
+{
+	struct pollfd fds[] = { { .fd = p->fd, .events = POLLIN }, { .fd = stop_fd, .events = POLLIN } };
 	struct sockaddr_ll address;
 	socklen_t size = sizeof(address);
-	int error, ready = poll(&fd, 1, timeout_ms);
+	int error, ready = poll(fds, 2, timeout_ms);
 
 	if (ready < 0)
 		return xk_fail("poll(AF_PACKET)", errno);
-	if (fd.revents & POLLIN)
+	if (fds[0].revents & POLLIN)
 		return 1;
-	if (ready) { /* down or gone: take the error off the socket, else the next poll() returns at once */
+	if (fds[0].revents) { /* down or gone: take the error off the socket, else the next poll() returns at once */
 		size = sizeof(error);
 		getsockopt(p->fd, SOL_SOCKET, SO_ERROR, &error, &size);
 	}

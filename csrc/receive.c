@@ -143,9 +143,9 @@ int xk_nudge(struct xk_xsk *x)
 	return 1;
 }
 
-int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms)
+int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int stop_fd, int timeout_ms)
 {
-	struct pollfd fds[n];
+	struct pollfd fds[n + 1];
 	int ready;
 
 	for (uint32_t i = 0; i < n; i++) {
@@ -153,11 +153,12 @@ int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms)
 			return 1;
 		fds[i] = (struct pollfd){ .fd = x[i]->fd, .events = POLLIN };
 	}
-	ready = poll(fds, n, timeout_ms);
+	fds[n] = (struct pollfd){ .fd = stop_fd, .events = POLLIN };
+	ready = poll(fds, n + 1, timeout_ms);
 	if (ready < 0)
 		return xk_fail("poll(AF_XDP)", errno);
 	if (ready)
-		return 1;
+		return ready > (fds[n].revents != 0);
 	/* poll() keeps silent about a device that went away: the socket is unbound then, which recvmsg tells */
 	for (uint32_t i = 0; i < n; i++)
 		if (recv(x[i]->fd, NULL, 0, MSG_DONTWAIT) < 0 && errno == ENXIO)

@@ -365,10 +365,11 @@ int xk_xsk_times(struct xk_xsk *x, uint64_t *number, uint64_t *time_ns, uint32_t
 /* Let the kernel send what still waits in the TX ring, and collect completions; how many frames. */
 int xk_xsk_complete(struct xk_xsk *x);
 /*
- * Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever); -EINTR on a signal,
- * -ENODEV when the time is over and a device is gone (which wakes nobody: do not wait for ever).
+ * Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever) or when stop_fd (-1:
+ * none) is readable; -EINTR on a signal, -ENODEV when the time is over and a device is gone (which wakes nobody: do not
+ * wait for ever).  Also wakes a driver that asked for it.
  */
-int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int timeout_ms);
+int xk_xsk_wait(struct xk_xsk *const *x, uint32_t n, int stop_fd, int timeout_ms);
 /* Unmap the rings and close the socket: the queue is free again once all sockets of it are closed. */
 void xk_xsk_close(struct xk_xsk *x);
 
@@ -396,8 +397,13 @@ int xk_packet_quiet(struct xk_packet *p);
 /* Next batch of at most `max` packets, copied: bytes go to `room` one after the other (of `room_size`); arrays as above. */
 int xk_packet_receive(struct xk_packet *p, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
 		      uint64_t *time_ns);
-/* Wait for packets: 1, or 0 after timeout_ms or sooner; -EINTR on a signal, -ENODEV when the device is gone. */
-int xk_packet_wait(const struct xk_packet *p, int timeout_ms);
+/*
+ * Wait for packets: 1, or 0 after timeout_ms or sooner, as when stop_fd (-1: none) is readable; -EINTR on a signal,
+ * -ENODEV when the device is gone.
+ */
+int xk_packet_wait(const struct xk_packet *p, int stop_fd, int timeout_ms);
+/* The descriptor that is readable when packets are there. */
+int xk_packet_fd(const struct xk_packet *p);
 /* Join the PACKET_FANOUT group `id` of this network namespace, which shares packets out as `mode` says (packet(7)). */
 int xk_packet_fanout(struct xk_packet *p, uint16_t id, uint16_t mode);
 /* PACKET_STATISTICS since open: packets that passed the filter, and those of them dropped for want of room. */
@@ -421,8 +427,13 @@ void xk_copies_quiet(struct xk_copies *c);
  */
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
 		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len);
-/* Wait for packets: 1, or 0 after timeout_ms; -EINTR on a signal. */
-int xk_copies_wait(struct xk_copies *c, int timeout_ms);
+/*
+ * Wait for packets: 1, or 0 after timeout_ms or when stop_fd (-1: none) is readable; -EINTR on a signal.  The program
+ * wakes those that wait for the descriptor only after this was called, and once.
+ */
+int xk_copies_wait(struct xk_copies *c, int stop_fd, int timeout_ms);
+/* The descriptor that is readable when packets are there. */
+int xk_copies_fd(const struct xk_copies *c);
 /* Since open: packets that the program wrote into the ring buffer, and those that found no room. */
 int xk_copies_stats(const struct xk_copies *c, uint64_t *packets, uint64_t *lost);
 /* Quiet, unmap, free. */

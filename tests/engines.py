@@ -74,7 +74,7 @@ def drain(sock: object, count: int) -> list[bytes]:
     got: list[bytes] = []
     room, lengths, times = ffi.new("uint8_t[]", 1 << 20), ffi.new("uint32_t[]", 256), ffi.new("uint64_t[]", 256)
     while len(got) < count:
-        assert lib.xk_packet_wait(sock, 5000) == 1, f"{len(got)} of {count} frames came"
+        assert lib.xk_packet_wait(sock, -1, 5000) == 1, f"{len(got)} of {count} frames came"
         at = 0
         for i in range(check(lib.xk_packet_receive(sock, 256, room, len(room), lengths, times))):
             got.append(bytes(room[at : at + lengths[i]]))

@@ -416,7 +416,7 @@ def test_nothing_is_left_behind_by_a_killed_process(ports, tmp_path, mode, where
     port = right if where == INGRESS else left
     file = tmp_path / "drop.py"
     file.write_text("from xdpkit import *\npipe = Pipeline('drop')\npipe.rule(udp.dport == 1002, DROP)\n")
-    command = [sys.executable, "-c", "from xdpkit.cli import main; main()", "run", str(file), "-i", port.name]
+    command = [sys.executable, "-c", "from xdpkit.cli.main import main; main()", "run", str(file), "-i", port.name]
     child = port.namespace.popen([*command, "--mode", mode], stderr=subprocess.PIPE, text=True)
     assert f"{mode.replace('tc-', 'TC ')}, veth" in child.stderr.readline()
     with listening(right, DROPPED) as reached, sender(left) as send:
@@ -449,7 +449,7 @@ def kernel(monkeypatch):
     """`kernel(xk_link_tcx=-22)`: what these calls return from now on, to attach() and to the probes of features."""
 
     def answer(**answers):
-        for module in (sys.modules["xdpkit.attach"], features):
+        for module in (sys.modules["xdpkit.link.attach"], features):
             monkeypatch.setattr(module, "lib", OtherKernel(module.lib, **answers))
         features.has.cache_clear()
 

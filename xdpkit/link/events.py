@@ -9,6 +9,7 @@ from types import TracebackType
 from ..language.actions import Log
 from ..sockets.attached import Attached
 from ..sockets.copies import CopiesSocket
+from ..sockets.reader import batches
 
 __all__ = ["Event", "Events"]
 
@@ -37,7 +38,7 @@ class Events:
 
     def read(self, timeout: float | None = None) -> Iterator[Event]:
         """Events until ``timeout`` seconds (None: for ever) pass without one."""
-        for batch in self._reader.batches(timeout, 64):
+        for batch in batches(self._reader, timeout, 64):
             names = [rule.name for rule in self._attached.program.pipeline.outcomes]
             for i, frame in enumerate(batch.frames):
                 rule = int(batch.rules[i])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from ..kernel.core import check, ffi, lib
 from ..kernel.program import Program
 from ..language.errors import FrameError
 from .batch import NO_RULE, U32, U64, Known
-from .xsk import SocketStats, slices
+from .reader import MOST_MS
+from .xsk import SocketStats
 
 U8 = npt.NDArray[np.uint8]
 
@@ -61,6 +62,15 @@ class CopiedBatch(Known):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def end(self) -> None:
+        """Nothing: the copies stay."""
+
+    def __enter__(self) -> CopiedBatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
 
 class CopiesSocket:
     """The reader of one of a program's ring buffers.  Packets are copied there from now on, until :meth:`quiet`."""
@@ -89,41 +99,46 @@ class CopiesSocket:
         if self._final is None:
             lib.xk_copies_quiet(self.copies)
 
-    def batches(self, timeout: float | None, limit: int) -> Iterator[CopiedBatch]:
-        """Batches until ``timeout`` seconds pass without a packet."""
-        while True:
-            lengths, rules, marks, wire = (np.empty(limit, np.uint32) for _ in range(4))
-            times, verdicts = np.empty(limit, np.uint64), np.empty(limit, np.uint8)
-            n = check(
-                lib.xk_copies_receive(
-                    self.copies, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
-                    ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
-                    ffi.from_buffer("uint32_t[]", rules), ffi.from_buffer("uint32_t[]", marks),
-                    ffi.from_buffer("uint8_t[]", verdicts), ffi.from_buffer("uint32_t[]", wire),
-                ),
-                self.device,
-            )  # fmt: skip
-            if n:
-                self.received += n
-                room = bytes(memoryview(self._room)[: int(lengths[:n].sum())])
-                yield CopiedBatch(
-                    room,
-                    lengths[:n],
-                    times[:n],
-                    rules[:n],
-                    marks=marks[:n],
-                    verdicts=verdicts[:n],
-                    wire_lengths=wire[:n],
-                )
-                if self._final is not None:
-                    raise FrameError(f"{self.device}: the socket is closed")
-                continue
-            for left in slices(timeout):
-                ready = lib.xk_copies_wait(self.copies, left)
-                if ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets"):
-                    break
-            else:
-                return
+    @property
+    def fds(self) -> list[int]:
+        """What is readable when packets are there."""
+        return [int(lib.xk_copies_fd(self.copies))]
+
+    poll_ms = MOST_MS
+
+    def receive(self, limit: int = 512) -> CopiedBatch | None:
+        """Up to ``limit`` packets that are there, or None."""
+        if self._final is not None:
+            raise FrameError(f"{self.device}: the socket is closed")
+        lengths, rules, marks, wire = (np.empty(limit, np.uint32) for _ in range(4))
+        times, verdicts = np.empty(limit, np.uint64), np.empty(limit, np.uint8)
+        n = check(
+            lib.xk_copies_receive(
+                self.copies, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
+                ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
+                ffi.from_buffer("uint32_t[]", rules), ffi.from_buffer("uint32_t[]", marks),
+                ffi.from_buffer("uint8_t[]", verdicts), ffi.from_buffer("uint32_t[]", wire),
+            ),
+            self.device,
+        )  # fmt: skip
+        if not n:
+            return None
+        self.received += n
+        room = bytes(memoryview(self._room)[: int(lengths[:n].sum())])
+        return CopiedBatch(
+            room,
+            lengths[:n],
+            times[:n],
+            rules[:n],
+            marks=marks[:n],
+            verdicts=verdicts[:n],
+            wire_lengths=wire[:n],
+        )
+
+    def wait(self, stop_fd: int, timeout_ms: int) -> bool:
+        """See :meth:`xdpkit.sockets.reader.Source.wait`."""
+        ready = lib.xk_copies_wait(self.copies, stop_fd, timeout_ms)
+        return ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets") > 0
 
     def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
         """xk_worker_start_copies."""

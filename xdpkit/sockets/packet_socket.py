@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import numpy as np
 from ..kernel.core import check, ffi, lib
 from ..language.errors import FrameError
 from .copies import CopiedBatch
-from .xsk import SocketStats, slices
+from .reader import MOST_MS
+from .xsk import SocketStats
 
 __all__ = ["PacketSocket"]
 
@@ -62,29 +62,34 @@ class PacketSocket:
             check(lib.xk_packet_quiet(self.packet), self.device)
             self._quiet = True
 
-    def batches(self, timeout: float | None, limit: int) -> Iterator[CopiedBatch]:
-        """Batches until ``timeout`` seconds pass without a packet."""
-        while True:
-            lengths, times = np.empty(limit, np.uint32), np.empty(limit, np.uint64)
-            n = check(
-                lib.xk_packet_receive(
-                    self.packet, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
-                    ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
-                ),
-                self.device,
-            )  # fmt: skip
-            if n:
-                self.received += n
-                yield CopiedBatch(bytes(self._room[: int(lengths[:n].sum())]), lengths[:n], times[:n])
-                if self._final is not None:
-                    raise FrameError(f"{self.device}: the socket is closed")
-                continue
-            for left in slices(timeout):
-                ready = lib.xk_packet_wait(self.packet, left)
-                if ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets"):
-                    break
-            else:
-                return
+    @property
+    def fds(self) -> list[int]:
+        """What is readable when packets are there."""
+        return [int(lib.xk_packet_fd(self.packet))]
+
+    poll_ms = MOST_MS
+
+    def receive(self, limit: int = 512) -> CopiedBatch | None:
+        """Up to ``limit`` packets that are there, or None."""
+        if self._final is not None:
+            raise FrameError(f"{self.device}: the socket is closed")
+        lengths, times = np.empty(limit, np.uint32), np.empty(limit, np.uint64)
+        n = check(
+            lib.xk_packet_receive(
+                self.packet, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
+                ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
+            ),
+            self.device,
+        )  # fmt: skip
+        if not n:
+            return None
+        self.received += n
+        return CopiedBatch(bytes(self._room[: int(lengths[:n].sum())]), lengths[:n], times[:n])
+
+    def wait(self, stop_fd: int, timeout_ms: int) -> bool:
+        """See :meth:`xdpkit.sockets.reader.Source.wait`."""
+        ready = lib.xk_packet_wait(self.packet, stop_fd, timeout_ms)
+        return ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets") > 0
 
     def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
         """xk_worker_start_packet."""

@@ -8,10 +8,12 @@ on), wait for the packets that were under way, drain, close.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import select
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, Protocol
+from typing import IO, Protocol, Self
 
 from ..kernel.core import lib
 from ..kernel.got import TC_MODES
@@ -21,10 +23,11 @@ from ..language.errors import NotSupported
 from ..language.pipeline import Rule
 from . import xsk
 from .attached import Attached
-from .batch import U32, U64
+from .batch import U32, U64, Batch
 from .copies import CopiedBatch, CopiesSocket
 from .packet_socket import PacketSocket
 from .queues import Queues, open_queues, try_ways, ways
+from .reader import Source, Stop, batches, batches_async, epoll_of
 from .workers import Workers, WorkerStats
 from .xsk import Packets, SentTimes, SocketStats
 
@@ -34,7 +37,9 @@ __all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
 class AnyBatch(Protocol):
     """What every batch has; see :class:`xdpkit.Batch`."""
 
-    queue: int
+    @property
+    def queue(self) -> int: ...
+
     lengths: U32
     timestamps: U64
     rules: U32
@@ -55,6 +60,12 @@ class AnyBatch(Protocol):
     def frames(self) -> Sequence[memoryview]:
         """The packets."""
 
+    def end(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
 
 class Drains(Protocol):
     """What drains the sockets instead of Python: workers, or one direction of a forwarder."""
@@ -72,6 +83,31 @@ class Drains(Protocol):
     def close(self) -> None: ...
 
 
+class Reader:
+    """A source of packets that counts them."""
+
+    def __init__(self, source: Source[Batch] | Source[CopiedBatch], count: Callable[[int], None]):
+        self._source, self._count = source, count
+        self.wait = source.wait
+
+    @property
+    def fds(self) -> Sequence[int]:
+        """Of the source."""
+        return self._source.fds
+
+    @property
+    def poll_ms(self) -> int:
+        """Of the source."""
+        return self._source.poll_ms
+
+    def receive(self, limit: int) -> AnyBatch | None:
+        """The next batch of at most ``limit`` packets, or None."""
+        batch = self._source.receive(limit)
+        if batch is not None:
+            self._count(len(batch))
+        return batch
+
+
 class Sockets:
     """Open sockets on every queue of the link; made by ``link.sockets()``."""
 
@@ -86,6 +122,10 @@ class Sockets:
         self._workers: Drains | None = None
         self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
         self.read = 0  # packets in batches
+        self._read_lock = threading.Lock()
+        self._stop = Stop()
+        self._epoll: select.epoll | None = None  # of fileno()
+        self._own_reader: Reader | None = None  # of receive()
         self._in_map: list[int] = []  # entries of the XSKMAP
         self._groups: dict[str, Group] = {}
         self._closed = False
@@ -127,6 +167,8 @@ class Sockets:
             raise ValueError(f"{self.attached.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
         if name not in self._groups:
             self._groups[name] = Group(self, name, queues)
+            if self.stopped:
+                self._groups[name].stop()
         return self._groups[name]
 
     def refilter(self, program: Program) -> None:
@@ -139,17 +181,91 @@ class Sockets:
         """The AF_XDP sockets, in the order of the queues; none in other modes."""
         return self._queues.sockets if self._queues is not None else []
 
-    def batches(self, *, timeout: float | None = None, limit: int = 512) -> Iterator[AnyBatch]:
+    def batches(
+        self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
+    ) -> Iterator[AnyBatch]:
         """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
-        without a packet.  Each batch ends, and its frames go stale, when the next one is asked for."""
+        without a packet, or until :meth:`stop`.  Each batch ends, and its frames go stale, when the next one is asked
+        for.
+
+        ``queue``: of this queue alone.  Each queue may be read in a thread of its own.
+
+        ValueError when the sockets are closed, while workers drain them, and for a queue that has no socket;
+        NotSupported for one queue where the sockets are not AF_XDP; OSError ENODEV when the device is gone;
+        :class:`xdpkit.FrameError` when the sockets are closed in between."""
+        return batches(self._reader(queue), timeout, limit, self._stop)
+
+    def batches_async(
+        self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
+    ) -> AsyncIterator[AnyBatch]:
+        """As :meth:`batches`, for asyncio: ``async for batch in sockets.batches_async()``.  The event loop has a turn
+        after every batch and while there is none.  A task that is cancelled in between loses no packet; what it had not
+        read stays in the ring."""
+        return batches_async(self._reader(queue), timeout, limit, self._stop)
+
+    def __aiter__(self) -> AsyncIterator[AnyBatch]:
+        return self.batches_async()
+
+    def receive(self, limit: int = 512) -> AnyBatch | None:
+        """The next batch of at most ``limit`` packets that are there, or None: it never waits.  End the batch
+        (``with batch:``) before the next call.  Errors as for :meth:`batches`.
+
+        It is for event loops other than asyncio: call it until it returns None, then wait for :meth:`fileno`."""
         self._idle()
-        source = self.packet.batches(timeout, limit) if self.packet else xsk.batches(self.xsks, timeout, limit)
-        for batch in source:
-            self._count_read(len(batch))
-            yield batch
+        if self._own_reader is None:
+            self._own_reader = self._reader(None)
+        batch = self._own_reader.receive(limit)
+        if batch is None:
+            self._own_reader.wait(-1, 0)
+        return batch
+
+    def fileno(self) -> int:
+        """A descriptor for select(), epoll and event loops: readable while packets are there, and after :meth:`stop`.
+
+        Drain it with :meth:`receive` until that returns None before each wait: only then does a driver that sleeps
+        (``need_wakeup``) get the wake-up it asked for, and a ring buffer (TC, mirrored copies) learns that somebody
+        waits.  A device that goes away makes nothing readable: call :meth:`receive` now and then, it raises OSError
+        ENODEV.
+        The descriptor is an epoll instance that is closed with the sockets.  ValueError when they are closed."""
+        self._alive()
+        if self._epoll is None:
+            reader = self._reader(None)
+            self._epoll = epoll_of([*reader.fds, self._stop.fd])
+            reader.wait(-1, 0)
+        return self._epoll.fileno()
+
+    def stop(self) -> None:
+        """End the readers, :meth:`batches` and :meth:`batches_async`: those that wait at once, others after the batch
+        that they are at, and those that begin later at once.  No error, no packet is lost: what was not read waits in
+        the rings.  From any thread, or a signal handler; idempotent.  The sockets stay open: join the threads that
+        read, then close."""
+        self._stop.set()
+        for group in list(self._groups.values()):
+            group.stop()
+
+    @property
+    def stopped(self) -> bool:
+        """:meth:`stop` was called."""
+        return bool(self._stop)
+
+    def _reader(self, queue: int | None) -> Reader:
+        self._idle()
+        if self.packet is not None:
+            if queue is not None:
+                raise NotSupported(f"reading one queue in mode {self.attached.got.mode}", "mode native or generic")
+            return Reader(self.packet, self._count_read)
+        return Reader(xsk.Receivers(self._of_queue(queue)), self._count_read)
 
     def _count_read(self, packets: int) -> None:
-        self.read += packets
+        with self._read_lock:  # queues may be read in threads of their own
+            self.read += packets
+
+    def _of_queue(self, queue: int | None) -> list[xsk.Socket]:
+        found = [x for x in self.xsks if queue is None or x.queue == queue]
+        if not found:
+            at = self.attached
+            raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.got.queues}")
+        return found
 
     def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: str = "adaptive") -> Workers:
         """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
@@ -195,11 +311,7 @@ class Sockets:
             raise NotSupported(f"sending in mode {self.attached.got.mode}", "AF_XDP sockets: mode native or generic")
         if not self.attached.options.tx:
             raise ValueError("no TX ring: SocketOptions(tx=True)")
-        found = [x for x in self.xsks if queue is None or x.queue == queue]
-        if not found:
-            at = self.attached
-            raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.got.queues}")
-        return found[0]
+        return self._of_queue(queue)[0]
 
     def complete(self) -> int:
         """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""
@@ -281,7 +393,13 @@ class Sockets:
                 self._queues.close()
             if self.packet is not None:
                 self.packet.close()
+            self._close_descriptors()
             self._on_closed(self)
+
+    def _close_descriptors(self) -> None:
+        self._stop.close()
+        if self._epoll is not None:
+            self._epoll.close()
 
     def __enter__(self) -> Sockets:
         return self
@@ -312,7 +430,7 @@ class Group(Sockets):
             raise ValueError("workers drain these sockets already")
 
     def _count_read(self, packets: int) -> None:
-        self._whole.read += packets
+        self._whole._count_read(packets)
 
     def ended(self, name: str, total: WorkerStats) -> None:
         """What its workers counted is in the sums of all."""
@@ -326,6 +444,7 @@ class Group(Sockets):
         """End workers; the sockets are closed with the others."""
         if self._workers is not None:
             self._workers.close()
+        self._close_descriptors()
 
 
 class Copies(Sockets):

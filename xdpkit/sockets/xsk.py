@@ -7,10 +7,9 @@ they go back to the kernel.  What a batch shows of them, and for how long, is sa
 from __future__ import annotations
 
 import errno
-import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,9 +20,10 @@ from ..kernel.core import check, ffi, lib
 from ..language.errors import FrameError, NotSupported
 from .batch import U64, Batch, Columns
 from .options import SocketOptions
+from .reader import MOST_MS, slices
 from .umem import Pool
 
-__all__ = ["Packets", "SentTimes", "Socket", "SocketStats", "batches", "slices", "wait"]
+__all__ = ["Packets", "Receivers", "SentTimes", "Socket", "SocketStats", "wait"]
 
 XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 
@@ -308,39 +308,43 @@ def _places(packets: Packets) -> tuple[Any, Any]:
 def wait(sockets: Sequence[Socket], timeout: float | None) -> bool:
     """Until one of ``sockets`` has packets; False after ``timeout`` seconds (None: never).  OSError(ENODEV) when a
     device is gone."""
-    handles = ffi.new("struct xk_xsk *[]", [s.xsk for s in sockets])
-    for left in slices(timeout):
-        # a frame whose last view goes in another thread meanwhile may be the one that the kernel waits for
-        nothing_viewed = [s.reclaim() for s in sockets]
-        result = lib.xk_xsk_wait(handles, len(sockets), left if all(nothing_viewed) else min(left, 10))
-        if result != -errno.EINTR and check(result, f"{sockets[0].device}: waiting for packets"):
-            return True
-    return False
+    source = Receivers(sockets)
+    return any(source.wait(-1, min(left, source.poll_ms)) for left in slices(timeout))
 
 
-def slices(timeout: float | None, most_ms: int = 200) -> Iterator[int]:
-    """Milliseconds for each poll() of a wait of ``timeout`` seconds (None: for ever), at least one: not all at once,
-    because a device that goes away wakes nobody."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        left = most_ms if deadline is None else math.ceil(min(most_ms, 1000 * (deadline - time.monotonic())))
-        yield max(0, left)
-        if deadline is not None and time.monotonic() >= deadline:
-            return
+class Receivers:
+    """AF_XDP sockets that are read together, each in its turn: a :class:`xdpkit.sockets.reader.Source`."""
 
+    def __init__(self, sockets: Sequence[Socket]):
+        self._sockets, self._next = list(sockets), 0
 
-def batches(sockets: Sequence[Socket], timeout: float | None, limit: int) -> Iterator[Batch]:
-    """Batches of ``sockets`` in turn, until ``timeout`` seconds pass without a packet."""
-    while True:
-        idle = True
-        for socket in sockets:
+    @property
+    def fds(self) -> list[int]:
+        """The sockets."""
+        return [socket.fd for socket in self._sockets]
+
+    @property
+    def poll_ms(self) -> int:
+        """Not long while frames are viewed: one whose last view goes, in another thread or in the loop that waits, may
+        be the one that the kernel waits for."""
+        nothing_viewed = [socket.reclaim() for socket in self._sockets]
+        return MOST_MS if all(nothing_viewed) else 10
+
+    def receive(self, limit: int) -> Batch | None:
+        """A batch of the next socket that has packets, or None where none has."""
+        for _ in self._sockets:
+            socket = self._sockets[self._next]
+            self._next = (self._next + 1) % len(self._sockets)
             batch = socket.receive(limit)
             if batch is not None:
-                idle = False
-                with batch:
-                    yield batch
-        if idle and not wait(sockets, timeout):
-            return
+                return batch
+        return None
+
+    def wait(self, stop_fd: int, timeout_ms: int) -> bool:
+        """See :meth:`xdpkit.sockets.reader.Source.wait`."""
+        handles = ffi.new("struct xk_xsk *[]", [socket.xsk for socket in self._sockets])
+        result = lib.xk_xsk_wait(handles, len(self._sockets), stop_fd, timeout_ms)
+        return result != -errno.EINTR and check(result, f"{self._sockets[0].device}: waiting for packets") > 0
 
 
 def _pointer(array: npt.NDArray[Any]) -> Any:

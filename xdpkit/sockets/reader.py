@@ -1,0 +1,153 @@
+"""How Python reads packets: batches of a source one after the other, with a wait between them that can be stopped.
+
+A source is what packets come from: the AF_XDP sockets of some queues, an AF_PACKET socket, or a ring buffer.  A reader
+waits in poll() (:func:`batches`) or in an event loop (:func:`batches_async`), and both end when :class:`Stop` is set,
+from whatever thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import select
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+__all__ = ["Ends", "Source", "Stop", "batches", "batches_async", "epoll_of", "slices"]
+
+#: Longest poll(): a device that goes away wakes nobody, so a reader looks whether it is there that often.
+MOST_MS = 200
+
+
+class Ends(Protocol):
+    """A batch, as a reader ends it."""
+
+    def end(self) -> None: ...
+
+    def __len__(self) -> int: ...
+
+
+B_co = TypeVar("B_co", bound=Ends, covariant=True)
+B = TypeVar("B", bound=Ends)
+
+
+class Source(Protocol[B_co]):
+    """What packets come from.  One thread at a time may use it."""
+
+    @property
+    def fds(self) -> Sequence[int]:
+        """Descriptors of which one is readable when packets are there."""
+
+    @property
+    def poll_ms(self) -> int:
+        """Longest wait in milliseconds before :meth:`wait` must be called again."""
+
+    def receive(self, limit: int) -> B_co | None:
+        """The next batch of at most ``limit`` packets, or None; the batch before it has been ended."""
+
+    def wait(self, stop_fd: int, timeout_ms: int) -> bool:
+        """Whether packets come within ``timeout_ms``; False sooner when ``stop_fd`` is readable.  With 0 it prepares
+        for a wait elsewhere: it asks the program to wake us, and wakes a driver that asked for that.  OSError(ENODEV)
+        when the device is gone."""
+
+
+class Stop:
+    """A flag that ends readers, wherever they wait: an eventfd, which stays readable once it is set."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._set = False
+
+    def __bool__(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        """Readers end, those that run and those that come; from any thread, and idempotent."""
+        if not self._set and self.fd >= 0:
+            self._set = True
+            os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def batches(source: Source[B], timeout: float | None, limit: int, stop: Stop | None = None) -> Iterator[B]:
+    """Batches of ``source``, each ended when the next one is asked for, until ``timeout`` seconds (None: never) pass
+    without a packet, or ``stop`` is set."""
+    while not stop:
+        batch = source.receive(limit)
+        if batch is not None:
+            try:
+                yield batch
+            finally:
+                batch.end()
+        elif not _wait(source, timeout, stop):
+            return
+
+
+def _wait(source: Source[B], timeout: float | None, stop: Stop | None) -> bool:
+    for left in slices(timeout):
+        if source.wait(stop.fd if stop is not None else -1, min(left, source.poll_ms)):
+            return True
+        if stop:
+            return False
+    return False
+
+
+async def batches_async(source: Source[B], timeout: float | None, limit: int, stop: Stop) -> AsyncIterator[B]:
+    """As :func:`batches`, in an event loop, which gets a turn after every batch."""
+    epoll = epoll_of([*source.fds, stop.fd])
+    try:
+        while not stop:
+            batch = source.receive(limit)
+            if batch is not None:
+                try:
+                    yield batch
+                finally:
+                    batch.end()
+                await asyncio.sleep(0)
+                continue
+            if not await _wait_async(source, timeout, stop, epoll):
+                return
+    finally:
+        epoll.close()
+
+
+async def _wait_async(source: Source[B], timeout: float | None, stop: Stop, epoll: select.epoll) -> bool:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    for left in slices(timeout):
+        if stop or source.wait(-1, 0):
+            return not stop
+        loop.add_reader(epoll, ready.set)
+        try:
+            await asyncio.wait_for(ready.wait(), min(left, source.poll_ms) / 1000)
+        except TimeoutError:
+            pass
+        finally:  # while the reader is at work, the loop must not turn for what it knows already
+            loop.remove_reader(epoll)
+        ready.clear()
+    return False
+
+
+def epoll_of(fds: Sequence[int]) -> select.epoll:
+    """One descriptor that is readable while one of ``fds`` is."""
+    epoll = select.epoll()
+    for fd in fds:
+        epoll.register(fd, select.EPOLLIN)
+    return epoll
+
+
+def slices(timeout: float | None, most_ms: int = MOST_MS) -> Iterator[int]:
+    """Milliseconds for each poll() of a wait of ``timeout`` seconds (None: for ever), at least one: not all at once,
+    because a device that goes away wakes nobody."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = most_ms if deadline is None else math.ceil(min(most_ms, 1000 * (deadline - time.monotonic())))
+        yield max(0, left)
+        if deadline is not None and time.monotonic() >= deadline:
+            return
