@@ -12,7 +12,7 @@ TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-
 # what `make perf` compares with
 PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables xdp-tools linux-perf
 
-.PHONY: help deps test-deps perf-deps install run test test-zerocopy test-kernels lint fuzz perf clean
+.PHONY: help deps test-deps perf-deps install run test test-zerocopy test-kernels lint docs fuzz perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,10 @@ vm-deps:
 	@missing=$$(for p in $(VM_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
 
-VM_SECONDS ?= 600
+VM_docs: install ## The documentation as a site, with the API reference, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+SECONDS ?= 600
 
 $(STAMP): pyproject.toml setup.py xdpkit/language/fields.py $(wildcard bpf/* csrc/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -280,7 +280,7 @@ def test_the_kernel_refuses_to_skip_what_rules_would_remember(files):
 
 def test_a_built_file_runs_without_llvmlite(files):
     assert xdpkit("build", "rules.py", "-o", "rules.xdp", cwd=files).returncode == 0
-    block = "import sys; sys.modules['llvmlite'] = None; from xdpkit.cli import main; main()"
+    block = "import sys; sys.modules['llvmlite'] = None; from xdpkit.cli.main import main; main()"
     for command in (["replay", "rules.xdp", "day.pcap", "--json"], ["show", "rules.xdp", "--rules"]):
         done = subprocess.run(
             [sys.executable, "-c", block, *command], cwd=files, capture_output=True, text=True, check=False

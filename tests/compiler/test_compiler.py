@@ -29,9 +29,9 @@ from xdpkit.link.ruleset import Ruleset
 from xdpkit.meaning.evaluate import evaluate
 
 RULES = """\
-from xdpkit.actions import *
-from xdpkit.headers import *
-from xdpkit.pipeline import Pipeline
+from xdpkit.language.actions import *
+from xdpkit.language.headers import *
+from xdpkit.language.pipeline import Pipeline
 
 pipe = Pipeline("rules", default=PASS)
 pipe.rule(udp.dport == 53, REDIRECT, name="dns")
@@ -75,7 +75,7 @@ def program_length(rules: Path, hook: str) -> int:
 
 def test_a_condition_from_another_file_is_named_by_that_file(tmp_path, monkeypatch):
     shared, path = tmp_path / "shared_conditions.py", tmp_path / "rules.py"
-    shared.write_text("from xdpkit.headers import *\n\nlocal = ip6.hlim < 2\n")
+    shared.write_text("from xdpkit.language.headers import *\n\nlocal = ip6.hlim < 2\n")
     path.write_text("from shared_conditions import local\n" + RULES.replace("slow\n", "local\n"))
     monkeypatch.syspath_prepend(tmp_path)
     with Program(compile_pipeline(load_file(path))) as program:
@@ -193,7 +193,7 @@ def test_a_rule_behind_one_that_takes_everything_costs_nothing():
 COMPILE = """
 import sys
 from xdpkit.compiler import compile_pipeline
-from xdpkit.pipeline import load_file
+from xdpkit.language.pipeline import load_file
 sys.stdout.buffer.write(compile_pipeline(load_file(sys.argv[1]), sys.argv[2]).object)
 """
 

@@ -34,7 +34,8 @@ with attach(Pipeline("other", default=DROP), sys.argv[1], mode="native"):
 
 EXAMINE = """
 import sys
-from xdpkit.doctor import as_json, examine
+from xdpkit.doctor.doctor import examine
+from xdpkit.doctor.findings import as_json
 print(as_json(examine(*sys.argv[1:])))
 """
 

@@ -279,7 +279,7 @@ def test_no_descriptor_is_left():
 OWNER = """
 import signal, sys
 from xdpkit.lab import Lab, Namespace
-from xdpkit.netlink import iproute
+from xdpkit.device.netlink import iproute
 lab = Lab()
 inner = lab.namespace("inner")
 lab.veth(lab.namespace(), inner)

@@ -17,10 +17,10 @@ from xdpkit.language.pipeline import Pipeline, load_file
 
 PRELUDE = """\
 from ipaddress import *
-from xdpkit.actions import *
-from xdpkit.expr import *
-from xdpkit.headers import *
-from xdpkit.pipeline import *
+from xdpkit.language.actions import *
+from xdpkit.language.expr import *
+from xdpkit.language.headers import *
+from xdpkit.language.pipeline import *
 pipe = Pipeline("p")
 """
 LINE = PRELUDE.count("\n") + 1

@@ -308,8 +308,8 @@ def test_two_declarations_of_a_pinned_set_that_disagree_are_refused(name, other)
 
 WRITER = """
 import sys
-from xdpkit.liveset import LiveSet
-from xdpkit.pins import pinned_spec
+from xdpkit.sets.live import LiveSet
+from xdpkit.sets.pins import pinned_spec
 name, start = sys.argv[1], int(sys.argv[2])
 with LiveSet(pinned_spec(name)) as live:
     print("ready", flush=True)
@@ -471,7 +471,7 @@ def test_the_command_says_in_one_line_what_is_wrong(name, args, status, said):
 UNPRIVILEGED = """
 import os
 from setspecs import ip, make_spec
-from xdpkit.liveset import LiveSet
+from xdpkit.sets.live import LiveSet
 os.setuid(65534)
 LiveSet(make_spec("s", ip.src))
 """

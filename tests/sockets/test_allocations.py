@@ -14,7 +14,7 @@ import ctypes, os, sys
 from xdpkit import attach, forward
 from xdpkit.bench.forwarding import middle
 from xdpkit.bench.site import everything
-from xdpkit.generator import Generator, udp_frame
+from xdpkit.lab.generator import Generator, udp_frame
 
 counted = ctypes.CDLL(None).allocations
 counted.restype = ctypes.c_ulong

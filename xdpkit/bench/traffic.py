@@ -34,7 +34,7 @@ _BURST = 1024  # frames by which a paced sender that was held up catches up: hal
 # What a paced sender sends at a time, in seconds.  It sleeps after each, and a sleep can take 30 us of CPU time: where
 # that is measured, a short time would show little but the sender; where delays are, a long one.
 _CHEAP, _SMOOTH = 1e-3, 100e-6
-_LIVE_MOST = 3408  # bytes of a live frame, see xdpkit.generator
+_LIVE_MOST = 3408  # bytes of a live frame, see xdpkit.lab.generator
 _SOL_PACKET, _QDISC_BYPASS, _IGNORE_OUTGOING = 263, 20, 23
 
 

@@ -195,9 +195,14 @@ class Add(Step):
 
 
 PASS = Action(Verdict.PASS)
+"""The packet goes on to the network stack."""
 DROP = Action(Verdict.DROP)
+"""The packet is dropped."""
 TX = Action(Verdict.TX)
+"""The packet goes back out of the device that it came in on, with its Ethernet addresses exchanged."""
 REDIRECT = Redirect()
+"""The packet goes to an AF_XDP socket; where there is none it passes (see Redirect for other choices)."""
 COUNT = Count()
+"""A step: count the packet under this rule, and go on with the next rule."""
 #: The action of a rule that has only steps.
 CONTINUE = Action(Verdict.CONTINUE)

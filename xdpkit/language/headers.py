@@ -325,11 +325,55 @@ def _headers() -> dict[str, Header]:
 #: Every header by its name, those inside a tunnel as ``inner.ip``.
 HEADER_OBJECTS = _headers()
 inner = Inner({name.removeprefix(INNER): h for name, h in HEADER_OBJECTS.items() if name.startswith(INNER)})
+"""The headers inside a tunnel: ``inner.ip``, ``inner.tcp`` and so on."""
 payload = Payload("payload")
-(
-    eth, vlan, vlan2, arp, ip, ip6, hopopts, routing, frag, ah, dstopts,
-    tcp, udp, icmp, icmp6, sctp, gre, vxlan, geneve, gtpu, mpls, pkt, meta,
-) = (h for name, h in HEADER_OBJECTS.items() if not name.startswith(INNER))  # fmt: skip
+"""The bytes behind the last header that was found: ``payload[0:4]``."""
+eth = HEADER_OBJECTS["eth"]
+"""The Ethernet header."""
+vlan = HEADER_OBJECTS["vlan"]
+"""The outer VLAN tag (802.1Q or 802.1ad)."""
+vlan2 = HEADER_OBJECTS["vlan2"]
+"""The inner VLAN tag, behind the outer one."""
+arp = HEADER_OBJECTS["arp"]
+"""ARP for IPv4 over Ethernet."""
+ip = HEADER_OBJECTS["ip"]
+"""The IPv4 header."""
+ip6 = HEADER_OBJECTS["ip6"]
+"""The IPv6 header."""
+hopopts = HEADER_OBJECTS["hopopts"]
+"""The IPv6 hop-by-hop options header."""
+routing = HEADER_OBJECTS["routing"]
+"""The IPv6 routing header."""
+frag = HEADER_OBJECTS["frag"]
+"""The IPv6 fragment header."""
+ah = HEADER_OBJECTS["ah"]
+"""The IPsec authentication header."""
+dstopts = HEADER_OBJECTS["dstopts"]
+"""The IPv6 destination options header."""
+tcp = HEADER_OBJECTS["tcp"]
+"""The TCP header."""
+udp = HEADER_OBJECTS["udp"]
+"""The UDP header."""
+icmp = HEADER_OBJECTS["icmp"]
+"""The ICMP header (IPv4)."""
+icmp6 = HEADER_OBJECTS["icmp6"]
+"""The ICMPv6 header."""
+sctp = HEADER_OBJECTS["sctp"]
+"""The SCTP common header."""
+gre = HEADER_OBJECTS["gre"]
+"""The GRE header."""
+vxlan = HEADER_OBJECTS["vxlan"]
+"""The VXLAN header."""
+geneve = HEADER_OBJECTS["geneve"]
+"""The Geneve header."""
+gtpu = HEADER_OBJECTS["gtpu"]
+"""The GTP-U header."""
+mpls = HEADER_OBJECTS["mpls"]
+"""The first MPLS label."""
+pkt = HEADER_OBJECTS["pkt"]
+"""The packet as a whole: its length and the queue that it came in on."""
+meta = HEADER_OBJECTS["meta"]
+"""What is known of a packet beside its bytes: time, hash, VLAN tag that the device took out."""
 
 
 def field_object(name: str) -> Field:
