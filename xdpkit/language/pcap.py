@@ -2,7 +2,8 @@
 
 libpcap's own compiler reads the string, so the language is exactly that of pcap-filter(7) as the installed libpcap
 knows it, names of hosts, services and protocols included (they are looked up once, when the rule is declared).  The
-classic BPF program that comes out is kept in a :class:`~xdpkit.language.classic.Classic` node; the compiler translates it.
+classic BPF program that comes out is kept in a :class:`~xdpkit.language.classic.Classic` node; the compiler translates
+it.
 
 libpcap is opened when the first string is compiled, by cffi in ABI mode: nothing is linked, and nothing but these
 conditions needs it.
