@@ -13,7 +13,7 @@ from .kernel.got import Got
 from .kernel.program import Program
 from .language.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
 from .language.check import Finding, PipelineWarning
-from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where
+from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where, XdpkitError
 from .language.headers import (
     ah,
     arp,
@@ -84,6 +84,7 @@ __all__ = [
     "Verdict",
     "VerifierError",
     "Where",
+    "XdpkitError",
     "ah",
     "arp",
     "attach",

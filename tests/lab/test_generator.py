@@ -12,6 +12,7 @@ from pyroute2 import IPRoute
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
+from xdpkit import NotSupported
 from xdpkit.compiler import compile_pipeline
 from xdpkit.device import ethtool
 from xdpkit.kernel.core import check, lib
@@ -324,7 +325,7 @@ def test_a_frame_that_a_page_cannot_hold_is_refused_by_name(make_veth, generator
 
 def test_ends_without_napi_are_refused(make_veth):
     left, _ = make_veth(napi=False)
-    with pytest.raises(OSError, match="left has no NAPI, live frames would be lost: turn GRO on"):
+    with pytest.raises(NotSupported, match="live frames on left: NAPI there, or they would be lost: turn GRO on"):
         left.generator([bytes(60)])
 
 

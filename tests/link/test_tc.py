@@ -500,7 +500,7 @@ def test_a_kernel_without_tcx_is_told_what_it_lacks(veth_pair, kernel):
 REFUSALS = [
     ({"mode": "tc_egress"}, ValueError, r"at egress it comes from this host.* must not transmit .* \(rule 'echoed'\)"),
     ({"mode": "tc_ingress", "queues": [0]}, NotSupported, "a choice of queues at tc_ingress: XDP: the one ring buffer"),
-    ({"mode": "tc_ingress", "bind": "zerocopy"}, OSError, "right: zero-copy needs native mode, and this is tc_ingress"),
+    ({"mode": "tc_ingress", "bind": "zerocopy"}, NotSupported, "right: zero-copy: mode native, and this is tc_ingress"),
     ({"mode": "want:tc_egress"}, ValueError, "nothing else would do in its place: ask for tc_egress"),
 ]
 

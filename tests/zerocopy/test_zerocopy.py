@@ -113,7 +113,7 @@ def test_copy_that_is_required_is_copy_also_here(nics):
 def test_zero_copy_in_generic_mode_is_refused_before_a_packet_moves(nics):
     near, _ = nics
     with attach(pipeline(), near.name, mode="generic", bind="zerocopy") as link:
-        with pytest.raises(OSError, match=f"{near.name}: zero-copy needs native mode, and this is generic"):
+        with pytest.raises(NotSupported, match=f"{near.name}: zero-copy: mode native, and this is generic"):
             link.sockets()
 
 

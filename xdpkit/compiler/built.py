@@ -8,6 +8,7 @@ load it.
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields, replace
@@ -83,7 +84,12 @@ def _loops(pipeline: Pipeline) -> bool:
 
 def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = None) -> Built:
     """What was built of it, and the rest to be compiled when asked for; with the shadow of another pipeline beside it
-    all is compiled anew."""
+    all is compiled anew.  TypeError for what is no pipeline."""
+    for given in (pipeline, *([] if shadow is None else [shadow])):
+        if not isinstance(given, Pipeline | Compiled | Built):
+            file = isinstance(given, str | os.PathLike)
+            advice = f": load_file({os.fspath(given)!r}) reads the pipeline of a file" if file else ""
+            raise TypeError(f"{given!r} is no Pipeline, Compiled or Built{advice}")
     if shadow is not None:
         base = pipeline if isinstance(pipeline, Pipeline) else pipeline.pipeline
         return Built(base.beside(shadow), {}, pipeline.folder if isinstance(pipeline, Built) else None)

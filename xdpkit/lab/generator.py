@@ -47,6 +47,7 @@ from ..device.netdev import Device
 from ..device.netns import Namespace
 from ..kernel.core import check, ffi, lib, text
 from ..kernel.features import require
+from ..language.errors import NotSupported
 from .pace import Pace
 from .template import Template, udp_frame
 
@@ -81,8 +82,8 @@ class Generator:
     `flow_base + flows - 1`.  Checksums over these places are not corrected.  `cpu`: the CPU that sends (module text);
     None leaves it to the scheduler.  Needs CAP_NET_ADMIN, CAP_BPF and CAP_SYS_ADMIN.
 
-    ValueError: no template, or an offset outside one.  OSError EMSGSIZE: a frame beyond the MTU; EOPNOTSUPP: an end
-    without NAPI; EPERM; in sending EINVAL: a frame that does not fit into the kernel's page (here above 3408 bytes).
+    NotSupported: an end without NAPI.  ValueError: no template, or an offset outside one.  OSError EMSGSIZE: a frame
+    beyond the MTU; EPERM; in sending EINVAL: a frame that does not fit into the kernel's page (here above 3408 bytes).
     """
 
     def __init__(
@@ -135,8 +136,8 @@ class Generator:
         for end in (self.port, self.port.peer):
             features = end.device.xdp_features
             if features is not None and "ndo-xmit" not in features:
-                need = "turn GRO on (the lab's napi=True) or attach an XDP program"
-                raise OSError(errno.EOPNOTSUPP, f"{end.name} has no NAPI, live frames would be lost: {need}")
+                need = "NAPI there, or they would be lost: turn GRO on (the lab's napi=True) or attach an XDP program"
+                raise NotSupported(f"live frames on {end.name}", need)
 
     @property
     def sent(self) -> int:

@@ -1,10 +1,21 @@
-"""Errors that xdpkit raises besides OSError (which names call, device, queue and what to try)."""
+"""The errors of xdpkit, and which error says what.
+
+* :class:`XdpkitError` is the base of all that are defined here.
+* :class:`NotSupported`: what was asked for cannot be had here, but could be elsewhere: another kernel, driver, device,
+  mode, or with a package that is not installed.
+* OSError: the kernel refused a call for another reason, or a file did; the message names the call, the device and the
+  queue, and what to try.  Its subclasses and ``errno`` say why (PermissionError, ``errno.EBUSY``), so it is left as it
+  is.
+* ValueError and TypeError: a call that means nothing anywhere, such as a mode that does not exist.
+
+So ``except (XdpkitError, OSError)`` takes everything that can go wrong with a call that is right.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FrameError", "NotSupported", "PipelineError", "VerifierError", "Where"]
+__all__ = ["FrameError", "NotSupported", "PipelineError", "VerifierError", "Where", "XdpkitError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +29,11 @@ class Where:
         return f"{self.file}:{self.line}"
 
 
-class PipelineError(ValueError):
+class XdpkitError(Exception):
+    """The base of xdpkit's errors."""
+
+
+class PipelineError(XdpkitError, ValueError):
     """A declaration that cannot mean anything; the message starts with the place of the rule."""
 
     def __init__(self, message: str, where: Where | None = None):
@@ -26,7 +41,7 @@ class PipelineError(ValueError):
         self.where = where
 
 
-class VerifierError(Exception):
+class VerifierError(XdpkitError):
     """The kernel refused the program.  ``where`` and ``rule`` point at the pipeline, ``log`` is the verifier's own."""
 
     def __init__(self, message: str, *, where: Where | None = None, rule: str | None = None, log: str = ""):
@@ -34,13 +49,13 @@ class VerifierError(Exception):
         self.where, self.rule, self.log = where, rule, log
 
 
-class NotSupported(Exception):
-    """A feature that is missing here, and what it needs."""
+class NotSupported(XdpkitError):
+    """A ``feature`` that cannot be had here, and what it ``needs``."""
 
     def __init__(self, feature: str, needs: str):
         super().__init__(f"{feature}: {needs}")
         self.feature, self.needs = feature, needs
 
 
-class FrameError(RuntimeError):
+class FrameError(XdpkitError, RuntimeError):
     """A frame was used after it went back to the kernel, or frames do not add up."""

@@ -65,9 +65,10 @@ def attach(
     another pipeline that is tried beside this one: it judges and counts every packet, and acts on none;
     ``link.ledger().shadow`` says where it differs.
 
-    Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported where TC is
-    asked for and the kernel has no tcx (before 6.6) or rules test ``meta.*`` where that cannot be, ValueError for a
-    mode, bind or queue that there is not, and for TX at egress.
+    Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported for what
+    this kernel or device cannot do: TC where the kernel has no tcx (before 6.6), zero-copy in another mode than native,
+    rules that test ``meta.*`` where that cannot be; ValueError for a mode, bind or queue that there is not, and for TX
+    at egress; TypeError for what is no pipeline (a file's name: :func:`xdpkit.load_file` reads it).
     """
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
@@ -203,7 +204,7 @@ def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...],
     if queues and len(queues) < device.rx_queues:
         raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
     if "copy" not in binds:
-        raise OSError(errno.EOPNOTSUPP, f"{device.name}: zero-copy needs native mode, and this is {mode}")
+        raise NotSupported(f"{device.name}: zero-copy", f"mode native, and this is {mode}")
     require("tcx", f"{mode} on {device.name}")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from ..device.placement import place
 from ..kernel.core import check, ffi, lib
 from ..language.errors import NotSupported
-from ..sockets.queues import Queues, Way, open_socket, open_umem, try_ways, ways
+from ..sockets.queues import Queues, Setup, open_first, open_socket, open_umem, setups
 from ..sockets.sockets import Sockets
 from ..sockets.umem import Pool
 from ..sockets.workers import WorkerStats, wait_number, worker_stats
@@ -70,18 +70,18 @@ class Forwarder:
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} pairs of queues: one each is wanted")
         try:
-            both = set(ways(b.attached))
-            tries = [way for way in ways(a.attached) if way in both] or list(ways(b.attached))[-1:]
-            self._queues, way, refused = try_ways(tries, self._open)
+            both = set(setups(b.attached))
+            tries = [setup for setup in setups(a.attached) if setup in both] or list(setups(b.attached))[-1:]
+            self._queues, setup, refused = open_first(tries, self._open)
             for link, opened in zip(self._links, self._queues, strict=True):
-                link.got = replace(opened.got(link.got, way, refused), shared_umem=True)
+                link.got = replace(opened.got(link.got, setup, refused), shared_umem=True)
                 self._sockets.append(link.sockets(opened))
             self._start(wait, place(a.device, queues) if cpus is None else cpus)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, way: Way) -> list[Queues]:
+    def _open(self, setup: Setup) -> list[Queues]:
         """A pool for each pair of queues: frames for FILL, RX and TX of both."""
         options = replace(self._links[0].options, tx=True, sockets_per_queue=1)
         frames = options.frames or 3 * options.ring_size
@@ -89,14 +89,14 @@ class Forwarder:
         try:
             pairs = list(zip(*(link.got.queues for link in self._links), strict=True))
             each = frames * len(self._links)
-            umem = open_umem([link.attached for link in self._links], each * len(pairs), way, options)
+            umem = open_umem([link.attached for link in self._links], each * len(pairs), setup, options)
             opened[0].umems.append(umem)
             for pair in pairs:
                 names = " and ".join(f"{link.device.name} queue {q}" for link, q in zip(self._links, pair, strict=True))
                 pool = Pool(umem, each, names)
                 opened[0].pools.append(pool)
                 for link, queue, part in zip(self._links, pair, opened, strict=True):
-                    part.sockets.append(open_socket(link.attached, queue, pool, way, options))
+                    part.sockets.append(open_socket(link.attached, queue, pool, setup, options))
         except BaseException:
             _close(opened)
             raise

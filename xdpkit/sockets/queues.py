@@ -23,7 +23,7 @@ from .umem import Pool, Umem
 from .xsk import Socket
 from .zerocopy import chunk_for_zerocopy
 
-__all__ = ["Queues", "Way", "open_queues", "try_ways", "ways"]
+__all__ = ["Queues", "Refused", "Setup", "open_first", "open_queues", "setups"]
 
 T = TypeVar("T")
 _NAMES = {
@@ -31,9 +31,9 @@ _NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to open sockets: what is asked of the kernel."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """One combination of what can be asked of the kernel for sockets."""
 
     huge_pages: bool
     busy_poll: bool
@@ -49,62 +49,71 @@ class Way:
         return "".join(names) + ("zero-copy" if self.zerocopy else "copy")
 
 
-def ways(at: Attached) -> Iterator[Way]:
-    """The ways to try, best first.  OSError where zero-copy is asked for and the mode has none."""
+def setups(at: Attached) -> Iterator[Setup]:
+    """The setups to try, the best first.  NotSupported where zero-copy is required and the mode has none."""
     options = at.options
     binds = tuple(b for b in at.binds if at.got.mode == "native" or b == "copy")
     if not binds:
-        text = f"{at.device.name}: zero-copy needs native mode, and this is {at.got.mode}"
-        raise OSError(errno.EOPNOTSUPP, text)
-    several = [m for m in options.switch("multi_buffer", auto=at.program.frags) if at.program.frags or not m]
-    for huge, busy, wakeup, shared, stamp, bind, multi, unaligned in product(
-        options.switch("huge_pages", auto=False),
-        options.switch("busy_poll", auto=False),
-        options.switch("need_wakeup", auto=True),
-        options.switch("shared_umem", auto=False),
-        options.switch("tx_timestamp", auto=False),
-        binds,
-        several or [False],
-        options.switch("unaligned", auto=False),
-    ):
-        yield Way(huge, busy, wakeup, shared, stamp, bind == "zerocopy", multi, unaligned)
+        raise NotSupported(f"{at.device.name}: zero-copy", f"mode native, and this is {at.got.mode}")
+    multi_buffer = [m for m in options.switch("multi_buffer", auto=at.program.frags) if at.program.frags or not m]
+    choices: dict[str, Sequence[bool]] = {
+        "huge_pages": options.switch("huge_pages", auto=False),
+        "busy_poll": options.switch("busy_poll", auto=False),
+        "need_wakeup": options.switch("need_wakeup", auto=True),
+        "shared_umem": options.switch("shared_umem", auto=False),
+        "tx_timestamp": options.switch("tx_timestamp", auto=False),
+        "zerocopy": [bind == "zerocopy" for bind in binds],
+        "multi_buffer": multi_buffer or [False],
+        "unaligned": options.switch("unaligned", auto=False),
+    }  # the last one varies first
+    for values in product(*choices.values()):
+        yield Setup(**dict(zip(choices, values, strict=True)))
 
 
 class Refused(Exception):
-    """The kernel does not do ``switch`` (a field of Way) here, ``beside`` others where they are given; ``error`` says
-    why."""
+    """The kernel does not do ``switch`` (a field of Setup) here; or, where others are given, not all of them together.
+    ``error`` says why."""
 
-    def __init__(self, switch: str, error: NotSupported, *beside: str):
-        self.switches, self.error = (switch, *beside), error
+    def __init__(self, switch: str, error: NotSupported, *others: str):
+        self.switches, self.error = (switch, *others), error
 
 
-def try_ways(tries: Sequence[Way], open_: Callable[[Way], T]) -> tuple[T, Way, tuple[str, ...]]:
-    """The first of ``tries`` that works: (what it opened, the way, what was refused before and why).  The last error is
-    raised where none does."""
+def open_first(tries: Sequence[Setup], open_: Callable[[Setup], T]) -> tuple[T, Setup, tuple[str, ...]]:
+    """Open the first of ``tries`` that works: (what was opened, its setup, what was refused before and why).  Where
+    none works, the last error is raised: NotSupported where the kernel or the driver lacks it, else OSError."""
     refused: dict[str, str] = {}
-    barred: set[tuple[str, ...]] = set()
+    impossible: set[tuple[str, ...]] = set()
     left = list(tries)
     while True:
-        way = left.pop(0)
+        setup = left.pop(0)
         try:
-            return open_(way), way, tuple(f"{what} ({why})" for what, why in refused.items())
+            return open_(setup), setup, tuple(f"{what} ({why})" for what, why in refused.items())
         except Refused as no:
-            barred.add(no.switches)
+            impossible.add(no.switches)
             refused[" with ".join(_NAMES[switch] for switch in no.switches)] = no.error.needs
             error: Exception = no.error
         except OSError as failed:
             if failed.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP):
                 raise
-            refused[str(way)] = os.strerror(failed.errno)
-            error = failed
-        left = [w for w in left if not any(all(getattr(w, switch) for switch in switches) for switches in barred)]
+            refused[str(setup)] = os.strerror(failed.errno)
+            error = _not_supported(failed)
+        left = [s for s in left if not any(all(getattr(s, name) for name in names) for names in impossible)]
         if not left:
             raise error
 
 
+def _not_supported(error: OSError) -> Exception:
+    """An error of check() as NotSupported, where that is what it says."""
+    text = os.strerror(errno.EOPNOTSUPP)
+    call, found, hint = str(error.strerror).partition(f": {text}")
+    if error.errno != errno.EOPNOTSUPP or not found:
+        return error
+    return NotSupported(f"{call}: {text}", hint.removeprefix(": ") or "another driver or kernel")
+
+
 @dataclass(slots=True)
 class Queues:
-    """Open sockets in the order of the queues, those of one queue beside each other, and what they stand on."""
+    """Open sockets in the order of the queues, those of one queue one after the other, and what they stand on."""
 
     sockets: list[Socket] = field(default_factory=list)
     pools: list[Pool] = field(default_factory=list)
@@ -145,26 +154,26 @@ class Queues:
         rows = [number for number, (group, _) in enumerate(self.places) if group == name]
         return Queues([self.sockets[n] for n in rows], places=[self.places[n] for n in rows])
 
-    def got(self, got: Got, way: Way, refused: tuple[str, ...]) -> Got:
+    def got(self, got: Got, setup: Setup, refused: tuple[str, ...]) -> Got:
         """``got`` with what the kernel gave to these sockets, read back where it tells."""
         umems = [x.pool.umem for x in self.sockets]
         kinds = ("copy", "multi-buffer", "unaligned", *_NAMES.values())
         return replace(
             got,
             bind="zerocopy" if all(x.zerocopy for x in self.sockets) else "copy",
-            need_wakeup=way.need_wakeup,
-            busy_poll=way.busy_poll,
+            need_wakeup=setup.need_wakeup,
+            busy_poll=setup.busy_poll,
             huge_pages=all(u.page_size > os.sysconf("SC_PAGE_SIZE") for u in umems),
-            multi_buffer=way.multi_buffer,
+            multi_buffer=setup.multi_buffer,
             shared_umem=len(self.umems) < len(self.pools),
             unaligned=all(u.unaligned for u in umems),
             chunk_size=max(u.chunk_size for u in umems),
-            tx_timestamp="off" if not way.tx_timestamp else "device" if way.zerocopy else "software",
+            tx_timestamp="off" if not setup.tx_timestamp else "device" if setup.zerocopy else "software",
             walk=(*(w for w in got.walk if not w.startswith(kinds)), *refused),
         )
 
 
-def open_queues(at: Attached, way: Way) -> Queues:
+def open_queues(at: Attached, setup: Setup) -> Queues:
     """Sockets on every queue of a device.  Refused, OSError (names call, device and queue): nothing stays open."""
     options, queues = at.options, at.got.queues
     used = {rule.action.group for rule in at.program.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
@@ -174,12 +183,14 @@ def open_queues(at: Attached, way: Way) -> Queues:
     opened = Queues()
     try:
         for queue in queues:
-            if not opened.umems or not way.shared_umem:
-                opened.umems.append(open_umem((at,), frames * (len(queues) if way.shared_umem else 1), way, options))
+            if not opened.umems or not setup.shared_umem:
+                opened.umems.append(
+                    open_umem((at,), frames * (len(queues) if setup.shared_umem else 1), setup, options)
+                )
             opened.pools.append(Pool(opened.umems[-1], frames, f"{at.device.name} queue {queue}"))
             for place in places:
                 sibling = opened.sockets[-1] if opened.sockets and opened.sockets[-1].queue == queue else None
-                opened.sockets.append(open_socket(at, queue, opened.pools[-1], way, options, sibling))
+                opened.sockets.append(open_socket(at, queue, opened.pools[-1], setup, options, sibling))
                 opened.places.append(place)
     except BaseException:
         opened.close()
@@ -187,64 +198,64 @@ def open_queues(at: Attached, way: Way) -> Queues:
     return opened
 
 
-def open_umem(places: Sequence[Attached], frames: int, way: Way, options: SocketOptions) -> Umem:
+def open_umem(places: Sequence[Attached], frames: int, setup: Setup, options: SocketOptions) -> Umem:
     """Memory for ``frames`` frames that take the packets of all ``places``, near the first one's device."""
-    _check_tx_metadata([at.device for at in places], way, options)
+    _check_tx_metadata([at.device for at in places], setup, options)
     longest = max(at.device.mtu for at in places) + L2_BYTES
     try:
         chunk = options.chunk_for(longest)
-        if way.zerocopy and not way.multi_buffer:
+        if setup.zerocopy and not setup.multi_buffer:
             chunk = max(chunk_for_zerocopy(at.device, at.program.pipeline, options) for at in places)
     except ValueError:  # packets that take several
         chunk = options.chunk_size or 4096
     except NotSupported as error:
         raise Refused("zerocopy", error) from None
-    if way.unaligned and chunk == 2048 and options.chunk_size is None and not way.zerocopy:
+    if setup.unaligned and chunk == 2048 and options.chunk_size is None and not setup.zerocopy:
         chunk = SPREAD_CHUNK
     try:
         return Umem(
             frames,
             chunk,
             options,
-            unaligned=way.unaligned,
-            huge=way.huge_pages,
+            unaligned=setup.unaligned,
+            huge=setup.huge_pages,
             node=device_node(places[0].device),
-            software_checksum=not way.zerocopy,
-            tx_metadata=options.checksum or way.tx_timestamp,
+            software_checksum=not setup.zerocopy,
+            tx_metadata=options.checksum or setup.tx_timestamp,
         )
     except NotSupported as error:
         raise Refused("huge_pages", error) from None
 
 
-def _check_tx_metadata(devices: Sequence[Device], way: Way, options: SocketOptions) -> None:
+def _check_tx_metadata(devices: Sequence[Device], setup: Setup, options: SocketOptions) -> None:
     """What goes in front of packets to transmit, the kernel must know, and in zero-copy the driver."""
     if options.checksum:
         require("TX metadata", f"checksums on {devices[0].name}")
-    if way.tx_timestamp:
+    if setup.tx_timestamp:
         try:
             require("TX metadata", f"TX timestamps on {devices[0].name}")
         except NotSupported as error:
             raise Refused("tx_timestamp", error) from None
-    for device in devices if way.zerocopy else ():
+    for device in devices if setup.zerocopy else ():
         if options.checksum and "tx-checksum" not in device.xsk_features:
             needs = f"a driver that computes checksums for AF_XDP, which {device.driver} does not"
             raise Refused("zerocopy", NotSupported(f"zero-copy with checksums on {device.name}", needs))
-        if way.tx_timestamp and "tx-timestamp" not in device.xsk_features:
+        if setup.tx_timestamp and "tx-timestamp" not in device.xsk_features:
             needs = f"a driver that tells when packets left, which {device.driver} does not"
             lacking = NotSupported(f"zero-copy with TX timestamps on {device.name}", needs)
             raise Refused("zerocopy", lacking, "tx_timestamp")
 
 
 def open_socket(
-    at: Attached, queue: int, pool: Pool, way: Way, options: SocketOptions, sibling: Socket | None = None
+    at: Attached, queue: int, pool: Pool, setup: Setup, options: SocketOptions, sibling: Socket | None = None
 ) -> Socket:
     """One socket of a link's queue."""
     socket = Socket(
-        at.device.name, at.device.index, queue, pool, options, zerocopy=way.zerocopy, need_wakeup=way.need_wakeup,
-        busy_poll=way.busy_poll, multi_buffer=way.multi_buffer, metadata=at.got.timestamps,
-        known=bool(at.got.rx_metadata), tx_timestamp=way.tx_timestamp, sibling=sibling,
+        at.device.name, at.device.index, queue, pool, options, zerocopy=setup.zerocopy, need_wakeup=setup.need_wakeup,
+        busy_poll=setup.busy_poll, multi_buffer=setup.multi_buffer, metadata=at.got.timestamps,
+        known=bool(at.got.rx_metadata), tx_timestamp=setup.tx_timestamp, sibling=sibling,
     )  # fmt: skip
-    if way.busy_poll and not socket.busy_poll:
+    if setup.busy_poll and not socket.busy_poll:
         socket.close()
         needs = f"a driver that names the NAPI of a queue, which {at.device.driver} does not"
         raise Refused("busy_poll", NotSupported(f"busy polling on {at.device.name}", needs))

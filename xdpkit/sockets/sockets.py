@@ -26,7 +26,7 @@ from .attached import Attached
 from .batch import U32, U64, Batch
 from .copies import CopiedBatch, CopiesSocket
 from .packet_socket import PacketSocket
-from .queues import Queues, open_queues, try_ways, ways
+from .queues import Queues, open_first, open_queues, setups
 from .reader import Source, Stop, batches, batches_async, epoll_of
 from .workers import Workers, WorkerStats
 from .xsk import Packets, SentTimes, SocketStats
@@ -146,8 +146,8 @@ class Sockets:
             at.got = replace(at.got, bind="ringbuf")
             return
         if self._queues is None:
-            opened, way, refused = try_ways(list(ways(at)), lambda way: open_queues(at, way))
-            self._queues, at.got = opened, opened.got(at.got, way, refused)
+            opened, setup, refused = open_first(list(setups(at)), lambda setup: open_queues(at, setup))
+            self._queues, at.got = opened, opened.got(at.got, setup, refused)
         self.reach(at.program)
 
     def takes(self, rule: Rule) -> bool:
