@@ -29,10 +29,7 @@ vm-deps:
 	@missing=$$(for p in $(VM_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -n "$$missing" ]; then .ci/apt-install $$missing; fi
 
-VM_docs: install ## The documentation as a site, with the API reference, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-
-SECONDS ?= 600
+VM_SECONDS ?= 600
 
 $(STAMP): pyproject.toml setup.py xdpkit/language/fields.py $(wildcard bpf/* csrc/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -58,9 +55,12 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install ## The documentation as a site, with the API reference, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 SECONDS ?= 600
 fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
-	$(BIN)/python tests/fuzz.py $(SECONDS)
+	$(BIN)/python tests/fuzz/properties.py $(SECONDS)
 
 perf-deps:
 	@missing=$$(for p in $(PERF_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

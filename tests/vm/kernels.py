@@ -2,7 +2,7 @@
 
     python tests/vm/kernels.py            survey and tests on every kernel, then compare with docs/kernels.md
     python tests/vm/kernels.py --write    the same, then write docs/kernels.md
-    python tests/vm/kernels.py tests/test_link.py      these tests only
+    python tests/vm/kernels.py tests/link/test_link.py      these tests only
 
 Exit status 1 if a test failed or the page says something else; 3 if a guest gave no result.
 """
@@ -25,7 +25,7 @@ from xdpkit.kernel.features import FEATURES
 
 SUITES = ("bookworm", "bookworm-backports", "trixie-backports")
 #: What touches the kernel.  The engines' property tests are left to make test: they are slow without hardware.
-TESTS = ("tests/kernels", "tests/test_link.py", "tests/test_sockets.py", "tests/test_tc.py")
+TESTS = ("tests/kernels", "tests/link/test_link.py", "tests/sockets/test_sockets.py", "tests/link/test_tc.py")
 PAGE = Path("docs/kernels.md")
 BEGIN, END = "<!-- written by make test-kernels -->\n", "<!-- end -->\n"
 

@@ -1,6 +1,6 @@
 """The pipeline of ``xdpkit demo``: one rule for each thing that can happen to a packet."""
 
-from .. import DROP, PASS, REDIRECT, Pipeline, ip, tcp, udp
+from xdpkit import DROP, PASS, REDIRECT, Pipeline, ip, tcp, udp
 
 pipe = Pipeline("demo", default=PASS)
 pipe.rule(ip.src.within("203.0.113.0/24"), DROP, name="bad-net")

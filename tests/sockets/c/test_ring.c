@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * csrc/ring.h, and the pool of csrc/umem.h, on plain memory.  Two views of one ring stand for the two sides: `ours` and `theirs` share the index words
- * and the entries, as user space and kernel do.  Run with the name of a test; tests/test_ring.py does.
+ * and the entries, as user space and kernel do.  Run with the name of a test; tests/sockets/test_ring.py does.
  */
 #undef NDEBUG
 #include <assert.h>
