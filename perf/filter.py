@@ -38,7 +38,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -49,6 +48,7 @@ from xdpkit.kernel.program import Program
 from xdpkit.lab import Lab
 from xdpkit.language.check import PipelineWarning
 from xdpkit.language.expr import Expr
+from xdpkit.terminal import make_console
 
 REPEAT = 200_000
 FAMILIES = ("ports", "pairs", "acl")
@@ -356,7 +356,7 @@ def main() -> None:
     parser.add_argument("--json", default="", metavar="FILE")
     args = parser.parse_args()
     counts = [int(n) for n in args.rules.split(",")]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=len(counts) * len(FAMILIES) * 3)
         rows = [r for f in FAMILIES for n in counts for r in measure(f, n, args.runs, lambda: progress.advance(task))]
         times = [timings(f, n, args.runs) for f in FAMILIES for n in counts]
@@ -392,7 +392,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def report(rows: list[dict[str, Any]], times: list[dict[str, Any]]) -> None:
     """Two tables."""
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = make_console() if sys.stdout.isatty() else make_console(width=120)
     table = Table(title=f"ns per packet (BPF_PROG_TEST_RUN, medians), Linux {platform.release()}", box=None)
     for column in ("rules", "", "program", "instructions", *CASES, "x by hand"):
         table.add_column(column, justify="left" if column == "program" else "right")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -29,6 +28,7 @@ from xdpkit.compiler.built import Built
 from xdpkit.kernel.program import Program
 from xdpkit.link.ruleset import Ruleset
 from xdpkit.sets.columns import Columns
+from xdpkit.terminal import make_console
 
 REPEAT, SPREAD, TURNS = 200_000, 2_000, 20
 HEAD = bytes.fromhex("0200000000020200000000010800450000320000000040110000")
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--png", default="", metavar="FILE")
     args = parser.parse_args()
     sizes = [int(float(text)) for text in args.sizes.split(",")]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=2 * len(sizes) + 1)
         curves = []
         for kind in ("hash", "trie"):
@@ -130,7 +130,7 @@ def main() -> None:
 
 def report(curves: list[dict[str, Any]], added: list[dict[str, Any]]) -> None:
     """Two tables."""
-    console = Console()
+    console = make_console()
     table = Table(title=f"ns per packet, one look-up in a set, Linux {platform.release()}", box=None)
     for column in ("", "members", "warm", "absent", "spread"):
         table.add_column(column, justify="right")

@@ -27,7 +27,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from xdpkit import attach
@@ -35,6 +34,7 @@ from xdpkit.bench.send import SEND
 from xdpkit.bench.site import Site, dropping
 from xdpkit.bench.traffic import CPUS
 from xdpkit.lab import Lab
+from xdpkit.terminal import make_console
 
 PATHS = ("send", "sendmmsg", "afxdp-tx")
 #: A column, and the functions of which the first that perf knows is meant.
@@ -137,7 +137,7 @@ def main() -> int:
     os.sched_setaffinity(0, {CPUS[1]})
     rows = [profile(name, args.seconds) for name in PATHS]
     sleeps = {ns: sleep_us(ns) for ns in SLEEPS}
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = make_console(width=None if sys.stdout.isatty() else 140)
     console.print(table(rows))
     for ns, cost in sleeps.items():
         console.print(f"a sleep of {ns // 1000} us: {cost:.1f} us of CPU time")

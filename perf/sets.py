@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -37,6 +36,7 @@ from xdpkit.lab import Namespace
 from xdpkit.language.sets import SetSpec, declare
 from xdpkit.sets.columns import read
 from xdpkit.sets.live import LiveSet
+from xdpkit.terminal import make_console
 
 PEERS = ("nft -f", "ipset restore")
 
@@ -134,7 +134,7 @@ def measure(count: int, runs: int, peers: list[str], limit: float) -> dict[str, 
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Two tables."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = make_console() if sys.stdout.isatty() else make_console(width=140)
     columns = ["parse", "replace", "sync, same", "sync 1%", "dump", *PEERS]
     for which, words in (("clock", "seconds by the clock"), ("cpu", "seconds of CPU")):
         table = Table(title=f"{words} (medians), Linux {platform.release()}", box=None)
@@ -181,7 +181,7 @@ def main() -> None:
     sizes = [int(float(n)) for n in args.sizes.split(",")]
     peers = [p for p in PEERS if shutil.which(p.split()[0])]
     rows = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         for count in progress.track(sizes, description="measuring"):
             rows.append(measure(count, args.runs, peers, args.peer_seconds))
     report(rows)

@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -38,6 +37,7 @@ from xdpkit.bench.traffic import CPUS, frame_for
 from xdpkit.lab import Lab
 from xdpkit.lab.generator import Generator
 from xdpkit.lab.port import Port
+from xdpkit.terminal import make_console
 
 SIZE = 64
 #: Bytes by which a process may seem to grow: caches of Python and of the counters' reader.
@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("soak", total=args.seconds)
         before = 0.0
         for name, part, share in PARTS:
@@ -241,7 +241,7 @@ def main() -> int:
                 if grew > SLACK:
                     result.wrong.append(f"{what} grew by {grew:,} bytes")
             results.append(result)
-    Console(width=None if sys.stdout.isatty() else 140).print(table(results))
+    make_console(width=None if sys.stdout.isatty() else 140).print(table(results))
     if args.json:
         args.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
     return any(r.wrong for r in results)

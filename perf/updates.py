@@ -40,7 +40,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sets import prefixes
@@ -65,6 +64,7 @@ from xdpkit.lab.template import udp_frame
 from xdpkit.language.check import PipelineWarning
 from xdpkit.link.link import Link
 from xdpkit.sets.live import LiveSet
+from xdpkit.terminal import make_console
 
 #: Sources of the packets of the soak, in turns; the set `watch` has both or neither.
 PAIR = ("198.18.0.1", "198.18.0.2")
@@ -207,7 +207,7 @@ def soak(left: Port, right: Port, updates: int) -> dict[str, Any]:
         stack.callback(reader.done.set)
         generator.start()
         done, programs, before, start = Counter[str](), list[int](), {}, time.monotonic()
-        for turn in track(range(updates), "changing", console=Console(stderr=True), transient=True):
+        for turn in track(range(updates), "changing", console=make_console(stderr=True), transient=True):
             number = link.program.info()["id"]
             done[change(turn, link, built, lists)] += 1
             if link.program.info()["id"] != number:
@@ -330,7 +330,7 @@ def latencies(result: dict[str, Any], link: Link, args: argparse.Namespace, *, t
 
 def report(result: dict[str, Any]) -> bool:
     """The tables; whether all is as it must be."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = make_console() if sys.stdout.isatty() else make_console(width=140)
     s = result["soak"]
     console.print(f"load {result['load']}, {os.cpu_count()} CPUs, Linux {platform.release()}", style="bold")
     told = ", ".join(f"{n} {name}" for name, n in s["changes"].items())

@@ -1,8 +1,20 @@
-"""Figures and words as a terminal shows them."""
+"""Text and figures for people: what a terminal may be sent, and how figures are written.
+
+Names of rules, files, devices and processes are chosen by others.  None of them is ever read as rich's markup, and none
+of their control characters reaches a terminal: each console is made by :func:`make_console`, and each text that holds
+such a name goes through :func:`visible`.
+"""
 
 from __future__ import annotations
 
-__all__ = ["si"]
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["make_console", "make_progress", "notice", "print_line", "si", "visible"]
 
 
 def si(value: float, unit: str = "") -> str:
@@ -13,3 +25,49 @@ def si(value: float, unit: str = "") -> str:
             return f"{value:.{digits}f} {prefix}{unit}".rstrip()
         value /= 1000
     raise AssertionError("unreachable")
+
+
+def visible(text: object, *, keep: str = "") -> str:
+    r"""``str(text)`` with every character that is not printable as an escape: ``\x1b``, ``\n``, ``\u202e``.
+
+    Bytes of a file name that are no UTF-8 (PEP 383) become ``\xff``.  Characters of ``keep`` stay as they are.
+    """
+    plain = str(text)
+    if plain.isprintable():
+        return plain
+    return "".join(c if c.isprintable() or c in keep else _escape(c) for c in plain)
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def print_line(text: object, *, file: IO[str] | None = None) -> None:
+    """A line of text on standard output, or in ``file``."""
+    print(visible(text), file=file or sys.stdout, flush=file is not None)
+
+
+def notice(text: object) -> None:
+    """A line on standard error that says who it is from."""
+    print_line(f"xdpkit: {text}", file=sys.stderr)
+
+
+def make_console(**options: Any) -> Console:
+    """A rich console that takes text as it is: no markup, no emoji codes, no highlighting.  ``options``: as those of
+    ``rich.console.Console``."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def make_progress() -> Progress:
+    """A progress bar on standard error that goes away at its end; shown on a terminal only."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%", markup=False), TimeRemainingColumn(),
+        console=make_console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from rich.console import Console
-
 from ..language.errors import NotSupported
+from ..terminal import make_console
 from .report import show, waits
 from .run import Results
 from .sample import Row, rows
@@ -64,7 +63,7 @@ def page(results: Results, facts: dict[str, str]) -> str:
         parts.append(_picture(pyplot, "round trip, 64 bytes: p50, p99, p99.9", echo, _delay_bars))
     if found := waits(results):
         parts.append(_waits(pyplot, found))
-    text = Console(record=True, file=io.StringIO(), width=190)
+    text = make_console(record=True, file=io.StringIO(), width=190)
     show(text, results, facts)
     parts.append(f"<h2>Figures</h2><pre>{escape(text.export_text())}</pre>")
     return (

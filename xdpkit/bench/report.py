@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..terminal import si
+from ..terminal import si, visible
 from .run import Plan, Results
 from .sample import Row, rows
 from .verdict import QUIET, verdicts
@@ -57,7 +57,7 @@ def as_json(plan: Plan, results: Results, facts: dict[str, str]) -> str:
 def show(console: Console, results: Results, facts: dict[str, str]) -> None:
     """Tables for people: a direction each, ways of waiting, what is missing, verdicts."""
     table = rows(results.samples)
-    console.print(" · ".join(f"{name}: {value}" for name, value in facts.items()), highlight=False)
+    console.print(visible(" · ".join(f"{name}: {value}" for name, value in facts.items())))
     for direction in ("receive", "send", "forward"):
         for size in dict.fromkeys(r.size for r in table if r.direction == direction):
             console.print(_rates(direction, size, [r for r in table if (r.direction, r.size) == (direction, size)]))
@@ -66,9 +66,9 @@ def show(console: Console, results: Results, facts: dict[str, str]) -> None:
     if waits := [s for s in results.samples if s.direction == "waits"]:
         console.print(_waits(results, [s.load for s in waits]))
     for got in dict.fromkeys(f"{r.path}: {r.got} ({r.knobs})" for r in table if r.direction != "waits"):
-        console.print(got, highlight=False, soft_wrap=True)
+        console.print(visible(got), soft_wrap=True)
     for name, why in results.missing.items():
-        console.print(f"not measured: {name}: {why}", highlight=False, soft_wrap=True)
+        console.print(visible(f"not measured: {name}: {why}"), soft_wrap=True)
     console.print(_verdicts(table, results.idle))
     if results.idle >= QUIET:
         console.print(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
+
+from ..terminal import make_console, make_progress
 
 bench = typer.Typer(
     name="bench",
@@ -70,8 +70,7 @@ def paths_command(
     else:
         plan = Plan(sizes=_sizes(sizes or "64,256,1518,9000"), runs=runs, seconds=seconds, only=names)
     facts = machine()
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with make_progress() as progress:
         task = progress.add_task("measuring")
         try:
             results = measure(
@@ -82,7 +81,7 @@ def paths_command(
     if json_file == "-":
         print(as_json(plan, results, facts))
     else:
-        show(Console() if sys.stdout.isatty() else Console(width=170), results, facts)
+        show(make_console() if sys.stdout.isatty() else make_console(width=170), results, facts)
         if json_file:
             Path(json_file).write_text(as_json(plan, results, facts))
     if html:

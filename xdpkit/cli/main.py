@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Annotated, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from ..compiler.built import load
 from ..doctor.doctor import examine
@@ -26,12 +26,19 @@ from ..link.attach import BINDS, MODES, Link, attach, parse_choice
 from ..link.ledger import Ledger
 from ..sockets.options import SocketOptions
 from ..sockets.workers import WAITS, Workers, open_capture
+from ..terminal import make_console, notice, print_line, visible
 from .bench import bench
 from .offline import PipelineFile, build_command, replay_command, show_command
 from .sets import sets
 from .signals import signals
 from .table import headline, table
 from .watch import Watched, telling_events
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: What typer raises for wrong usage: the class that holds a message to show and an exit status.
+_WrongUsage: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="xdpkit",
@@ -49,11 +56,34 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    warnings.showwarning = _show_warning
     try:
-        app()
+        status = app(standalone_mode=False)
+    except _WrongUsage as error:
+        _show_usage(error)
     except (PipelineError, VerifierError, NotSupported, FrameError, OSError) as error:
         fail(error)
-    sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_usage(error: Exception) -> NoReturn:
+    """Print what the parser of the command line has to say, and exit with 2."""
+    text = io.StringIO()
+    error.show(text)  # type: ignore[attr-defined]
+    print(visible(text.getvalue(), keep="\n"), end="", file=sys.stderr)
+    sys.exit(error.exit_code)  # type: ignore[attr-defined]
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: IO[str] | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning about a rule as one line, with its place; ``file`` and ``line`` are not used."""
+    notice(f"{filename}:{lineno}: {message}")
 
 
 def fail(error: Exception) -> NoReturn:
@@ -61,7 +91,7 @@ def fail(error: Exception) -> NoReturn:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"xdpkit: {text}", file=sys.stderr)
+    notice(text)
     sys.exit(1)
 
 
@@ -160,7 +190,7 @@ def run(
     options = _socket_options(option or [])
     redirects = "REDIRECT" in pipe.verdicts
     _can_write(pipe, pipeline, write, copies)
-    console = Console(stderr=bool("-" in (write, copies) or as_json))
+    console = make_console(stderr=bool("-" in (write, copies) or as_json))
     with ExitStack() as stack:
         file = stack.enter_context(_capture_file(write)) if write else None
         copied = stack.enter_context(_capture_file(copies)) if copies else None
@@ -211,7 +241,7 @@ def _finish(ledger: Ledger, failure: OSError | None, console: Console, as_json: 
         console.print(headline(ledger), soft_wrap=True)
         console.print(table(ledger))
     for problem in ledger.problems():
-        print(f"xdpkit: the ledger does not sum: {problem}", file=sys.stderr)
+        notice(f"the ledger does not sum: {problem}")
     if failure:
         fail(failure)
     if ledger.problems():
@@ -257,10 +287,10 @@ def run_demo(
     """
     from .demo import PIPELINE, RATE_PPS, demo
 
-    console = Console()
+    console = make_console()
     console.print(f"pipeline {os.path.relpath(PIPELINE)}:", style="bold")
     for rule in load_file(PIPELINE).outcomes:
-        console.print(f"  {rule.name:<8} {rule}", markup=False, highlight=False)
+        console.print(visible(f"  {rule.name:<8} {rule}"))
     console.print(f"traffic: {RATE_PPS:,} packets/s asked for, {duration:g} s, over a veth pair of two queues\n")
     with signals() as stop:
 
@@ -276,9 +306,7 @@ def run_demo(
         raise OSError(f"{arrived} packets arrived but the program saw {ledger.seen}")
     size = write.stat().st_size
     console.print(f"\nevery packet is accounted for: {arrived:,} sent, {ledger.seen:,} seen, {ledger.lost:,} lost")
-    console.print(
-        f"capture: {write} ({size:,} bytes); look at it with: tcpdump -nr {write}", soft_wrap=True, highlight=False
-    )
+    console.print(visible(f"capture: {write} ({size:,} bytes); look at it with: tcpdump -nr {write}"), soft_wrap=True)
 
 
 @app.command("doctor")
@@ -297,13 +325,13 @@ def run_doctor(
         raise typer.BadParameter("--clean wants a device")
     if clean_up:
         for line in clean(device):
-            print(line)
+            print_line(line)
         return
     findings = examine(device or None)
     if as_json:
         print(findings_json(findings))
     else:
-        render(findings, Console(highlight=False))
+        render(findings, make_console())
     if any(f.status == "problem" for f in findings):
         sys.exit(1)
 

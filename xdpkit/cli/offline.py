@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..compiler import HOOKS, Compiled, compile_pipeline
@@ -27,6 +25,7 @@ from ..language.pipeline import Rule
 from ..link.ruleset import Ruleset
 from ..replay import ENGINES, Replay, replay, summary
 from ..sockets.workers import open_capture
+from ..terminal import make_console, make_progress, print_line, visible
 
 PipelineFile = Annotated[
     Path,
@@ -52,10 +51,11 @@ def build_command(
     built = build(load(pipeline).pipeline)
     write(built, output)
     size = output.stat().st_size
-    print(f"{output}: pipeline {built.pipeline.name}, {len(built.pipeline.rules)} rules, {size:,} bytes")
-    print(f"  digest {built.pipeline.digest()}")
+    print_line(f"{output}: pipeline {built.pipeline.name}, {len(built.pipeline.rules)} rules, {size:,} bytes")
+    print_line(f"  digest {built.pipeline.digest()}")
     for hook, compiled in built.programs.items():
-        print(f"  {hook}: {len(compiled.object):,} bytes of object; needs {'; '.join(needs(built.pipeline, hook))}")
+        wanted = "; ".join(needs(built.pipeline, hook))
+        print_line(f"  {hook}: {len(compiled.object):,} bytes of object; needs {wanted}")
 
 
 def show_command(
@@ -79,29 +79,31 @@ def show_command(
     if as_json:
         print(json.dumps(_show_json(compiled, rules_only, cost)))
         return
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = make_console(soft_wrap=True)
     pipe = built.pipeline
-    console.print(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}", style="bold")
+    console.print(visible(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}"), style="bold")
     for index, rule in enumerate(pipe.outcomes):
-        console.print(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else ""))
+        console.print(visible(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else "")))
     for table in compiled.tables:
         first, last = pipe.outcomes[table.first], pipe.outcomes[table.last]
-        console.print(f"{table} ({first.where} to {last.where})")
+        console.print(visible(f"{table} ({first.where} to {last.where})"))
     if stages:
         console.print("\nLLVM IR of classify()", style="bold")
-        console.print(compiled.ir.strip() or "(not kept in a built file)")
+        console.print(visible(compiled.ir.strip(), keep="\t\n") or "(not kept in a built file)")
         console.print("\nBPF assembly", style="bold")
     for block in listing(compiled.assembly):
         if rules_only and not block.python:
             continue
         place = f"{os.path.basename(block.where.file)}:{block.where.line}"
-        console.print(f"{place}  {block.text}".rstrip(), style="bold green" if block.python else "dim")
+        console.print(
+            visible(f"{place}  {block.text}".rstrip(), keep="\t"), style="bold green" if block.python else "dim"
+        )
         for number, text in block.instructions:
-            console.print(text if number is None else f"{number:>8}: {text}")
+            console.print(visible(text if number is None else f"{number:>8}: {text}", keep="\t"))
     if cost is not None:
         console.print("\ncost", style="bold")
         for name, value in cost.items():
-            console.print(f"  {name:<24} {value}")
+            console.print(visible(f"  {name:<24} {value}"))
 
 
 def _cost(compiled: Compiled) -> dict[str, Any]:
@@ -178,13 +180,7 @@ def replay_command(
         engine = "kernel" if may_load() and not remembers else "reference"
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None
-        progress = stack.enter_context(
-            Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-            )
-        )  # fmt: skip
+        progress = stack.enter_context(make_progress())
         task = progress.add_task("replaying", total=sum(p.stat().st_size for p in captures))
         packets = read_captures(captures, lambda n: progress.advance(task, n))
         take = _writer(out, verdict.upper()) if out else lambda *_: False
@@ -193,7 +189,7 @@ def replay_command(
         told = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
         print(json.dumps(told | result.as_dict()))
     else:
-        console = Console(stderr=write_to == "-", highlight=False, emoji=False)
+        console = make_console(stderr=write_to == "-")
         _print_replay(console, built, other, engine, result, write_to)
     if result.error:
         raise result.error
@@ -238,34 +234,36 @@ def _print_replay(console: Console, built: Built, other: Built | None, engine: s
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for rule in result.rules:
         table.add_row(
-            rule.name,
-            ("goes on: " if rule.goes_on else "") + rule.then,
+            visible(rule.name),
+            visible(("goes on: " if rule.goes_on else "") + rule.then),
             f"{result.packets[rule.name]:,}",
             f"{result.bytes[rule.name]:,}",
         )
     table.add_row("all", "", f"{result.total:,}", f"{result.total_bytes:,}", style="bold")
-    console.print(f"{built.pipeline.name} ({engine} engine)", style="bold", markup=False)
+    console.print(f"{built.pipeline.name} ({engine} engine)", style="bold")
     console.print(table)
     if engine == "kernel" and result.by_reference:
         console.print(
             f"{result.by_reference:,} packets were judged by the reference: cut short, or of no length XDP takes"
         )
     if metadata := _metadata(built, other):
-        console.print(f"captures carry no metadata: every test of {', '.join(metadata)} was false", markup=False)
+        console.print(f"captures carry no metadata: every test of {', '.join(metadata)} was false")
     if path:
-        console.print(f"{result.written:,} packets written to {path}", markup=False)
+        console.print(visible(f"{result.written:,} packets written to {path}"), soft_wrap=True)
     if other is None:
         return
-    console.print(f"\nagainst {other.pipeline.name}:", style="bold", markup=False)
+    console.print(f"\nagainst {other.pipeline.name}:", style="bold")
     if not result.differences:
         console.print(f"no difference on {result.total:,} packets")
     for d in result.differences:
         change = f"{d.other.action} -> {d.rule.action}" if d.changes_verdict else f"{d.rule.action}, by another rule"
         console.print(
-            f"{d.packets:,} packets: {change}"
-            f"   (was {d.other.name}, {d.other.where}; now {d.rule.name}, {d.rule.where})",
-            markup=False, style="bold red" if d.changes_verdict else "", soft_wrap=True,
+            visible(
+                f"{d.packets:,} packets: {change}"
+                f"   (was {d.other.name}, {d.other.where}; now {d.rule.name}, {d.rule.where})"
+            ),
+            style="bold red" if d.changes_verdict else "", soft_wrap=True,
         )  # fmt: skip
         for e in d.examples:
             name = os.path.basename(e.file)
-            console.print(f"    {name} #{e.number}: {summary(e.data)}", markup=False, soft_wrap=True)
+            console.print(visible(f"    {name} #{e.number}: {summary(e.data)}"), soft_wrap=True)

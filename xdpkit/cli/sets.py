@@ -17,6 +17,7 @@ from ..sets.columns import Source
 from ..sets.files import action_named, plain, seconds
 from ..sets.live import Change, LiveMember, LiveSet
 from ..sets.pins import Pin, pinned_names, pinned_spec
+from ..terminal import print_line, visible
 
 sets = typer.Typer(
     name="set",
@@ -55,13 +56,13 @@ def list_sets(as_json: AsJson = False) -> None:
         with _open(pinned_spec(name)) as live:
             rows.append({"name": name, "members": len(live), "capacity": live.capacity, "kind": live.spec.kind})
     if as_json:
-        print(json.dumps(rows))
+        print_line(json.dumps(rows))
         return
     wide = max([len("name"), *(len(r["name"]) for r in rows)])
     if rows:
-        print(f"{'name':<{wide}}  {'members':>12}  {'capacity':>12}  kind")
+        print_line(f"{'name':<{wide}}  {'members':>12}  {'capacity':>12}  kind")
     for r in rows:
-        print(f"{r['name']:<{wide}}  {r['members']:>12,}  {r['capacity']:>12,}  {r['kind']}")
+        print_line(f"{r['name']:<{wide}}  {r['members']:>12,}  {r['capacity']:>12,}  {r['kind']}")
 
 
 @sets.command()
@@ -76,10 +77,10 @@ def show(name: Name, as_json: AsJson = False) -> None:
         members, spec, capacity = live.members(), live.spec, live.capacity
     if as_json:
         listed = [{**asdict(m), "action": str(m.action) if m.action else None} for m in members]
-        print(json.dumps({"name": name, "kind": spec.kind, "capacity": capacity, "members": listed}))
+        print_line(json.dumps({"name": name, "kind": spec.kind, "capacity": capacity, "members": listed}))
         return
-    print(f"# {name}: {spec.kind}; {len(members):,} of {capacity:,}")
-    sys.stdout.writelines(f"{_line(m)}\n" for m in members)
+    print_line(f"# {name}: {spec.kind}; {len(members):,} of {capacity:,}")
+    sys.stdout.writelines(f"{visible(_line(m))}\n" for m in members)
 
 
 def _line(m: LiveMember) -> str:
@@ -136,7 +137,7 @@ def test_member(name: Name, member: Annotated[str, typer.Argument(metavar="MEMBE
     """
     with _open(pinned_spec(name)) as live:
         there = member in live
-    print(f"{member} is {'' if there else 'not '}in set {name}")
+    print_line(f"{member} is {'' if there else 'not '}in set {name}")
     sys.exit(not there)
 
 
@@ -150,7 +151,7 @@ def replace_all(name: Name, file: File, as_json: AsJson = False) -> None:
     """
     with _open(pinned_spec(name)) as live:
         count = live.replace(_source(None, file))
-    print(json.dumps({"entries": count}) if as_json else f"{name}: {count:,} entries")
+    print_line(json.dumps({"entries": count}) if as_json else f"{name}: {count:,} entries")
 
 
 @sets.command()
@@ -180,7 +181,7 @@ def flush(name: Name, as_json: AsJson = False) -> None:
     """
     with _open(pinned_spec(name)) as live:
         count = live.flush()
-    print(json.dumps({"removed": count}) if as_json else f"{name}: {count:,} removed")
+    print_line(json.dumps({"removed": count}) if as_json else f"{name}: {count:,} removed")
 
 
 @sets.command()
@@ -193,7 +194,7 @@ def sweep(name: Name, as_json: AsJson = False) -> None:
     """
     with _open(pinned_spec(name)) as live:
         count = live.sweep()
-    print(json.dumps({"swept": count}) if as_json else f"{name}: {count:,} swept")
+    print_line(json.dumps({"swept": count}) if as_json else f"{name}: {count:,} swept")
 
 
 @sets.command()
@@ -229,4 +230,4 @@ def _open(spec: SetSpec) -> Iterator[LiveSet]:
 def _change(spec: SetSpec, as_json: bool, do: Callable[[LiveSet], Change]) -> None:
     with _open(spec) as live:
         change = do(live)
-    print(json.dumps(asdict(change)) if as_json else f"{spec.name}: {change}")
+    print_line(json.dumps(asdict(change)) if as_json else f"{spec.name}: {change}")

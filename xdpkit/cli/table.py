@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..link.ledger import Ledger
-from ..terminal import si
+from ..terminal import si, visible
 
 __all__ = ["headline", "table"]
 
@@ -23,10 +23,10 @@ def table(ledger: Ledger, before: Ledger | None = None) -> Table:
     for stage, packets, remark in ledger.rows():
         rate = (packets - earlier.get(stage, 0)) / seconds if seconds > 0 else 0
         style = "bold red" if remark.startswith("LOST") else ""
-        out.add_row(stage, f"{packets:,}", si(rate), remark, style=style)
+        out.add_row(visible(stage), f"{packets:,}", si(rate), visible(remark), style=style)
     return out
 
 
 def headline(ledger: Ledger) -> Text:
     """Pipeline, device, and what the kernel gave."""
-    return Text(f"{ledger.pipeline} on {ledger.device}: {ledger.got}", style="bold", overflow="fold")
+    return Text(visible(f"{ledger.pipeline} on {ledger.device}: {ledger.got}"), style="bold", overflow="fold")

@@ -20,6 +20,7 @@ from ..link.ledger import Ledger
 from ..link.link import Link
 from ..meaning.walk import Packet, walk
 from ..sockets.workers import Workers
+from ..terminal import notice, print_line
 from .signals import Signals
 from .table import headline, table
 
@@ -40,7 +41,7 @@ class Watched:
     def run(self, workers: Workers | None) -> None:
         """Until the end, or the device is gone (OSError); meanwhile show the live table."""
         if not self.show and not self.quiet:
-            tell(f"{self.link.pipeline.name} on {self.link.device.name}: {self.link.got}")
+            notice(f"{self.link.pipeline.name} on {self.link.device.name}: {self.link.got}")
         start = time.monotonic()
         with Live(console=self.console, auto_refresh=False, transient=True) if self.show else ExitStack() as live:
             before = self.link.ledger()
@@ -51,7 +52,7 @@ class Watched:
                 if workers is not None and workers.done:
                     return
                 if self.stop.asked_to_reload() and self.reload is not None:
-                    tell(self.reload())
+                    notice(self.reload())
                 netdev.stats(self.link.device.index)  # OSError when the device is gone
                 if self.count and workers is None and self.link.ledger().seen >= self.count:
                     return
@@ -66,11 +67,6 @@ class Watched:
         return ledger
 
 
-def tell(text: str) -> None:
-    """A line on standard error."""
-    print(f"xdpkit: {text}", file=sys.stderr, flush=True)
-
-
 @contextmanager
 def telling_events(link: Link) -> Iterator[None]:
     """A line on standard error for each packet that a rule logs, while the block runs."""
@@ -79,7 +75,7 @@ def telling_events(link: Link) -> Iterator[None]:
     def run() -> None:
         while not ended.is_set():
             for event in events.read(timeout=0.2):
-                print(describe(event), file=sys.stderr, flush=True)
+                print_line(describe(event), file=sys.stderr)
 
     events = Events(link.attached)
     thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)

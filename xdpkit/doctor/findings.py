@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..terminal import visible
+
 __all__ = ["Finding", "as_json", "render"]
 
 Status = Literal["ok", "note", "problem"]
@@ -35,9 +37,11 @@ def render(findings: Sequence[Finding], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        table.add_row(Text(finding.status, _STYLES[finding.status]), Text(finding.topic), Text(finding.text))
+        table.add_row(
+            Text(finding.status, _STYLES[finding.status]), Text(visible(finding.topic)), Text(visible(finding.text))
+        )
         if finding.advice:
-            table.add_row("", "", Text(f"-> {finding.advice}"))
+            table.add_row("", "", Text(visible(f"-> {finding.advice}")))
     console.print(table)
 
 
