@@ -167,3 +167,11 @@ def load_xdp_pass() -> int:
     fd = libc.syscall(321, 5, attributes, 128)
     assert fd >= 0, os.strerror(ctypes.get_errno())
     return fd
+
+
+@pytest.mark.parametrize("name", ["uplink", "the-uplink-in-rack-12-port-3"])
+def test_a_device_is_found_by_an_alternative_name_and_called_by_its_own(veth_pair, name):
+    left, _ = veth_pair
+    left.namespace.run(["ip", "link", "property", "add", "dev", "left", "altname", name])
+    with left.namespace:
+        assert (netdev.device(name).name, netdev.device(name).index) == ("left", left.index)

@@ -513,13 +513,6 @@ def test_what_tc_cannot_do_is_refused_before_anything_is_attached(make_veth, opt
     assert tcx_programs(right, INGRESS) == tcx_programs(right, EGRESS) == 0
 
 
-def test_a_device_without_ethernet_headers_is_refused(lab):
-    with lab.namespace() as _, IPRoute() as ip:
-        ip.link("add", ifname="tun0", kind="tuntap", mode="tun")
-        with pytest.raises(NotSupported, match="tc_ingress on tun0: an Ethernet device"):
-            attach(pipeline(), "tun0", mode="tc_ingress")
-
-
 def test_the_loopback_device_is_filtered_both_ways(lab):
     with lab.namespace():
         for mode in ("tc_ingress", "tc_egress"):

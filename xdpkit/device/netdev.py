@@ -14,10 +14,11 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_REQUEST, genlmsg
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
@@ -30,6 +31,13 @@ XDP_FEATURES = ("basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "
 RX_METADATA = ("timestamp", "hash", "vlan-tag")
 XSK_FEATURES = ("tx-timestamp", "tx-checksum", "tx-launch-time-fifo")
 
+#: ARPHRD_* of devices whose frames start with an Ethernet header (linux/if_arp.h): Ethernet, loopback.
+ETHERNET_TYPES = (1, 772)
+_TYPE_NAMES = {
+    32: "InfiniBand", 512: "PPP", 519: "raw IP", 768: "IP over IP", 769: "IP over IPv6", 776: "IPv6 over IP",
+    778: "GRE over IP", 803: "802.11 monitor", 823: "GRE over IPv6", 0xFFFE: "raw IP",
+}  # fmt: skip
+
 _IFF_UP = 0x1
 _NETDEV_CMD_DEV_GET = 1
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
@@ -37,8 +45,10 @@ _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One network device as it was when asked. Queue counts are the ones in use, not the ones allocated.
+    """One network device as it was when asked. Queue counts are the ones in use, not the ones allocated; a tap that
+    no program has opened has none.
 
+    `name` is the kernel's, also where it was looked up by an alternative name; `link_type` is ARPHRD_*.
     `xdp_features` is None where the kernel cannot tell (no `netdev` generic netlink family: before 6.3);
     `xdp_zc_max_segs` is the most buffers of one zero-copy packet (0: not stated); `lower` names the devices
     that this one stands on (VLAN and macvlan: one; bond, team, bridge: its ports); `mtu` and a veth's
@@ -62,6 +72,17 @@ class Device:
     xdp_zc_max_segs: int
     lower: tuple[str, ...]
     peer_mtu: int | None
+    link_type: int = 1
+
+    @property
+    def is_ethernet(self) -> bool:
+        """Its frames start with an Ethernet header."""
+        return self.link_type in ETHERNET_TYPES
+
+    @property
+    def link_type_name(self) -> str:
+        """What its packets start with, for messages."""
+        return _TYPE_NAMES.get(self.link_type, f"link type {self.link_type}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +108,9 @@ class _DevGet(genlmsg):  # type: ignore[misc]
 
 
 def device(name: str) -> Device:
-    """Look up `name` in this thread's network namespace; OSError(ENODEV) names the devices that are there."""
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        here = ", ".join(sorted(other for _, other in socket.if_nameindex())) or "none"
-        raise OSError(errno.ENODEV, f"no network device {name!r}; this namespace has: {here}") from None
-    return outside_loop(lambda: _device(name, index))
+    """Look up `name`, which may be an alternative name, in this thread's network namespace; OSError(ENODEV) names the
+    devices that are there."""
+    return outside_loop(lambda: _device(_index(name)))
 
 
 def xdp_holders(index: int) -> tuple[Holder, ...]:
@@ -133,9 +150,21 @@ def _link(index: int) -> Any:
     return outside_loop(ask)
 
 
-def _device(name: str, index: int) -> Device:
-    with iproute(f"look up network device {name!r}") as ip:
+def _index(name: str) -> int:
+    """The ioctl behind if_nametoindex() takes 15 characters; alternative names may have 127."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        with suppress(NetlinkError, IndexError), IPRoute() as ip:
+            return int(ip.link("get", altname=name)[0]["index"])
+    here = ", ".join(sorted(other for _, other in socket.if_nameindex())) or "none"
+    raise OSError(errno.ENODEV, f"no network device {name!r}; this namespace has: {here}")
+
+
+def _device(index: int) -> Device:
+    with iproute(f"look up network device {index}") as ip:
         link = ip.link("get", index=index)[0]
+        name = link.get_attr("IFLA_IFNAME")
         info = link.get_attr("IFLA_LINKINFO")
         kind = info.get_attr("IFLA_INFO_KIND") if info else None
         peer_mtu = _peer_mtu(ip, link) if kind == "veth" else None
@@ -161,6 +190,7 @@ def _device(name: str, index: int) -> Device:
         xdp_zc_max_segs=(xdp and xdp.get_attr("NETDEV_A_DEV_XDP_ZC_MAX_SEGS")) or 0,
         lower=lower,
         peer_mtu=peer_mtu,
+        link_type=link["ifi_type"],
     )
 
 

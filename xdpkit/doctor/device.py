@@ -28,6 +28,10 @@ def examine_device(name: str) -> Iterator[Finding]:
         return
     kind = "" if device.kind in (None, device.driver) else f", kind {device.kind}"
     yield Finding("device", "ok", f"{name}: driver {device.driver or 'none'}{kind}, index {device.index}, {device.mac}")
+    if not device.is_ethernet:
+        text = f"packets have no Ethernet header here ({device.link_type_name}): pipelines are refused in every mode"
+        advice = "use the Ethernet device that these packets arrive on or leave by, or a tap in place of a tun"
+        yield Finding("Ethernet", "problem", text, advice)
     yield from _link(device)
     yield from _lower(device)
     yield _queues(device)

@@ -35,7 +35,7 @@ from ..language.pipeline import Pipeline
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, SocketOptions
 from .link import Link, ring_bytes_for
-from .ruleset import Ruleset
+from .ruleset import Ruleset, require_ethernet
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
@@ -67,12 +67,14 @@ def attach(
 
     Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported for what
     this kernel or device cannot do: TC where the kernel has no tcx (before 6.6), zero-copy in another mode than native,
-    rules that test ``meta.*`` where that cannot be; ValueError for a mode, bind or queue that there is not, and for TX
-    at egress; TypeError for what is no pipeline (a file's name: :func:`xdpkit.load_file` reads it).
+    rules that test ``meta.*`` where that cannot be, packets without an Ethernet header (tun, PPP, IP tunnels);
+    ValueError for a mode, bind or queue that there is not, and for TX at egress; TypeError for what is no pipeline (a
+    file's name: :func:`xdpkit.load_file` reads it).
     """
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
+    require_ethernet(found, f"pipelines on {found.name}")
     wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
     built = as_built(pipeline, shadow)
     pipe = built.pipeline
@@ -199,8 +201,6 @@ def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...],
             f"{device.name}: TX sends a packet back to where it came from, and at egress it comes from this host: "
             f"pipeline {pipe.name!r} must not transmit there (rule {names})"
         )
-    if len(device.mac) != len("00:00:00:00:00:00"):
-        raise NotSupported(f"{mode} on {device.name}", "an Ethernet device, and this one has no Ethernet addresses")
     if queues and len(queues) < device.rx_queues:
         raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
     if "copy" not in binds:

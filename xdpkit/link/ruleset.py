@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from pyroute2.netlink.exceptions import NetlinkError
 
 from ..compiler.built import Built
 from ..compiler.names import limit_symbol, set_symbol
@@ -23,7 +22,7 @@ from ..device.netdev import Device
 from ..kernel.core import check, ffi, lib
 from ..kernel.program import Program
 from ..language.actions import Forward
-from ..language.errors import PipelineError
+from ..language.errors import NotSupported, PipelineError
 from ..language.pipeline import Pipeline
 from ..language.sets import SetSpec
 from ..sets.columns import Columns
@@ -42,7 +41,7 @@ class Ruleset:
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``: as
         for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
-        device to forward to that is not there."""
+        device to forward to that is not there, NotSupported for one without Ethernet."""
         self.pipeline: Pipeline = built.pipeline
         self.folder = folder_of(built)
         self._explain = explain
@@ -165,9 +164,22 @@ def folder_of(built: Built) -> Path:
     return built.folder or Path(built.pipeline.where.file).parent
 
 
+def require_ethernet(device: Device, what: str) -> None:
+    """NotSupported about ``what`` unless the device's packets start with an Ethernet header, which every rule reads
+    first: on another device no rule on an address or a port would ever match."""
+    if not device.is_ethernet:
+        raise NotSupported(
+            what,
+            f"packets there start without an Ethernet header ({device.link_type_name}), which every rule reads first: "
+            "use the Ethernet device that these packets arrive on or leave by, or a tap in place of a tun",
+        )
+
+
 def _device(name: str) -> int:
     """Index of a device to forward to."""
     try:
-        return netdev.device(name).index
-    except NetlinkError as error:
-        raise OSError(error.code, f"FORWARD {name}: {error}") from None
+        device = netdev.device(name)
+    except OSError as error:
+        raise OSError(error.errno, f"FORWARD {name}: {error.strerror}") from None
+    require_ethernet(device, f"FORWARD {name}")
+    return device.index
