@@ -44,7 +44,8 @@ from .language.headers import (
 from .language.limits import limit, log, sample
 from .language.metadata import Metadata
 from .language.pcap import pcap
-from .language.pipeline import Pipeline, Rule, load_file
+from .language.pipeline import Pipeline, load_file
+from .language.rule import Rule
 from .language.sets import Set
 from .link.attach import Link, attach
 from .link.forward import Forwarder, forward

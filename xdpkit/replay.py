@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from .compiler.built import Built
 from .files.reader import CapturedPacket
 from .kernel.program import Program
-from .language.pipeline import Rule
+from .language.rule import Rule
 from .link.ruleset import Ruleset, folder_of, lasting
 from .meaning import evaluate as reference
 from .sets.live import declared

@@ -23,7 +23,8 @@ from xdpkit.language.actions import DROP, PASS, REDIRECT, TX
 from xdpkit.language.check import PipelineWarning
 from xdpkit.language.headers import arp, eth, inner, ip, ip6, payload, pkt, tcp, udp
 from xdpkit.language.pcap import pcap
-from xdpkit.language.pipeline import Pipeline, Rule
+from xdpkit.language.pipeline import Pipeline
+from xdpkit.language.rule import Rule
 from xdpkit.meaning.evaluate import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")

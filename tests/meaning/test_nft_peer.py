@@ -21,7 +21,7 @@ from traffic import until
 import xdpkit
 from xdpkit import COUNT, DROP, PASS, Pipeline, PipelineError, ip, limit, udp
 from xdpkit.lab import Lab
-from xdpkit.language.actions import Add
+from xdpkit.language.sets import Add
 from xdpkit.meaning.evaluate import evaluate
 
 PAGE = "docs/nftables.md"

@@ -19,8 +19,9 @@ from ..doctor.doctor import examine
 from ..doctor.findings import as_json as findings_json
 from ..doctor.findings import render
 from ..kernel.holders import clean
-from ..language.actions import Log, Mirror
+from ..language.actions import Mirror
 from ..language.errors import FrameError, NotSupported, PipelineError, VerifierError
+from ..language.limits import Log
 from ..language.pipeline import Pipeline, load_file
 from ..link.attach import BINDS, MODES, Link, attach, parse_choice
 from ..link.ledger import Ledger

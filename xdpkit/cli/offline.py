@@ -21,7 +21,7 @@ from ..files import pcapng
 from ..files.reader import CapturedPacket, read_captures
 from ..kernel.program import may_load
 from ..language.actions import Verdict
-from ..language.pipeline import Rule
+from ..language.rule import Rule
 from ..link.ruleset import Ruleset
 from ..replay import ENGINES, Replay, replay, summary
 from ..sockets.workers import open_capture

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..language.check import Alternative, alternatives, implied
 from ..language.expr import Always
 from ..language.fields import FieldSpec, field_named
-from ..language.pipeline import Rule
+from ..language.rule import Rule
 
 __all__ = ["MAX_WORDS", "Boxes", "Run", "Word", "plain", "runs"]
 

@@ -22,7 +22,8 @@ from ..language.errors import PipelineError, Where
 from ..language.expr import Expr
 from ..language.fields import FieldSpec, field_named
 from ..language.metadata import kernel_needs
-from ..language.pipeline import Pipeline, Rule, load_file
+from ..language.pipeline import Pipeline, load_file
+from ..language.rule import Rule
 from ..language.sets import Entry, SetSpec
 from . import HOOKS, Compiled, TableInfo, compile_pipeline
 

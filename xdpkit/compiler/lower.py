@@ -18,14 +18,16 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from ..language.actions import Action, Forward, Log, Mark, Mirror, Redirect, Shadow, Verdict
+from ..language.actions import Action, Forward, Mark, Mirror, Redirect, Shadow, Verdict
 from ..language.classic import Classic
 from ..language.errors import Where
-from ..language.expr import Always, And, Expr, Intervals, Member, Not, Or, Present, Test
+from ..language.expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..language.fields import INNER, METADATA
-from ..language.limits import Limit, Sample
+from ..language.limits import Limit, Log, Sample
 from ..language.metadata import TOLD
-from ..language.pipeline import Pipeline, Rule
+from ..language.pipeline import Pipeline
+from ..language.rule import Rule
+from ..language.sets import Member
 from . import TableInfo
 from .lower_classic import Registers, lower_classic
 from .memory import SHADOW, Memory

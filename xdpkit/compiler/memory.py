@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from ..language.actions import Add, Log, Mark, Mirror, Step
-from ..language.expr import Member
+from ..language.actions import Mark, Mirror, Step
 from ..language.fields import FieldSpec
-from ..language.limits import COST_SHIFT, Limit, Sample
-from ..language.pipeline import Pipeline, Rule
-from ..language.sets import MAX_KEY_BYTES, SetSpec
+from ..language.limits import COST_SHIFT, Limit, Log, Sample
+from ..language.pipeline import Pipeline
+from ..language.rule import Rule
+from ..language.sets import MAX_KEY_BYTES, Add, Member, SetSpec
 from .names import limit_symbol, set_symbol
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from ..language.actions import Add
-from ..language.expr import Always, Expr, Member, Present, Test
+from ..language.expr import Always, Expr, Present, Test
 from ..language.fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
 from ..language.limits import Limit
-from ..language.pipeline import Pipeline, Rule
+from ..language.pipeline import Pipeline
+from ..language.rule import Rule
+from ..language.sets import Add, Member
 
 if TYPE_CHECKING:
     from .lower import Lowering

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from ..language.fields import INNER, FieldSpec
-from ..language.pipeline import Rule
+from ..language.rule import Rule
 from . import TableInfo
 from .boxes import FEW_WORDS, MANY_HEADERS, MAX_WORDS, Boxes, Run, Word, runs
 from .read import HEADER_BITS, side

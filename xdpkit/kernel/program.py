@@ -19,7 +19,8 @@ from ..device.netdev import Device
 from ..language.actions import Forward, Redirect, Verdict
 from ..language.errors import NotSupported, VerifierError, Where
 from ..language.metadata import kernel_needs
-from ..language.pipeline import MATRIX, Pipeline, Rule
+from ..language.pipeline import MATRIX, Pipeline
+from ..language.rule import Rule
 from .core import check, ffi, lib, text
 
 __all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]

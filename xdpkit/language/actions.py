@@ -2,6 +2,7 @@
 
 An :class:`Action` ends the packet's way through the rules with a verdict.  A :class:`Step` does something and goes on:
 a rule that has only steps counts, does them, and the next rule is tried; steps may also stand in front of an action.
+Two kinds of steps are defined where what they use is: ``Log`` in limits.py, ``Add`` in sets.py.
 Verdicts carry the numbers of ``enum xdp_action``; CONTINUE and FORWARD are ours.
 """
 
@@ -9,19 +10,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .errors import PipelineError
 from .expr import here
 
-if TYPE_CHECKING:
-    from .fields import FieldSpec
-    from .limits import Limit
-    from .sets import SetSpec
-
 __all__ = [
-    "COUNT", "DROP", "PASS", "REDIRECT", "TX", "Action", "Add", "Count", "Forward", "Log", "Mark", "Mirror", "Redirect",
-    "Shadow", "Step", "Verdict",
+    "COUNT", "DROP", "PASS", "REDIRECT", "TX", "Action", "Count", "Forward", "Mark", "Mirror", "Redirect", "Shadow",
+    "Step", "Verdict",
 ]  # fmt: skip
 
 #: Linux's IFNAMSIZ, without the zero at the end.
@@ -167,31 +162,6 @@ class Mark(Step):
 
     def __str__(self) -> str:
         return f"MARK {self.value:#x}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Log(Step):
-    """A message to user space, ``link.events()``: time, rule, the packet's first bytes; at most as often as ``limit``
-    says.  Made by :func:`xdpkit.log`."""
-
-    limit: Limit
-
-    def __str__(self) -> str:
-        return f"LOG {self.limit.text}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Add(Step):
-    """The values of ``fields`` become a member of the set for ``timeout`` seconds (0: for ever); a member that is there
-    gets its time-out anew, one without a time-out stays so.  Made by :meth:`xdpkit.language.sets.Set.add`."""
-
-    set: SetSpec
-    fields: tuple[FieldSpec, ...]
-    timeout: float = 0
-
-    def __str__(self) -> str:
-        names = ", ".join(f.name for f in self.fields)
-        return f"ADD {names} to {self.set.name}" + (f" for {self.timeout:g} s" if self.timeout else "")
 
 
 PASS = Action(Verdict.PASS)

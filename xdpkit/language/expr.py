@@ -14,13 +14,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from .errors import PipelineError, Where
 from .fields import FieldSpec
-
-if TYPE_CHECKING:
-    from .sets import SetSpec
 
 NO_TRUTH_VALUE = (
     "a condition has no truth value while it is declared: write & | ~ for and, or, not, "
@@ -50,6 +47,11 @@ class Expr:
         yield self
         for term in getattr(self, "terms", ()):
             yield from term.nodes()
+
+    @property
+    def needs_brackets(self) -> bool:
+        """The condition, as text, goes into brackets where it stands beside & or |."""
+        return False
 
     def __and__(self, other: object) -> Expr:
         return And((*_terms(self, And), *_terms(_operand(other, "&"), And)), where=here())
@@ -92,23 +94,12 @@ class Test(Expr):
 
     __test__ = False  # not a pytest class
 
+    @property
+    def needs_brackets(self) -> bool:
+        return not self.text.endswith(")")
+
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Member(Expr):
-    """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions)
-    one that holds this action."""
-
-    set: SetSpec
-    fields: tuple[FieldSpec, ...]
-    action: int | None = None
-
-    def __str__(self) -> str:
-        names = ", ".join(f.name for f in self.fields)
-        what = f"{names if len(self.fields) == 1 else f'({names})'} in {self.set.name}"
-        return what if self.action is None else f"{what} -> {self.set.actions[self.action]}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,8 +145,7 @@ class Always(Expr):
 
 
 def _bracket(term: Expr, kinds: type | tuple[type, ...]) -> str:
-    comparison = (isinstance(term, Test) and not term.text.endswith(")")) or isinstance(term, Member)
-    return f"({term})" if comparison or isinstance(term, kinds) else str(term)
+    return f"({term})" if term.needs_brackets or isinstance(term, kinds) else str(term)
 
 
 def _terms(expr: Expr, kind: type[And] | type[Or]) -> tuple[Expr, ...]:

@@ -16,13 +16,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .actions import Log
+from .actions import Step
 from .errors import PipelineError
 from .expr import Expr, here
 from .fields import FieldSpec
 from .headers import Field
 
-__all__ = ["Limit", "Sample", "limit", "log", "sample"]
+__all__ = ["Limit", "Log", "Sample", "limit", "log", "sample"]
 
 #: Parts of a nanosecond, as a power of two, and of those in the cost of one packet or byte.
 TIME_SHIFT, COST_SHIFT = 6, 10
@@ -93,6 +93,17 @@ class Sample(Expr):
 
     def __str__(self) -> str:
         return f"sample({self.n})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Log(Step):
+    """A message to user space, ``link.events()``: time, rule, the packet's first bytes; at most as often as ``limit``
+    says.  Made by :func:`xdpkit.log`."""
+
+    limit: Limit
+
+    def __str__(self) -> str:
+        return f"LOG {self.limit.text}"
 
 
 def limit(

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from .actions import Add
 from .errors import NotSupported, Where
-from .expr import Expr, Member, Present, Test
+from .expr import Expr, Present, Test
 from .fields import METADATA
 from .limits import Limit
-
-if TYPE_CHECKING:
-    from .pipeline import Rule
+from .rule import Rule
+from .sets import Add, Member
 
 __all__ = ["TOLD", "Metadata", "absent_at", "asked", "kernel_needs", "offered_names", "refuse_generic", "told"]
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .actions import CONTINUE, COUNT, DROP, PASS, Action, Add, Forward, Log, Redirect, Shadow, Step, Verdict
+from .actions import CONTINUE, COUNT, DROP, PASS, Action, Forward, Redirect, Shadow, Step, Verdict
 from .check import Finding, PipelineWarning, Seen, refuse_impossible
 from .errors import PipelineError, Where
-from .expr import Always, And, Expr, Member, Not, Or, as_expr, here
-from .limits import Limit, Sample
+from .expr import Always, And, Expr, Not, Or, as_expr, here
+from .limits import Limit, Log, Sample
 from .metadata import asked
-from .sets import DEFAULT_CAPACITY, Set, SetSpec, declare
+from .rule import Rule
+from .sets import DEFAULT_CAPACITY, Add, Member, Set, SetSpec, declare
 
-__all__ = ["Pipeline", "Rule", "load_file"]
+__all__ = ["Pipeline", "load_file"]
 
 #: Counters of pairs of verdicts, of a pipeline and its shadow: 8 times 8.
 MATRIX = 64
@@ -30,39 +31,6 @@ MATRIX = 64
 MAX_RULES = 65_535
 MAX_TARGETS = 1023
 DEFAULT_NAME = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """``name``, condition, ``steps``, action (CONTINUE: none, the next rule is tried), and the line that declared it.
-    ``lookup``: the rule is one of those that :meth:`Pipeline.apply` made of a verdict map; its condition ends with
-    this one, asked for the rule's own action."""
-
-    name: str
-    expr: Expr
-    action: Action
-    where: Where
-    steps: tuple[Step, ...] = ()
-    lookup: Member | None = None
-
-    @property
-    def goes_on(self) -> bool:
-        """The packet goes on to the next rule."""
-        return self.action.verdict is Verdict.CONTINUE
-
-    @property
-    def then(self) -> str:
-        """Steps and action as text."""
-        parts = [str(step) for step in self.steps] + ([] if self.goes_on else [str(self.action)])
-        return ", ".join(parts)
-
-    def nodes(self) -> Iterator[Expr]:
-        """The condition and all that it is made of, and the limits of its steps."""
-        yield from self.expr.nodes()
-        yield from (step.limit for step in self.steps if isinstance(step, Log))
-
-    def __str__(self) -> str:
-        return f"{self.expr} -> {self.then}"
 
 
 class Pipeline:

@@ -17,13 +17,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .actions import Action, Add
+from .actions import Action, Step
 from .errors import PipelineError, Where
-from .expr import Expr, Keyed, Member, here
+from .expr import Expr, Keyed, here
 from .fields import FieldSpec
 from .headers import Field, parse_value
 
-__all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Entry", "Set", "SetSpec", "written"]
+__all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Add", "Entry", "Member", "Set", "SetSpec", "written"]
 
 DEFAULT_CAPACITY = 65_536
 MAX_CAPACITY = 1 << 26
@@ -201,6 +201,39 @@ def cover(low: int, high: int, bits: int) -> Iterator[tuple[int, int]]:
         free = min(free, (high - low + 1).bit_length() - 1)
         yield low, bits - free
         low += 1 << free
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member(Expr):
+    """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions)
+    one that holds this action."""
+
+    set: SetSpec
+    fields: tuple[FieldSpec, ...]
+    action: int | None = None
+
+    @property
+    def needs_brackets(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        names = ", ".join(f.name for f in self.fields)
+        what = f"{names if len(self.fields) == 1 else f'({names})'} in {self.set.name}"
+        return what if self.action is None else f"{what} -> {self.set.actions[self.action]}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Add(Step):
+    """The values of ``fields`` become a member of the set for ``timeout`` seconds (0: for ever); a member that is there
+    gets its time-out anew, one without a time-out stays so.  Made by :meth:`xdpkit.language.sets.Set.add`."""
+
+    set: SetSpec
+    fields: tuple[FieldSpec, ...]
+    timeout: float = 0
+
+    def __str__(self) -> str:
+        names = ", ".join(f.name for f in self.fields)
+        return f"ADD {names} to {self.set.name}" + (f" for {self.timeout:g} s" if self.timeout else "")
 
 
 class Set(Keyed):

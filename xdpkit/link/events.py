@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from ..language.actions import Log
+from ..language.limits import Log
 from ..sockets.attached import Attached
 from ..sockets.copies import CopiesSocket
 from ..sockets.reader import batches

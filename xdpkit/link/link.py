@@ -18,9 +18,11 @@ from ..device.netdev import Device
 from ..kernel.core import check, lib
 from ..kernel.got import Got
 from ..kernel.program import Program
-from ..language.actions import Add, Mark, Mirror
+from ..language.actions import Mark, Mirror
 from ..language.metadata import absent_at, refuse_generic
-from ..language.pipeline import Pipeline, Rule
+from ..language.pipeline import Pipeline
+from ..language.rule import Rule
+from ..language.sets import Add
 from ..sets.live import LiveSet
 from ..sockets.attached import Attached
 from ..sockets.copies import ring_bytes

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 
 from ..kernel.program import RuleCount
 from ..language.actions import Verdict
-from ..language.pipeline import Rule
+from ..language.rule import Rule
 
 __all__ = ["RuleTotal", "Tally", "Totals"]
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import singledispatch
 
-from ..language.actions import Add, Log, Mark, Mirror, Step
+from ..language.actions import Mark, Mirror, Step
 from ..language.classic import Classic, interpret
-from ..language.expr import Always, And, Expr, Member, Not, Or, Present, Test
-from ..language.limits import Limit, Sample
+from ..language.expr import Always, And, Expr, Not, Or, Present, Test
+from ..language.limits import Limit, Log, Sample
 from ..language.metadata import Metadata
-from ..language.pipeline import Pipeline, Rule
+from ..language.pipeline import Pipeline
+from ..language.rule import Rule
+from ..language.sets import Add, Member
 from .state import State, key_of
 from .walk import NO_METADATA, Packet, walk
 

@@ -20,7 +20,7 @@ from ..kernel.got import TC_MODES
 from ..kernel.program import Program
 from ..language.actions import Mirror, Redirect, Verdict
 from ..language.errors import NotSupported
-from ..language.pipeline import Rule
+from ..language.rule import Rule
 from . import xsk
 from .attached import Attached
 from .batch import U32, U64, Batch

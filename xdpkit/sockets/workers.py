@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 from ..device.placement import place
 from ..files import pcapng
 from ..kernel.core import check, ffi, lib
-from ..language.pipeline import Rule
+from ..language.rule import Rule
 from .attached import Attached
 from .copies import CopiesSocket
 from .packet_socket import PacketSocket

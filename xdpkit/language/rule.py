@@ -1,0 +1,47 @@
+"""A rule: a condition, steps and an action, with the name that its counters are known by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .actions import Action, Step, Verdict
+from .errors import Where
+from .expr import Expr
+from .limits import Log
+from .sets import Member
+
+__all__ = ["Rule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``name``, condition, ``steps``, action (CONTINUE: none, the next rule is tried), and the line that declared it.
+    ``lookup``: the rule is one of those that :meth:`Pipeline.apply` made of a verdict map; its condition ends with
+    this one, asked for the rule's own action."""
+
+    name: str
+    expr: Expr
+    action: Action
+    where: Where
+    steps: tuple[Step, ...] = ()
+    lookup: Member | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """The packet goes on to the next rule."""
+        return self.action.verdict is Verdict.CONTINUE
+
+    @property
+    def then(self) -> str:
+        """Steps and action as text."""
+        parts = [str(step) for step in self.steps] + ([] if self.goes_on else [str(self.action)])
+        return ", ".join(parts)
+
+    def nodes(self) -> Iterator[Expr]:
+        """The condition and all that it is made of, and the limits of its steps."""
+        yield from self.expr.nodes()
+        yield from (step.limit for step in self.steps if isinstance(step, Log))
+
+    def __str__(self) -> str:
+        return f"{self.expr} -> {self.then}"
