@@ -8,16 +8,34 @@
 ...         print(batch.queue, batch.lengths.sum())
 """
 
-from .compiler import Compiled, compile_pipeline
+from .compiler import Compiled, TableInfo, compile_pipeline
+from .compiler.built import Built
+from .device.netdev import Device
 from .kernel.got import Got
-from .kernel.program import Program
-from .language.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Mirror, Redirect, Step, Verdict
+from .kernel.program import Program, RuleCount, SourceLine
+from .language.actions import (
+    COUNT,
+    DROP,
+    PASS,
+    REDIRECT,
+    TX,
+    Action,
+    Forward,
+    Mark,
+    Mirror,
+    Redirect,
+    Step,
+    Verdict,
+)
 from .language.check import Finding, PipelineWarning
 from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where, XdpkitError
+from .language.expr import Expr, Keyed
+from .language.fields import FieldSpec
 from .language.headers import (
+    Field,
+    Header,
     ah,
     arp,
-    dst,
     dstopts,
     eth,
     frag,
@@ -36,24 +54,33 @@ from .language.headers import (
     pkt,
     routing,
     sctp,
-    src,
     tcp,
     udp,
     vlan,
     vlan2,
     vxlan,
 )
-from .language.limits import limit, log, sample
+from .language.limits import Limit, Log, Sample, limit, log, sample
 from .language.metadata import Metadata
 from .language.pcap import pcap
 from .language.pipeline import Pipeline, load_file
 from .language.rule import Rule
-from .language.sets import Set
+from .language.sets import Add, Entry, Member, Set, SetSpec
 from .link.attach import Link, attach
+from .link.events import Event
 from .link.forward import Forwarder, forward
-from .link.ledger import Ledger
-from .sockets.batch import Batch
-from .sockets.options import SocketOptions
+from .link.ledger import Ledger, LedgerRule, ShadowLedger
+from .link.link import Update
+from .link.tally import Totals
+from .sets.columns import Columns
+from .sets.live import LiveMember, LiveSet
+from .sets.members import Change
+from .sockets.batch import AnyBatch, Batch, Frames
+from .sockets.copies import CopiedBatch
+from .sockets.options import Bind, Mode, SocketOptions, Switch, Wait
+from .sockets.sockets import Copies, Group, Sockets
+from .sockets.workers import Workers, WorkerStats
+from .sockets.xsk import SentTimes, Socket, SocketStats
 
 __all__ = [
     "COUNT",
@@ -62,18 +89,43 @@ __all__ = [
     "REDIRECT",
     "TX",
     "Action",
+    "Add",
+    "AnyBatch",
     "Batch",
+    "Bind",
+    "Built",
+    "Change",
+    "Columns",
     "Compiled",
+    "CopiedBatch",
+    "Copies",
+    "Device",
+    "Entry",
+    "Event",
+    "Expr",
+    "Field",
+    "FieldSpec",
     "Finding",
     "Forward",
     "Forwarder",
     "FrameError",
+    "Frames",
     "Got",
+    "Group",
+    "Header",
+    "Keyed",
     "Ledger",
+    "LedgerRule",
+    "Limit",
     "Link",
+    "LiveMember",
+    "LiveSet",
+    "Log",
     "Mark",
+    "Member",
     "Metadata",
     "Mirror",
+    "Mode",
     "NotSupported",
     "Pipeline",
     "PipelineError",
@@ -81,18 +133,33 @@ __all__ = [
     "Program",
     "Redirect",
     "Rule",
+    "RuleCount",
+    "Sample",
+    "SentTimes",
     "Set",
+    "SetSpec",
+    "ShadowLedger",
+    "Socket",
     "SocketOptions",
+    "SocketStats",
+    "Sockets",
+    "SourceLine",
     "Step",
+    "Switch",
+    "TableInfo",
+    "Totals",
+    "Update",
     "Verdict",
     "VerifierError",
+    "Wait",
     "Where",
+    "WorkerStats",
+    "Workers",
     "XdpkitError",
     "ah",
     "arp",
     "attach",
     "compile_pipeline",
-    "dst",
     "dstopts",
     "eth",
     "forward",
@@ -117,7 +184,6 @@ __all__ = [
     "routing",
     "sample",
     "sctp",
-    "src",
     "tcp",
     "udp",
     "vlan",

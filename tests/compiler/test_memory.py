@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from engines import counted, drain, live, one_by_one, packet_socket, runs
+from engines import counted, drain, live, one_by_one, packet_socket, runs, wire
 from hypothesis import given, note
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
@@ -21,6 +21,8 @@ from xdpkit.lab import Port
 from xdpkit.language.actions import Verdict
 from xdpkit.link.ruleset import Ruleset
 from xdpkit.meaning.evaluate import State, run
+
+__all__ = ["wire"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 

@@ -258,7 +258,7 @@ def test_umem_in_huge_pages_is_read_back(make_veth, huge_pages):
     sent = frames(left, right, range(50))
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, huge_pages="on")) as link:
         with link.sockets() as sockets:
-            assert sockets.xsks[0].pool.umem.page_size > os.sysconf("SC_PAGE_SIZE")
+            assert sockets.xsks[0]._pool.umem.page_size > os.sysconf("SC_PAGE_SIZE")
             assert link.got.huge_pages
             assert "huge pages" in str(link.got)
             left.send(sent)
@@ -285,7 +285,7 @@ def test_queues_share_one_umem(make_veth):
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, shared_umem="on")) as link:
         with link.sockets() as sockets:
             assert link.got.shared_umem
-            assert len({id(x.pool.umem) for x in sockets.xsks}) == 1
+            assert len({id(x._pool.umem) for x in sockets.xsks}) == 1
             sent = {q: frames(left, right, range(100 * q, 100 * q + 60)) for q in range(4)}
             for queue, batch in sent.items():
                 left.send(batch + last(left, right), queue=queue)

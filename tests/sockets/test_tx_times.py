@@ -232,7 +232,7 @@ def test_a_driver_with_zero_copy_and_no_times_keeps_the_one_that_is_required(mak
 
     def first(bind, wanted):
         with attach(DNS, right.name, bind=bind, options=replace(TIMED, tx_timestamp=wanted)) as link:
-            way, _, refused = open_first(list(setups(link.attached)), opens)
+            way, _, refused = open_first(list(setups(link._attached)), opens)
             return way.zerocopy, way.tx_timestamp, refused
 
     walk = ("zero-copy with TX timestamps (another driver)",)

@@ -22,6 +22,7 @@ from ..language.headers import eth
 from ..language.pipeline import Pipeline
 from ..link.attach import attach
 from ..link.forward import forward
+from ..sockets.options import Wait
 from .native import ffi, loops
 from .site import Path, Running, Site, everything, loop
 from .traffic import CPUS, frame_for, packet_socket
@@ -31,7 +32,7 @@ __all__ = ["ECHO", "round_trips"]
 _NUD_PERMANENT = 0x80
 
 
-def _reflect(wait: str) -> Callable[[Site], AbstractContextManager[Running]]:
+def _reflect(wait: Wait) -> Callable[[Site], AbstractContextManager[Running]]:
     @contextmanager
     def path(site: Site) -> Iterator[Running]:
         with attach(everything(), site.port.name, mode="native", bind="want:zerocopy") as link:

@@ -15,7 +15,7 @@ from ..kernel import core
 from ..kernel.core import check, lib
 from ..language.errors import NotSupported
 from ..link.attach import Link, attach
-from ..sockets.options import KERNEL_HEADROOM, SocketOptions
+from ..sockets.options import KERNEL_HEADROOM, Bind, Mode, SocketOptions, Wait
 from ..sockets.workers import wait_number
 from .native import loops, uring
 from .site import Path, Running, Site, dropping, everything, loop
@@ -57,7 +57,7 @@ def _join(me: Running, workers: Sequence[Any]) -> None:
 
 
 def _afxdp(
-    mode: str, bind: str, wait: str = "", options: SocketOptions | None = None
+    mode: Mode, bind: Bind, wait: Wait | None = None, options: SocketOptions | None = None
 ) -> Callable[[Site], AbstractContextManager[Running]]:
     """AF_XDP, drained by the C worker; ``wait`` instead of the site's."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from ..lab.lab import Lab, Namespace
 from ..language.errors import NotSupported
 from ..link.attach import attach
+from ..sockets.options import Wait
 from .echo import ECHO, round_trips
 from .forwarding import FORWARD, middle
 from .measure import Calls, Cost, family, idle_share, percentiles
@@ -35,7 +36,7 @@ DIRECTIONS: dict[str, tuple[Path, ...]] = {
     "forward": FORWARD,
     "echo": ECHO,
 }
-_WAITS = ("busy", "adaptive", "sleep", "nap")
+_WAITS: tuple[Wait, ...] = ("busy", "adaptive", "sleep", "nap")
 _JUMBO = 3408
 
 
@@ -77,7 +78,7 @@ class _Step:
     path: Path
     size: int
     load: Load
-    wait: str = "adaptive"
+    wait: Wait = "adaptive"
 
 
 def _steps(plan: Plan) -> list[_Step]:

@@ -42,7 +42,7 @@ def _afxdp_tx(site: Site) -> Iterator[Running]:
 
             me = Send(str(link.got))
             yield me
-            while sum(x.pool.frames()["tx"] for x in sockets.xsks):
+            while sum(x._pool.frames()["tx"] for x in sockets.xsks):
                 sockets.complete()
 
 

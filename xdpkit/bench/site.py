@@ -19,6 +19,7 @@ from ..lab.port import Port
 from ..language.actions import DROP, REDIRECT
 from ..language.headers import eth
 from ..language.pipeline import Pipeline
+from ..sockets.options import Wait
 from .native import DELAYS, ffi
 
 __all__ = ["Path", "Running", "Site", "dropping", "everything", "loop"]
@@ -32,7 +33,7 @@ class Site:
     port: Port
     size: int
     cpu: int
-    wait: str = "adaptive"
+    wait: Wait = "adaptive"
     delays_ns: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
 
     @property

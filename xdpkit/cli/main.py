@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -18,7 +18,6 @@ from ..compiler.built import load
 from ..doctor.doctor import examine
 from ..doctor.findings import as_json as findings_json
 from ..doctor.findings import render
-from ..files.output import remove_if_empty
 from ..kernel.holders import clean
 from ..language.actions import Mirror
 from ..language.errors import FrameError, NotSupported, PipelineError, VerifierError
@@ -26,8 +25,8 @@ from ..language.limits import Log
 from ..language.pipeline import Pipeline, load_file
 from ..link.attach import BINDS, MODES, Link, attach, parse_choice
 from ..link.ledger import Ledger
-from ..sockets.options import SocketOptions
-from ..sockets.workers import WAITS, Workers, open_capture
+from ..sockets.options import WAITS, Bind, Mode, SocketOptions
+from ..sockets.workers import Workers, open_capture
 from ..terminal import make_console, notice, print_line, visible
 from .bench import bench
 from .offline import PipelineFile, build_command, replay_command, show_command
@@ -199,8 +198,8 @@ def run(
         stop = stack.enter_context(signals())
         try:
             link = attach(
-                built, device, mode=mode, bind=bind, queues=wanted, timestamps=bool(write), options=options,
-                shadow=beside,
+                built, device, mode=cast(Mode, mode), bind=cast(Bind, bind), queues=wanted, timestamps=bool(write),
+                options=options, shadow=beside,
             )  # fmt: skip
         except ValueError as error:  # a PipelineError is one, but the usage is right then
             raise (error if isinstance(error, PipelineError) else typer.BadParameter(str(error))) from None
@@ -270,9 +269,10 @@ def _capture_file(path: str) -> Iterator[IO[bytes]]:
     try:
         yield file
     finally:
-        if not existed:
-            remove_if_empty(path, file)
+        empty = not existed and os.fstat(file.fileno()).st_size == 0
         file.close()
+        if empty:
+            os.unlink(path)
 
 
 @app.command("demo")

@@ -77,7 +77,7 @@ def telling_events(link: Link) -> Iterator[None]:
             for event in events.read(timeout=0.2):
                 print_line(describe(event), file=sys.stderr)
 
-    events = Events(link.attached)
+    events = Events(link._attached)
     thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)
     thread.start()
     try:

@@ -70,9 +70,11 @@ class Program:
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
-        self.explains, self.queues, self.spread = explain, max(1, queues), spread
+        self.explains: bool = explain
+        self.queues: int = max(1, queues)
+        self.spread: int = spread
         self.pipeline: Pipeline = compiled.pipeline
-        self.hook = compiled.hook
+        self.hook: str = compiled.hook
         self._rules = self.pipeline.every_rule
         self._tells = compiled.tells if self.is_xdp else ()
         asks = bool(self._tells) or (self.is_xdp and bool(self.pipeline.metadata))

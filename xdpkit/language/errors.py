@@ -38,7 +38,7 @@ class PipelineError(XdpkitError, ValueError):
 
     def __init__(self, message: str, where: Where | None = None):
         super().__init__(f"{where}: {message}" if where else message)
-        self.where = where
+        self.where: Where | None = where
 
 
 class VerifierError(XdpkitError):
@@ -46,7 +46,9 @@ class VerifierError(XdpkitError):
 
     def __init__(self, message: str, *, where: Where | None = None, rule: str | None = None, log: str = ""):
         super().__init__(f"{where}: {message}" if where else message)
-        self.where, self.rule, self.log = where, rule, log
+        self.where: Where | None = where
+        self.rule: str | None = rule
+        self.log: str = log
 
 
 class NotSupported(XdpkitError):
@@ -54,7 +56,8 @@ class NotSupported(XdpkitError):
 
     def __init__(self, feature: str, needs: str):
         super().__init__(f"{feature}: {needs}")
-        self.feature, self.needs = feature, needs
+        self.feature: str = feature
+        self.needs: str = needs
 
 
 class FrameError(XdpkitError, RuntimeError):

@@ -11,19 +11,8 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from .errors import PipelineError
-from .expr import Always, EitherFamily, Expr, Keyed, Named, Present, Test, complement, here, merge
-from .fields import (
-    EITHER,
-    FIELDS,
-    HEADERS,
-    INNER,
-    MAPPED,
-    PAYLOAD_MAX_OFFSET,
-    PAYLOAD_MAX_SIZE,
-    TCP_FLAGS,
-    FieldSpec,
-    field_named,
-)
+from .expr import Always, Expr, Keyed, Named, Present, Test, complement, here, merge
+from .fields import FIELDS, HEADERS, INNER, PAYLOAD_MAX_OFFSET, PAYLOAD_MAX_SIZE, TCP_FLAGS, FieldSpec, field_named
 
 _WRITTEN = (int, str, bytes, ipaddress.IPv4Address, ipaddress.IPv6Address)
 
@@ -52,9 +41,6 @@ def _number(spec: FieldSpec, value: object) -> int:
         return int(ipaddress.IPv4Address(value))
     if spec.kind == "ipv6":
         return int(ipaddress.IPv6Address(value))
-    if spec.kind == "ip":
-        address = ipaddress.ip_address(value)  # type: ignore[arg-type]
-        return int(address) | MAPPED if address.version == 4 else int(address)
     text = str(value)
     if spec.kind == "flags" and not text[:1].isdigit():
         return sum({_flag(name.strip()) for name in re.split(r"[|,]", text)})
@@ -75,7 +61,6 @@ def _form(spec: FieldSpec) -> str:
     return {
         "ipv4": "an IPv4 address such as '192.0.2.1'",
         "ipv6": "an IPv6 address such as '2001:db8::1'",
-        "ip": "an address such as '192.0.2.1' or '2001:db8::1'",
         "flags": "flags such as 'syn|ack' or a whole number",
         "bytes": f"{spec.size} bytes or a whole number",
         "mac": "a MAC address such as '02:00:00:00:00:01'",
@@ -87,15 +72,16 @@ class Field(Named):
     bit may stand alone: ``tcp.syn & ~tcp.ack``."""
 
     def __init__(self, spec: FieldSpec):
-        self.spec = spec
+        self.spec: FieldSpec = spec
         self.__doc__ = f"{spec.name}: {spec.doc} ({spec.bits} bits)"
 
     def __repr__(self) -> str:
         return self.spec.name
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
-    def condition(self) -> Test:
+    def condition(self) -> Expr:
         """The field alone: its one bit is set."""
         if self.spec.alone is None:
             raise PipelineError(
@@ -108,7 +94,7 @@ class Field(Named):
             return Masked(self.spec, parse_value(self.spec, other))
         return super().__and__(other)  # type: ignore[no-any-return]
 
-    def has(self, *names: str) -> Test:
+    def has(self, *names: str) -> Expr:
         """All of the named flags are set, whatever the others: ``tcp.flags.has("syn", "ack")``."""
         if self.spec.kind != "flags" or not names:
             raise PipelineError(f"{self.spec.name}.has: names of flags are wanted, of a field that has them", here())
@@ -144,14 +130,14 @@ class Field(Named):
     def __ge__(self, value: object) -> Test:
         return self._compare(">=", value, parse_value(self.spec, value), self.spec.maximum)
 
-    def between(self, low: object, high: object) -> Test:
+    def between(self, low: object, high: object) -> Expr:
         """low <= field <= high."""
         a, b = parse_value(self.spec, low), parse_value(self.spec, high)
         if a > b:
             raise PipelineError(f"{self.spec.name}.between({low}, {high}) is empty: the lower bound goes first", here())
         return self._test([(a, b)], f"{self.spec.name}.between({low!r}, {high!r})")
 
-    def within(self, *prefixes: object) -> Test:
+    def within(self, *prefixes: object) -> Expr:
         """The address lies in one of ``prefixes`` ("192.0.2.0/24", "2001:db8::/32", a network object, or a string
         "low-high")."""
         return self._test([self._prefix(p) for p in prefixes], f"{self.spec.name}.within({_commas(prefixes)})")
@@ -174,8 +160,6 @@ class Field(Named):
             if a <= b:
                 return a, b
             raise PipelineError(f"the range {text} is empty: the lower bound goes first", here())
-        if self.spec.kind == "ip":
-            return self._either_prefix(text)
         if self.spec.kind not in ("ipv4", "ipv6"):
             raise PipelineError(f"{self.spec.name} is no address: use .between(low, high) or .isin([...])", here())
         version = ipaddress.IPv4Network if self.spec.kind == "ipv4" else ipaddress.IPv6Network
@@ -190,44 +174,6 @@ class Field(Named):
             raise PipelineError(f"{text!r} is no prefix for {self.spec.name}{hint}", here()) from None
         return int(net.network_address), int(net.broadcast_address)
 
-    def _either_prefix(self, text: str) -> tuple[int, int]:
-        try:
-            net = ipaddress.ip_network(text)
-        except ValueError as error:
-            hint = f": did you mean {ipaddress.ip_network(text, strict=False)}?" if "host bits" in str(error) else ""
-            raise PipelineError(f"{text!r} is no prefix for {self.spec.name}{hint}", here()) from None
-        mapped = MAPPED if net.version == 4 else 0
-        return int(net.network_address) | mapped, int(net.broadcast_address) | mapped
-
-
-class EitherField(Field):
-    """The source or destination address of a packet, IPv4 or IPv6: ``src.within("192.0.2.0/24", "2001:db8::/32")``,
-    ``limit("10/second", per=src)``, ``pipe.set("blocked", src)``.  On a packet that is neither every test is false."""
-
-    def _test(self, intervals: Iterable[tuple[int, int]], text: str) -> Expr:  # type: ignore[override]
-        merged = merge(intervals)
-        if not merged:
-            raise PipelineError(f"{text} can never match", here())
-        four, six = (field_named(f"{header}.{self.spec.name}") for header in ("ip", "ip6"))
-        top = MAPPED | four.maximum
-        inside = tuple((max(a, MAPPED) - MAPPED, min(b, top) - MAPPED) for a, b in merged if a <= top and b >= MAPPED)
-        terms = [Test(spec, part, text, where=here()) for spec, part in ((four, inside), (six, merged)) if part]
-        return EitherFamily(tuple(terms), text, where=here())
-
-    def _compare(self, operator: str, value: object, low: int, high: int) -> NoReturn:
-        raise PipelineError(f"{self.spec.name} {operator} {value}: an address of either family has no order", here())
-
-    def __eq__(self, value: object) -> Expr:  # type: ignore[override]
-        number = parse_value(self.spec, value)
-        return self._test([(number, number)], f"{self.spec.name} == {value}")
-
-    def __and__(self, other: object) -> Masked | Expr:
-        if isinstance(other, int):
-            raise PipelineError(f"{self.spec.name} & {other}: an address of either family has no bits to test", here())
-        return super().__and__(other)
-
-    __hash__ = object.__hash__
-
 
 def _commas(values: Iterable[object]) -> str:
     return ", ".join(repr(v) if isinstance(v, (str, int)) else repr(str(v)) for v in values)
@@ -239,20 +185,32 @@ class Masked:
     def __init__(self, spec: FieldSpec, mask: int):
         if not mask:
             raise PipelineError(f"{spec.name} & 0 leaves nothing to test", here())
-        self.spec, self.mask = spec, mask
+        self.spec: FieldSpec = spec
+        self.mask: int = mask
 
     def __repr__(self) -> str:
         return f"({self.spec.name} & {self.mask:#x})"
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def __bool__(self) -> NoReturn:
         raise PipelineError(f"{self} is no condition: compare it, as in {self} != 0", here())
 
-    def _join(self, other: object) -> NoReturn:
+    def _refuse(self, other: object) -> NoReturn:
         raise PipelineError(f"{self} is no condition: compare it, in brackets beside & and |", here())
 
-    __and__ = __rand__ = __or__ = __ror__ = _join
+    def __and__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __rand__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __or__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __ror__(self, other: object) -> NoReturn:
+        self._refuse(other)
 
     def _value(self, value: object) -> int:
         number = parse_value(self.spec, value)
@@ -269,7 +227,7 @@ class Masked:
         rest = complement(((number, number),), self.spec.maximum)
         return Test(self.spec, rest, f"{self} != {value}", self.mask, where=here())
 
-    def isin(self, values: Iterable[object]) -> Test:
+    def isin(self, values: Iterable[object]) -> Expr:
         """The bits are those of one of ``values``."""
         values = tuple(values)
         numbers = merge((n, n) for n in map(self._value, values))
@@ -312,11 +270,29 @@ class Header(Named):
         """The header is there."""
         return self.present
 
-    def _compare(self, other: object) -> NoReturn:
+    def _refuse(self, other: object) -> NoReturn:
         raise PipelineError(f"{self._name} is a header: compare one of its fields, {', '.join(self._fields)}", here())
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compare
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __ne__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __lt__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __le__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __gt__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __ge__(self, other: object) -> NoReturn:
+        self._refuse(other)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
 
 class Payload:
@@ -350,7 +326,8 @@ class Inner:
     """The headers inside a tunnel: ``inner.ip.dst``, ``inner.tcp``, ``inner.payload[0:4]``."""
 
     def __init__(self, headers: dict[str, Header]):
-        self._headers, self.payload = headers, Payload(INNER + "payload")
+        self._headers = headers
+        self.payload: Payload = Payload(INNER + "payload")
 
     def __getattr__(self, name: str) -> Header:
         if name in self._headers:
@@ -379,64 +356,58 @@ def _headers() -> dict[str, Header]:
 
 #: Every header by its name, those inside a tunnel as ``inner.ip``.
 HEADER_OBJECTS = _headers()
-inner = Inner({name.removeprefix(INNER): h for name, h in HEADER_OBJECTS.items() if name.startswith(INNER)})
+inner: Inner = Inner({name.removeprefix(INNER): h for name, h in HEADER_OBJECTS.items() if name.startswith(INNER)})
 """The headers inside a tunnel: ``inner.ip``, ``inner.tcp`` and so on."""
-payload = Payload("payload")
+payload: Payload = Payload("payload")
 """The bytes behind the last header that was found: ``payload[0:4]``."""
-eth = HEADER_OBJECTS["eth"]
+eth: Header = HEADER_OBJECTS["eth"]
 """The Ethernet header."""
-vlan = HEADER_OBJECTS["vlan"]
+vlan: Header = HEADER_OBJECTS["vlan"]
 """The outer VLAN tag (802.1Q or 802.1ad)."""
-vlan2 = HEADER_OBJECTS["vlan2"]
+vlan2: Header = HEADER_OBJECTS["vlan2"]
 """The inner VLAN tag, behind the outer one."""
-arp = HEADER_OBJECTS["arp"]
+arp: Header = HEADER_OBJECTS["arp"]
 """ARP for IPv4 over Ethernet."""
-ip = HEADER_OBJECTS["ip"]
+ip: Header = HEADER_OBJECTS["ip"]
 """The IPv4 header."""
-ip6 = HEADER_OBJECTS["ip6"]
+ip6: Header = HEADER_OBJECTS["ip6"]
 """The IPv6 header."""
-hopopts = HEADER_OBJECTS["hopopts"]
+hopopts: Header = HEADER_OBJECTS["hopopts"]
 """The IPv6 hop-by-hop options header."""
-routing = HEADER_OBJECTS["routing"]
+routing: Header = HEADER_OBJECTS["routing"]
 """The IPv6 routing header."""
-frag = HEADER_OBJECTS["frag"]
+frag: Header = HEADER_OBJECTS["frag"]
 """The IPv6 fragment header."""
-ah = HEADER_OBJECTS["ah"]
+ah: Header = HEADER_OBJECTS["ah"]
 """The IPsec authentication header."""
-dstopts = HEADER_OBJECTS["dstopts"]
+dstopts: Header = HEADER_OBJECTS["dstopts"]
 """The IPv6 destination options header."""
-tcp = HEADER_OBJECTS["tcp"]
+tcp: Header = HEADER_OBJECTS["tcp"]
 """The TCP header."""
-udp = HEADER_OBJECTS["udp"]
+udp: Header = HEADER_OBJECTS["udp"]
 """The UDP header."""
-icmp = HEADER_OBJECTS["icmp"]
+icmp: Header = HEADER_OBJECTS["icmp"]
 """The ICMP header (IPv4)."""
-icmp6 = HEADER_OBJECTS["icmp6"]
+icmp6: Header = HEADER_OBJECTS["icmp6"]
 """The ICMPv6 header."""
-sctp = HEADER_OBJECTS["sctp"]
+sctp: Header = HEADER_OBJECTS["sctp"]
 """The SCTP common header."""
-gre = HEADER_OBJECTS["gre"]
+gre: Header = HEADER_OBJECTS["gre"]
 """The GRE header."""
-vxlan = HEADER_OBJECTS["vxlan"]
+vxlan: Header = HEADER_OBJECTS["vxlan"]
 """The VXLAN header."""
-geneve = HEADER_OBJECTS["geneve"]
+geneve: Header = HEADER_OBJECTS["geneve"]
 """The Geneve header."""
-gtpu = HEADER_OBJECTS["gtpu"]
+gtpu: Header = HEADER_OBJECTS["gtpu"]
 """The GTP-U header."""
-mpls = HEADER_OBJECTS["mpls"]
+mpls: Header = HEADER_OBJECTS["mpls"]
 """The first MPLS label."""
-pkt = HEADER_OBJECTS["pkt"]
+pkt: Header = HEADER_OBJECTS["pkt"]
 """The packet as a whole: its length and the queue that it came in on."""
-meta = HEADER_OBJECTS["meta"]
+meta: Header = HEADER_OBJECTS["meta"]
 """What is known of a packet beside its bytes: time, hash, VLAN tag that the device took out."""
-
-src = EitherField(EITHER[0])
-"""The source address, IPv4 or IPv6."""
-dst = EitherField(EITHER[1])
-"""The destination address, IPv4 or IPv6."""
 
 
 def field_object(name: str) -> Field:
     """The field of that name, as it is written: "inner.tcp.dport"."""
-    spec = field_named(name)
-    return EitherField(spec) if spec in EITHER else Field(spec)
+    return Field(field_named(name))

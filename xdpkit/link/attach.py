@@ -33,7 +33,7 @@ from ..language.errors import NotSupported
 from ..language.metadata import absent_at, refuse_generic, told
 from ..language.pipeline import Pipeline
 from ..sockets import options as choices
-from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, SocketOptions
+from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
 from .link import Link, ring_bytes_for
 from .ruleset import Ruleset, require_ethernet
 
@@ -50,8 +50,8 @@ def attach(
     pipeline: Pipeline | Compiled | Built,
     device: str,
     *,
-    mode: str = "auto",
-    bind: str = "auto",
+    mode: Mode = "auto",
+    bind: Bind = "auto",
     queues: Iterable[int] | None = None,
     timestamps: bool = False,
     options: SocketOptions | None = None,

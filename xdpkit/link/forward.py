@@ -24,6 +24,7 @@ from typing import Any
 from ..device.placement import place
 from ..kernel.core import check, ffi, lib
 from ..language.errors import NotSupported
+from ..sockets.options import Wait
 from ..sockets.queues import Queues, Setup, open_first, open_socket, open_umem, setups
 from ..sockets.sockets import Sockets
 from ..sockets.umem import Pool
@@ -33,7 +34,7 @@ from .link import Link
 __all__ = ["Forwarder", "forward"]
 
 
-def forward(a: Link, b: Link, *, wait: str = "adaptive", cpus: Sequence[int] | None = None) -> Forwarder:
+def forward(a: Link, b: Link, *, wait: Wait = "adaptive", cpus: Sequence[int] | None = None) -> Forwarder:
     """Forward between two links with as many queues each, or reflect (``b`` is ``a``): a context manager.
 
     ``wait``, ``cpus``: as for :meth:`Sockets.count`, one CPU for each pair of queues.  Sizes and switches are those of
@@ -61,7 +62,7 @@ class Forwarder:
 
     def __init__(self, a: Link, b: Link, wait: int, cpus: Sequence[int] | None):
         self._links = (a,) if a is b else (a, b)
-        self.ring_size = a.options.ring_size
+        self.ring_size: int = a.options.ring_size
         self._queues: list[Queues] = []
         self._sockets: list[Sockets] = []
         self._threads: list[Any] = []
@@ -70,12 +71,12 @@ class Forwarder:
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} pairs of queues: one each is wanted")
         try:
-            both = set(setups(b.attached))
-            tries = [setup for setup in setups(a.attached) if setup in both] or list(setups(b.attached))[-1:]
+            both = set(setups(b._attached))
+            tries = [setup for setup in setups(a._attached) if setup in both] or list(setups(b._attached))[-1:]
             self._queues, setup, refused = open_first(tries, self._open)
             for link, opened in zip(self._links, self._queues, strict=True):
                 link.got = replace(opened.got(link.got, setup, refused), shared_umem=True)
-                self._sockets.append(link.sockets(opened))
+                self._sockets.append(link._open_sockets(opened))
             self._start(wait, place(a.device, queues) if cpus is None else cpus)
         except BaseException:
             self.close()
@@ -89,14 +90,14 @@ class Forwarder:
         try:
             pairs = list(zip(*(link.got.queues for link in self._links), strict=True))
             each = frames * len(self._links)
-            umem = open_umem([link.attached for link in self._links], each * len(pairs), setup, options)
+            umem = open_umem([link._attached for link in self._links], each * len(pairs), setup, options)
             opened[0].umems.append(umem)
             for pair in pairs:
                 names = " and ".join(f"{link.device.name} queue {q}" for link, q in zip(self._links, pair, strict=True))
                 pool = Pool(umem, each, names)
                 opened[0].pools.append(pool)
                 for link, queue, part in zip(self._links, pair, opened, strict=True):
-                    part.sockets.append(open_socket(link.attached, queue, pool, setup, options))
+                    part.sockets.append(open_socket(link._attached, queue, pool, setup, options))
         except BaseException:
             _close(opened)
             raise
@@ -106,10 +107,10 @@ class Forwarder:
         for number, cpu in enumerate(cpus):
             a, b = self._queues[0].sockets[number], self._queues[-1].sockets[number]
             out = ffi.new("struct xk_forwarder **")
-            check(lib.xk_forward_start(a.xsk, b.xsk, wait, cpu, out), f"forwarder of {a.pool.name}")
+            check(lib.xk_forward_start(a.xsk, b.xsk, wait, cpu, out), f"forwarder of {a._pool.name}")
             self._threads.append(out[0])
         for number, sockets in enumerate(self._sockets):
-            sockets.started(_Direction(self, number))
+            sockets._started(_Direction(self, number))
 
     @property
     def ended(self) -> bool:
@@ -150,7 +151,7 @@ class Forwarder:
             final[1].append(worker_stats(back))
         self._final, self._threads = final, []
         for number, sockets in enumerate(self._sockets):
-            sockets.ended(_Direction.name, self.stats(number))
+            sockets._ended(_Direction.name, self.stats(number))
 
     def close(self) -> None:
         """Stop, and close the sockets; OSError if a thread ended on an error."""

@@ -65,7 +65,9 @@ class Link:
     def __init__(
         self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
     ):
-        self._ruleset, self.device, self.options = ruleset, device, options
+        self._ruleset = ruleset
+        self.device: Device = device
+        self.options: SocketOptions = options
         self._attached = Attached(device, ruleset.program, got, binds, options)
         self._fd = fd
         self._lock = RLock()  # around what counts: an update moves counts from program to tally
@@ -92,11 +94,6 @@ class Link:
     @got.setter
     def got(self, got: Got) -> None:
         self._attached.got = got
-
-    @property
-    def attached(self) -> Attached:
-        """Program and device, as sockets take them."""
-        return self._attached
 
     @property
     def program(self) -> Program:
@@ -137,12 +134,12 @@ class Link:
             )  # fmt: skip
             try:
                 if self._sockets is not None:
-                    self._sockets.reach(new.program)
+                    self._sockets._reach(new.program)
                 loaded = time.perf_counter_ns()
                 if self._fd >= 0:
                     check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
                 elif self._sockets is not None:
-                    self._sockets.refilter(new.program)
+                    self._sockets._refilter(new.program)
             except BaseException:
                 new.abandon(old)
                 raise
@@ -187,10 +184,14 @@ class Link:
                 if live.spec.timeouts:
                     live.sweep()
 
-    def sockets(self, queues: Queues | None = None) -> Sockets:
+    def sockets(self) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
-        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.
-        ``queues``: sockets that are open already (:mod:`xdpkit.forward`)."""
+        a time.  OSError names call, device and queue, NotSupported what it needs; nothing stays open then.  ValueError
+        when the link is closed or its sockets are open already."""
+        return self._open_sockets(None)
+
+    def _open_sockets(self, queues: Queues | None) -> Sockets:
+        """``queues``: AF_XDP sockets that are open already, those of a forwarder."""
         if self._final is not None:
             raise ValueError("the link is closed")
         if namespace_id() != self._namespace:
@@ -232,7 +233,7 @@ class Link:
         if self._sockets is sockets:
             self._past += sockets.stats()
             self._read += sockets.read
-            name, written, refused = sockets.sink
+            name, written, refused = sockets._sink
             if name != "none":
                 self._sink = (name, self._sink[1] + written, self._sink[2] + refused)
             self._sockets = None
@@ -246,7 +247,7 @@ class Link:
         stats, (sink, written, refused) = self._past, self._sink
         if self._sockets is not None:  # sockets before rules: what moves meanwhile shows as in flight, never below 0
             stats += self._sockets.stats()
-            name, now_written, now_refused = self._sockets.live_sink()
+            name, now_written, now_refused = self._sockets._live_sink()
             if name != "none":
                 sink, written, refused = name, written + now_written, refused + now_refused
         counts = self.program.counts()

@@ -43,7 +43,7 @@ class Ruleset:
         for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
         device to forward to that is not there, NotSupported for one without Ethernet."""
         self.pipeline: Pipeline = built.pipeline
-        self.folder = folder_of(built)
+        self.folder: Path = folder_of(built)
         self._explain = explain
         self.sets: dict[str, LiveSet] = {}
         self._declared: dict[str, Columns] = {}
@@ -57,7 +57,7 @@ class Ruleset:
             if before is not None:
                 reuse |= self._buckets(before) | before.rings()
             devices = [_device(name) for name in self.pipeline.targets(Forward)]
-            self.program = Program(
+            self.program: Program = Program(
                 built.compiled(hook),
                 queues=queues,
                 metadata=metadata,
@@ -96,7 +96,7 @@ class Ruleset:
         had = before._declared[spec.name]
         if (_alike(had, wanted) and live.capacity >= spec.capacity) or spec.pinned:
             return live.fd
-        fork = live.fork(spec, had, wanted)
+        fork = live._fork(spec, had, wanted)
         self._forks.append(fork)
         return fork.fd
 

@@ -59,7 +59,8 @@ class LiveSet:
         ``spec.source``, a file in ``folder``.  A pinned set that is there already gets the declared members added; with
         a source it is synced to both.  Raises PipelineError for members that are none and for a pinned set of another
         kind, OSError where the kernel refuses."""
-        self._lock, self._closing, self.spec = RLock(), ExitStack(), spec
+        self._lock, self._closing = RLock(), ExitStack()
+        self.spec: SetSpec = spec
         wanted = declared(spec, folder)
         self._pin: Pin | None = None
         self._outer: Map
@@ -195,7 +196,7 @@ class LiveSet:
             finally:
                 self._depth -= 1
 
-    def fork(self, spec: SetSpec, before: Columns, after: Columns) -> Fork:
+    def _fork(self, spec: SetSpec, before: Columns, after: Columns) -> Fork:
         """A copy for another ruleset, which declares the set with ``spec``: the same members, but for what the
         declarations differ in (``before`` and ``after``).  OSError or PipelineError leave this set as it is."""
         with self.locked(), self._table() as table:

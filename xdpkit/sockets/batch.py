@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..language.errors import FrameError
 
-__all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "Batch", "Columns", "Frames"]
+__all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "AnyBatch", "Batch", "Columns", "Frames"]
 
 NO_RULE = 0xFFFFFFFF
 NO_VLAN = 0xFFFFFFFF
@@ -55,15 +55,41 @@ class Owner(Protocol):
     def recycle(self, addr: U64) -> None: ...
 
 
-class Known:
-    """What the driver knows of the packets of a batch, by packet."""
+class AnyBatch:
+    """Packets that were received together; a context manager that ends the batch.
+
+    The columns are copies, and stay after the batch: ``lengths`` uint32[n] bytes of each packet; ``timestamps``
+    uint64[n] nanoseconds of CLOCK_REALTIME; ``rules`` uint32[n] index of the rule in ``pipeline.outcomes``, NO_RULE
+    (0xFFFFFFFF) where it is not known; ``marks`` uint32[n] what rules marked each packet with, 0 without a mark.
+    ``queue``: the RX queue, 0 where the packets of all come together.  ``frames``: the packets as read-only views."""
+
+    def __init__(self, queue: int, lengths: U32, timestamps: U64, rules: U32, marks: U32):
+        self.queue: int = queue
+        self.lengths: U32 = lengths
+        self.timestamps: U64 = timestamps
+        self.rules: U32 = rules
+        self.marks: U32 = marks
 
     _device_times: U64 | None = None
     _hashes: U32 | None = None
     _vlans: U32 | None = None
 
     def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def frames(self) -> Sequence[memoryview]:
+        """The packets, as read-only views."""
         raise NotImplementedError
+
+    def end(self) -> None:
+        """Give the frames back; idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def device_times(self) -> U64:
@@ -97,7 +123,7 @@ class Frames(Sequence[memoryview]):
         return self._batch.view(index)
 
 
-class Batch(Known):
+class Batch(AnyBatch):
     """Packets received together from one queue.
 
     ``lengths`` uint32[n] bytes of the whole packet; ``timestamps`` uint64[n] nanoseconds of CLOCK_REALTIME: when the
@@ -109,18 +135,13 @@ class Batch(Known):
     """
 
     def __init__(self, socket: Owner, columns: Columns):
-        self.queue = socket.queue
-        self.lengths, self.timestamps = columns.lengths, columns.timestamps
-        self.rules, self.marks = columns.rules, columns.marks
+        super().__init__(socket.queue, columns.lengths, columns.timestamps, columns.rules, columns.marks)
         if columns.device_times is not None:
             self._device_times, self._hashes, self._vlans = columns.device_times, columns.hashes, columns.vlans
         self._socket, self._addr, self._size, self._first = socket, columns.addr, columns.size, columns.first
         self._views: dict[int, memoryview] = {}  # by buffer
         self._joined: dict[int, memoryview] = {}  # by packet
         self._ended = False
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     @property
     def frames(self) -> Frames:
@@ -172,9 +193,3 @@ class Batch(Known):
         self._joined.clear()
         self._views.clear()
         self._socket.recycle(rest)
-
-    def __enter__(self) -> Batch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..kernel.core import check, ffi, lib
 from ..kernel.program import Program
 from ..language.errors import FrameError
-from .batch import NO_RULE, U32, U64, Known
+from .batch import NO_RULE, U32, U64, AnyBatch
 from .reader import MOST_MS
 from .xsk import SocketStats
 
@@ -37,7 +37,7 @@ def ring_bytes(ring_size: int, frame_bytes: int) -> int:
     return min(RING_MOST_BYTES, max(mmap.PAGESIZE, ring_size * (1 << (frame_bytes - 1).bit_length())))
 
 
-class CopiedBatch(Known):
+class CopiedBatch(AnyBatch):
     """Packets of AF_PACKET or a ring buffer: like a Batch, but its frames are copies of its own and never go stale.
 
     Of a ring buffer also ``marks`` (uint32; 0 where no rule gave one), ``verdicts`` (uint8, the numbers of Verdict; 0
@@ -47,29 +47,19 @@ class CopiedBatch(Known):
         self, room: bytes, lengths: U32, timestamps: U64, rules: U32 | None = None, *, marks: U32 | None = None,
         verdicts: U8 | None = None, wire_lengths: U32 | None = None,
     ):  # fmt: skip
-        self.queue = 0
-        self.lengths, self.timestamps = lengths, timestamps
-        self.rules = np.full(len(lengths), NO_RULE, np.uint32) if rules is None else rules
-        self.marks = np.zeros(len(lengths), np.uint32) if marks is None else marks
-        self.verdicts = np.zeros(len(lengths), np.uint8) if verdicts is None else verdicts
-        self.wire_lengths = lengths if wire_lengths is None else wire_lengths
+        rules = np.full(len(lengths), NO_RULE, np.uint32) if rules is None else rules
+        marks = np.zeros(len(lengths), np.uint32) if marks is None else marks
+        super().__init__(0, lengths, timestamps, rules, marks)
+        self.verdicts: U8 = np.zeros(len(lengths), np.uint8) if verdicts is None else verdicts
+        self.wire_lengths: U32 = lengths if wire_lengths is None else wire_lengths
         ends = np.cumsum(lengths, dtype=np.int64)
         view = memoryview(room)
-        self.frames: Sequence[memoryview] = [
-            view[e - n : e] for e, n in zip(ends.tolist(), lengths.tolist(), strict=True)
-        ]
+        self._frames = [view[e - n : e] for e, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def end(self) -> None:
-        """Nothing: the copies stay."""
-
-    def __enter__(self) -> CopiedBatch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
+    @property
+    def frames(self) -> Sequence[memoryview]:
+        """The packets: views of a copy, which stays."""
+        return self._frames
 
 
 class CopiesSocket:

@@ -5,11 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..language.metadata import TOLD
 
-__all__ = ["KERNEL_HEADROOM", "L2_BYTES", "NATIVE_FRAME_BYTES", "SWITCHES", "SocketOptions", "parse_choice"]
+__all__ = [
+    "KERNEL_HEADROOM",
+    "L2_BYTES",
+    "NATIVE_FRAME_BYTES",
+    "SWITCHES",
+    "WAITS",
+    "Bind",
+    "Mode",
+    "SocketOptions",
+    "Switch",
+    "Wait",
+    "parse_choice",
+]
+
+#: Where a pipeline is attached: "auto" is the best there is, "want:X" X first and then what else works, "X" that or an
+#: error.
+Mode = Literal[
+    "auto", "native", "generic", "tc_ingress", "af_packet", "tc_egress",
+    "want:native", "want:generic", "want:tc_ingress", "want:af_packet",
+]  # fmt: skip
+#: How AF_XDP sockets are bound; "auto" and "want:X" as for :data:`Mode`.
+Bind = Literal["auto", "zerocopy", "copy", "want:zerocopy", "want:copy"]
+#: A switch of :class:`SocketOptions`: "on" is that or an error, "want:on" tries it first.
+Switch = Literal["auto", "on", "off", "want:on", "want:off"]
+#: What a worker does when there is nothing: see :meth:`xdpkit.Sockets.count`.
+Wait = Literal["adaptive", "busy", "sleep", "nap"]
+#: The values of :data:`Wait`, in the order of XK_WAIT_*.
+WAITS: tuple[Wait, ...] = get_args(Wait)
 
 #: XDP_PACKET_HEADROOM: what the kernel keeps free in front of a received packet in each frame.
 KERNEL_HEADROOM = 256
@@ -76,17 +103,17 @@ class SocketOptions:
     headroom: int = 0
     tx: bool = False
     debug: bool | None = None
-    need_wakeup: str = "auto"
-    busy_poll: str = "auto"
+    need_wakeup: Switch = "auto"
+    busy_poll: Switch = "auto"
     busy_poll_us: int = 20
     busy_poll_budget: int = 64
-    huge_pages: str = "auto"
-    multi_buffer: str = "auto"
-    shared_umem: str = "auto"
-    unaligned: str = "auto"
+    huge_pages: Switch = "auto"
+    multi_buffer: Switch = "auto"
+    shared_umem: Switch = "auto"
+    unaligned: Switch = "auto"
     sockets_per_queue: int = 1
     checksum: bool = False
-    tx_timestamp: str = "auto"
+    tx_timestamp: Switch = "auto"
     rx_metadata: str = "off"
 
     def __post_init__(self) -> None:

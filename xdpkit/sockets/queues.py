@@ -156,7 +156,7 @@ class Queues:
 
     def got(self, got: Got, setup: Setup, refused: tuple[str, ...]) -> Got:
         """``got`` with what the kernel gave to these sockets, read back where it tells."""
-        umems = [x.pool.umem for x in self.sockets]
+        umems = [x._pool.umem for x in self.sockets]
         kinds = ("copy", "multi-buffer", "unaligned", *_NAMES.values())
         return replace(
             got,

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, Protocol
 
 from ..kernel.core import lib
 from ..kernel.got import TC_MODES
@@ -23,8 +23,9 @@ from ..language.errors import NotSupported
 from ..language.rule import Rule
 from . import xsk
 from .attached import Attached
-from .batch import U32, U64, Batch
+from .batch import AnyBatch, Batch
 from .copies import CopiedBatch, CopiesSocket
+from .options import Wait
 from .packet_socket import PacketSocket
 from .queues import Queues, open_first, open_queues, setups
 from .reader import Source, Stop, batches, batches_async, epoll_of
@@ -32,39 +33,6 @@ from .workers import Workers, WorkerStats
 from .xsk import Packets, SentTimes, SocketStats
 
 __all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
-
-
-class AnyBatch(Protocol):
-    """What every batch has; see :class:`xdpkit.Batch`."""
-
-    @property
-    def queue(self) -> int: ...
-
-    lengths: U32
-    timestamps: U64
-    rules: U32
-    marks: U32
-
-    def __len__(self) -> int: ...
-
-    @property
-    def device_times(self) -> U64: ...
-
-    @property
-    def hashes(self) -> U32: ...
-
-    @property
-    def vlans(self) -> U32: ...
-
-    @property
-    def frames(self) -> Sequence[memoryview]:
-        """The packets."""
-
-    def end(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Drains(Protocol):
@@ -116,12 +84,12 @@ class Sockets:
     ):
         """``queues``: AF_XDP sockets that are open already; they stay open when this closes.  ``closed`` is called when
         these have closed, with their last counts."""
-        self.attached, self._on_closed = attached, closed
+        self._attached, self._on_closed = attached, closed
         self._queues, self._borrowed = queues, queues is not None
-        self.packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
+        self._packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
         self._workers: Drains | None = None
-        self.sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
-        self.read = 0  # packets in batches
+        self._sink: tuple[str, int, int] = ("none", 0, 0)  # name, written, refused
+        self.read: int = 0  # packets in batches
         self._read_lock = threading.Lock()
         self._stop = Stop()
         self._epoll: select.epoll | None = None  # of fileno()
@@ -136,25 +104,25 @@ class Sockets:
             raise
 
     def _open(self) -> None:
-        at, device = self.attached, self.attached.device
+        at, device = self._attached, self._attached.device
         if at.got.mode == "af_packet":
-            self.packet = PacketSocket(device.name, device.index, at.program.fd)
+            self._packet = PacketSocket(device.name, device.index, at.program.fd)
             at.got = replace(at.got, bind="copy")
             return
         if at.got.mode in TC_MODES:
-            self.packet = CopiesSocket(device.name, at.program, outbound=at.got.mode == "tc_egress")
+            self._packet = CopiesSocket(device.name, at.program, outbound=at.got.mode == "tc_egress")
             at.got = replace(at.got, bind="ringbuf")
             return
         if self._queues is None:
             opened, setup, refused = open_first(list(setups(at)), lambda setup: open_queues(at, setup))
             self._queues, at.got = opened, opened.got(at.got, setup, refused)
-        self.reach(at.program)
+        self._reach(at.program)
 
-    def takes(self, rule: Rule) -> bool:
+    def _takes(self, rule: Rule) -> bool:
         """Whether packets that ``rule`` takes come here."""
         return rule.action.verdict is Verdict.REDIRECT
 
-    def reach(self, program: Program) -> None:
+    def _reach(self, program: Program) -> None:
         """Let the REDIRECT of ``program``, which the link runs from now on, find these sockets."""
         if self._queues is not None:
             self._in_map = self._queues.reach(program)
@@ -164,17 +132,17 @@ class Sockets:
         are open.  ValueError if there is none of that name."""
         queues = self._queues.of_group(name) if self._queues is not None else None
         if queues is None or not queues.sockets:
-            raise ValueError(f"{self.attached.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
+            raise ValueError(f"{self._attached.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
         if name not in self._groups:
             self._groups[name] = Group(self, name, queues)
             if self.stopped:
                 self._groups[name].stop()
         return self._groups[name]
 
-    def refilter(self, program: Program) -> None:
+    def _refilter(self, program: Program) -> None:
         """Put ``program`` in the place of the packet socket's filter."""
-        if isinstance(self.packet, PacketSocket):
-            self.packet.refilter(program.fd)
+        if isinstance(self._packet, PacketSocket):
+            self._packet.refilter(program.fd)
 
     @property
     def xsks(self) -> list[xsk.Socket]:
@@ -250,10 +218,10 @@ class Sockets:
 
     def _reader(self, queue: int | None) -> Reader:
         self._idle()
-        if self.packet is not None:
+        if self._packet is not None:
             if queue is not None:
-                raise NotSupported(f"reading one queue in mode {self.attached.got.mode}", "mode native or generic")
-            return Reader(self.packet, self._count_read)
+                raise NotSupported(f"reading one queue in mode {self._attached.got.mode}", "mode native or generic")
+            return Reader(self._packet, self._count_read)
         return Reader(xsk.Receivers(self._of_queue(queue)), self._count_read)
 
     def _count_read(self, packets: int) -> None:
@@ -263,11 +231,11 @@ class Sockets:
     def _of_queue(self, queue: int | None) -> list[xsk.Socket]:
         found = [x for x in self.xsks if queue is None or x.queue == queue]
         if not found:
-            at = self.attached
+            at = self._attached
             raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.got.queues}")
         return found
 
-    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: str = "adaptive") -> Workers:
+    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: Wait = "adaptive") -> Workers:
         """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
         ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see
         :mod:`xdpkit.device.placement`). ``wait``: what a worker does when there is nothing, "adaptive" (look on for a
@@ -283,7 +251,7 @@ class Sockets:
         limit: int = 0,
         snaplen: int = 0,
         cpus: Sequence[int] | None = None,
-        wait: str = "adaptive",
+        wait: Wait = "adaptive",
     ) -> Workers:
         """C workers that write packets to a pcapng file (a path, "-" for standard output, or an open binary file).
         ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count()."""
@@ -308,8 +276,8 @@ class Sockets:
     def _sender(self, queue: int | None) -> xsk.Socket:
         self._idle()
         if not self.xsks:
-            raise NotSupported(f"sending in mode {self.attached.got.mode}", "AF_XDP sockets: mode native or generic")
-        if not self.attached.options.tx:
+            raise NotSupported(f"sending in mode {self._attached.got.mode}", "AF_XDP sockets: mode native or generic")
+        if not self._attached.options.tx:
             raise ValueError("no TX ring: SocketOptions(tx=True)")
         return self._of_queue(queue)[0]
 
@@ -333,35 +301,35 @@ class Sockets:
         """Workers drain these sockets."""
         return self._workers is not None and not self._workers.ended
 
-    def started(self, workers: Drains) -> None:
+    def _started(self, workers: Drains) -> None:
         """Called by Workers: they drain these sockets from now on."""
         self._workers = workers
 
-    def ended(self, name: str, total: WorkerStats) -> None:
+    def _ended(self, name: str, total: WorkerStats) -> None:
         """Called by Workers when they ended: keep what they counted."""
-        if self.packet is not None:
-            self.packet.received += total.packets
-        self.sink = (name, self.sink[1] + total.written, self.sink[2] + total.refused)
+        if self._packet is not None:
+            self._packet.received += total.packets
+        self._sink = (name, self._sink[1] + total.written, self._sink[2] + total.refused)
 
     def stats(self) -> SocketStats:
         """Totals over the queues."""
         running = self._workers.stats() if self._workers is not None and not self._workers.ended else WorkerStats()
-        if self.packet is not None:
-            return self.packet.stats(running.packets)
+        if self._packet is not None:
+            return self._packet.stats(running.packets)
         return sum((x.stats() for x in self.xsks), SocketStats())
 
-    def live_sink(self) -> tuple[str, int, int]:
+    def _live_sink(self) -> tuple[str, int, int]:
         """(name, written, refused) of the sink, with what running workers have counted so far."""
-        name, written, refused = self.sink
+        name, written, refused = self._sink
         for drained in (self, *self._groups.values()):
             if drained._workers is not None and not drained._workers.ended:
                 now = drained._workers.stats()
                 name, written, refused = drained._workers.name, written + now.written, refused + now.refused
         return name, written, refused
 
-    def leave(self, queues: Queues | None) -> None:
+    def _leave(self, queues: Queues | None) -> None:
         """Take some of the sockets out of REDIRECT's reach and wait until what was under way has arrived."""
-        program = self.attached.program
+        program = self._attached.program
         for number in range(len(queues.sockets) if queues is not None and not self._closed else 0):
             slot = queues.slot(program, number) if queues is not None else None
             if slot is not None and slot in self._in_map:
@@ -371,11 +339,11 @@ class Sockets:
 
     def stop_inflow(self) -> None:
         """Take the sockets out of REDIRECT's reach and wait until what was under way has arrived; idempotent."""
-        fd = self.attached.program.map_fd("xsks") if self._in_map else -1
+        fd = self._attached.program.map_fd("xsks") if self._in_map else -1
         while self._in_map:
             lib.xk_xskmap_clear(fd, self._in_map.pop())
-        if self.packet is not None:
-            self.packet.quiet()
+        if self._packet is not None:
+            self._packet.quiet()
         lib.xk_quiesce()
 
     def close(self) -> None:
@@ -391,8 +359,8 @@ class Sockets:
         finally:  # a capture file that cannot be finished keeps nothing open
             if self._queues is not None and not self._borrowed:
                 self._queues.close()
-            if self.packet is not None:
-                self.packet.close()
+            if self._packet is not None:
+                self._packet.close()
             self._close_descriptors()
             self._on_closed(self)
 
@@ -415,12 +383,12 @@ class Group(Sockets):
 
     def __init__(self, whole: Sockets, name: str, queues: Queues):
         self._whole, self._name = whole, name
-        super().__init__(whole.attached, queues)
+        super().__init__(whole._attached, queues)
 
     def _open(self) -> None:
         """They are open, and found by REDIRECT."""
 
-    def takes(self, rule: Rule) -> bool:
+    def _takes(self, rule: Rule) -> bool:
         """Whether ``rule`` redirects to this group."""
         return isinstance(rule.action, Redirect) and rule.action.group == self._name
 
@@ -432,13 +400,13 @@ class Group(Sockets):
     def _count_read(self, packets: int) -> None:
         self._whole._count_read(packets)
 
-    def ended(self, name: str, total: WorkerStats) -> None:
+    def _ended(self, name: str, total: WorkerStats) -> None:
         """What its workers counted is in the sums of all."""
-        self._whole.ended(name, total)
+        self._whole._ended(name, total)
 
     def stop_inflow(self) -> None:
         """Take the group out of REDIRECT's reach and wait until what was under way has arrived."""
-        self._whole.leave(self._queues)
+        self._whole._leave(self._queues)
 
     def close(self) -> None:
         """End workers; the sockets are closed with the others."""
@@ -450,13 +418,13 @@ class Group(Sockets):
 class Copies(Sockets):
     """Copies of the packets that rules mirror, while they go on; made by ``link.copies()``."""
 
-    def takes(self, rule: Rule) -> bool:
+    def _takes(self, rule: Rule) -> bool:
         """Whether ``rule`` mirrors."""
         return any(isinstance(step, Mirror) for step in rule.steps)
 
     def _open(self) -> None:
-        at = self.attached
+        at = self._attached
         if Mirror not in at.program.pipeline.steps:
             raise ValueError(f"{at.device.name}: no rule of {at.program.pipeline.name!r} mirrors packets")
         outbound = at.got.mode == "tc_egress"
-        self.packet = CopiesSocket(at.device.name, at.program, "mirrored", outbound=outbound)
+        self._packet = CopiesSocket(at.device.name, at.program, "mirrored", outbound=outbound)

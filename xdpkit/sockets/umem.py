@@ -34,8 +34,10 @@ class Umem:
         self, frames: int, chunk_size: int, options: SocketOptions, *, unaligned: bool = False, huge: bool = False,
         node: int | None = None, software_checksum: bool = True, tx_metadata: bool = False,
     ):  # fmt: skip
-        self.frames, self.chunk_size, self.unaligned = frames, chunk_size, unaligned
-        self.debug = bool(os.environ.get("XDPKIT_DEBUG")) if options.debug is None else options.debug
+        self.frames: int = frames
+        self.chunk_size: int = chunk_size
+        self.unaligned: bool = unaligned
+        self.debug: bool = bool(os.environ.get("XDPKIT_DEBUG")) if options.debug is None else options.debug
         config = {
             "frames": frames,
             "chunk_size": chunk_size,
@@ -55,7 +57,7 @@ class Umem:
         self.handle: Any = out[0]
         size = ffi.new("size_t *")
         self.memory: Any = lib.xk_umem_memory(self.handle, size)
-        self.views = 0
+        self.views: int = 0
         self._closed = False
 
     @property
@@ -103,7 +105,8 @@ class Pool:
     """The owner of ``frames`` frames of a UMEM, for the sockets that take from it and give back to it."""
 
     def __init__(self, umem: Umem, frames: int, name: str):
-        self.umem, self.name = umem, name
+        self.umem: Umem = umem
+        self.name: str = name
         out = ffi.new("struct xk_pool **")
         check(lib.xk_pool_open(umem.handle, frames, out), name)
         self.handle: Any = out[0]

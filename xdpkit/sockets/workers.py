@@ -19,13 +19,11 @@ from ..kernel.core import check, ffi, lib
 from ..language.rule import Rule
 from .attached import Attached
 from .copies import CopiesSocket
+from .options import WAITS, Wait
 from .packet_socket import PacketSocket
 from .xsk import Socket, SocketStats
 
 __all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
-
-#: What a worker does when there is nothing, in the order of XK_WAIT_*.
-WAITS = ("adaptive", "busy", "sleep", "nap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +63,19 @@ class WorkerStats:
 class Drained(Protocol):
     """The sockets that workers drain, as far as they need to know them."""
 
-    attached: Attached
-    packet: PacketSocket | CopiesSocket | None
+    _attached: Attached
+    _packet: PacketSocket | CopiesSocket | None
 
     @property
     def xsks(self) -> list[Socket]: ...
 
-    def started(self, workers: Workers) -> None: ...
+    def _started(self, workers: Workers) -> None: ...
 
-    def ended(self, name: str, total: WorkerStats) -> None: ...
+    def _ended(self, name: str, total: WorkerStats) -> None: ...
 
     def stop_inflow(self) -> None: ...
 
-    def takes(self, rule: Rule) -> bool: ...
+    def _takes(self, rule: Rule) -> bool: ...
 
     def stats(self) -> SocketStats: ...
 
@@ -110,17 +108,18 @@ class Workers:
         limit: int = 0,
         snaplen: int = 0,
         cpus: Sequence[int] | None = None,
-        wait: str = "adaptive",
+        wait: Wait = "adaptive",
     ):
         self._wait = wait_number(wait)
-        self.ended, self.name = False, "counted" if target is None else "written"
+        self.ended: bool = False
+        self.name = "counted" if target is None else "written"
         self._sockets, self._handles = sockets, list[Any]()
         self._total = WorkerStats()
         self._start_ns = time.time_ns()
         queues = [x.queue for x in sockets.xsks] or [0]
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} queues: one each is wanted")
-        cpus = place(sockets.attached.device, queues) if cpus is None else cpus
+        cpus = place(sockets._attached.device, queues) if cpus is None else cpus
         self._file, self._owned = self._target(target)
         sink = ffi.new("struct xk_sink **")
         if self._file is None:
@@ -129,7 +128,7 @@ class Workers:
             self._begin(self._file, self._header(queues, snaplen))
             check(lib.xk_sink_pcapng(self._file.fileno(), limit, snaplen, sink), "sink")
         self._sink = sink[0]
-        sockets.started(self)
+        sockets._started(self)
         try:
             for number, queue in enumerate(queues):
                 self._start(number, queue, cpus[number])
@@ -162,8 +161,8 @@ class Workers:
 
     def _start(self, number: int, queue: int, cpu: int) -> None:
         out = ffi.new("struct xk_worker **")
-        if self._sockets.packet is not None:
-            result = self._sockets.packet.start_worker(self._sink, self._wait, cpu, out)
+        if self._sockets._packet is not None:
+            result = self._sockets._packet.start_worker(self._sink, self._wait, cpu, out)
         else:
             result = lib.xk_worker_start_xsk(
                 self._sockets.xsks[number].xsk, self._sink, number, queue, self._wait, cpu, out
@@ -172,8 +171,8 @@ class Workers:
         self._handles.append(out[0])
 
     def _header(self, queues: Sequence[int], snaplen: int) -> bytes:
-        at = self._sockets.attached
-        rules = [f"{r.name}: {r.expr}" for r in at.program.pipeline.outcomes if self._sockets.takes(r)]
+        at = self._sockets._attached
+        rules = [f"{r.name}: {r.expr}" for r in at.program.pipeline.outcomes if self._sockets._takes(r)]
         blocks = pcapng.section("xdpkit")
         for queue in queues:
             blocks += pcapng.interface(
@@ -217,7 +216,7 @@ class Workers:
         lib.xk_sink_close(self._sink)
         self._total = sum(each, WorkerStats())
         self.ended = True
-        self._sockets.ended(self.name, self._total)
+        self._sockets._ended(self.name, self._total)
         self._finish(each)
 
     def _finish(self, each: list[WorkerStats]) -> None:
@@ -254,7 +253,7 @@ class Workers:
         self.close()
 
 
-def wait_number(wait: str) -> int:
+def wait_number(wait: Wait) -> int:
     """XK_WAIT_*; ValueError names what there is."""
     if wait not in WAITS:
         raise ValueError(f"wait {wait!r}: {', '.join(WAITS)}")

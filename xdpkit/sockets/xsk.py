@@ -100,8 +100,11 @@ class Socket:
         notes time and rule before each packet, ``known``: also what the driver knows of it.  ``tx_timestamp``: keep the
         times at which packets left.  ``sibling``: a socket of the same queue and pool whose FILL and COMPLETION rings
         this one uses too."""
-        self.device, self.queue, self.pool, self.multi_buffer = device, queue, pool, multi_buffer
-        self.need_wakeup = need_wakeup
+        self.device: str = device
+        self.queue: int = queue
+        self.multi_buffer: bool = multi_buffer
+        self.need_wakeup: bool = need_wakeup
+        self._pool = pool
         ring = self._ring = options.ring_size
         config = {
             "fill_size": ring,
@@ -118,7 +121,7 @@ class Socket:
         }
         self._times, self._checksum = tx_timestamp, options.checksum
         self._columns = _COLUMNS if known else _COLUMNS[:_ALWAYS]
-        self.xsk = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
+        self.xsk: Any = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
         self._buffers = ring if multi_buffer else 0  # that one packet may have
         self._final: SocketStats | None = None
         self._held: deque[int] = deque()  # frames whose last view has gone
@@ -157,7 +160,7 @@ class Socket:
     def frames(self) -> dict[str, int]:
         """Where the frames of its pool are; see :meth:`Pool.frames`."""
         self._open()
-        return self.pool.frames()
+        return self._pool.frames()
 
     def receive(self, limit: int = 512) -> Batch | None:
         """Up to ``limit`` packets that wait in the RX ring, or None.  End the batch before the next one."""
@@ -221,13 +224,13 @@ class Socket:
         """A read-only view of a held frame, which is given back when the last buffer made from it is gone."""
         self._open()
         self._views += 1
-        self.pool.umem.views += 1
-        pointer = ffi.gc(self.pool.umem.memory + addr, lambda _, addr=addr: self._view_gone(addr))
+        self._pool.umem.views += 1
+        pointer = ffi.gc(self._pool.umem.memory + addr, lambda _, addr=addr: self._view_gone(addr))
         return memoryview(ffi.buffer(pointer, length)).toreadonly()
 
     def _view_gone(self, addr: int) -> None:
         self._views -= 1
-        self.pool.umem.unview()
+        self._pool.umem.unview()
         if self._final is None:
             self._held.append(addr)
 
