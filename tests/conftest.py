@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from xdpkit.kernel.features import FEATURES, has, kernel_version
+from xdpkit.lab import Lab, Port
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,3 +33,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if kernel_version() >= feature.since:
                 pytest.fail(f"Linux {os.uname().release} should have {name}, and the probe does not find it")
             pytest.skip(f"{name} came with Linux {feature.version}, this is {os.uname().release}")
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Port]:
+    """A port; what its peer sends arrives there, on one queue, and nothing else."""
+    with Lab.pair() as (_, right):
+        yield right

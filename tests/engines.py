@@ -11,7 +11,7 @@ import pytest
 
 from xdpkit.kernel.core import check, ffi, lib
 from xdpkit.kernel.program import Program
-from xdpkit.lab import Lab, Port
+from xdpkit.lab import Port
 from xdpkit.language.metadata import Metadata
 from xdpkit.language.pipeline import Pipeline
 from xdpkit.meaning.evaluate import evaluate
@@ -41,13 +41,6 @@ def runs(hook: str, frame: bytes) -> bool:
     """BPF_PROG_TEST_RUN makes no skb of an IP packet that is shorter than its header; those are judged on the wire."""
     shortest = {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14], 14)
     return hook.startswith("xdp") or len(frame) >= shortest
-
-
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Port]:
-    """A port; what its peer sends arrives there, on one queue, and nothing else."""
-    with Lab.pair() as (_, right):
-        yield right
 
 
 def live(batch: list[bytes]) -> list[bytes]:

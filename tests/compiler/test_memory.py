@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from engines import counted, drain, live, one_by_one, packet_socket, runs, wire
+from engines import counted, drain, live, one_by_one, packet_socket, runs
 from hypothesis import given, note
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
@@ -21,8 +21,6 @@ from xdpkit.lab import Port
 from xdpkit.language.actions import Verdict
 from xdpkit.link.ruleset import Ruleset
 from xdpkit.meaning.evaluate import State, run
-
-__all__ = ["wire"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 
@@ -44,7 +42,7 @@ def assert_remembered_alike(pipe: Pipeline, stream: list[Arrival], hook: str) ->
 
 
 @one_by_one
-@examples(50)
+@examples(25)
 @given(pipelines(), arrivals(80))
 def test_what_rules_remember_is_the_same_in_the_kernel_and_in_the_reference(
     hook: str, pipe: Pipeline, stream: list[Arrival]
@@ -96,7 +94,7 @@ def test_the_socket_filter_remembers_as_the_reference_does(wire: Port, pipe: Pip
 
 
 @one_by_one
-@examples(25)
+@examples(15)
 @given(pipelines(), pipelines("t"), arrivals(60))
 def test_a_shadow_counts_what_it_would_do_alone_and_changes_nothing(
     hook: str, pipe: Pipeline, other: Pipeline, stream: list[Arrival]

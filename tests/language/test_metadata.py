@@ -119,7 +119,7 @@ def judged(program: Program, count: int) -> Counter[str]:
     return counted(program)
 
 
-@examples(40, shrink=False)
+@examples(20, shrink=False)
 @given(asking(), sent(HASHES))
 def test_xdp_reads_what_the_driver_knows(wire: Port, pipe: Pipeline, batch: list[Sent]):
     note(again("language/test_metadata.py"))
@@ -143,7 +143,7 @@ def in_the_skb(batch: Iterable[Sent]) -> list[Sent]:
     return seen
 
 
-@examples(40, shrink=False)
+@examples(20, shrink=False)
 @given(asking(), sent((None, *HASHES)))
 def test_tc_reads_what_the_skb_carries(wire: Port, pipe: Pipeline, batch: list[Sent]):
     note(again("language/test_metadata.py"))
@@ -153,7 +153,7 @@ def test_tc_reads_what_the_skb_carries(wire: Port, pipe: Pipeline, batch: list[S
         assert judged(program, len(batch)) == expected(pipe, in_the_skb(batch))
 
 
-@examples(40, shrink=False)
+@examples(20, shrink=False)
 @given(asking(), sent((None, *HASHES)))
 def test_the_socket_filter_reads_what_the_skb_carries(wire: Port, pipe: Pipeline, batch: list[Sent]):
     note(again("language/test_metadata.py"))
@@ -174,7 +174,7 @@ def verdict_with_time(program: Program, frame: bytes, timestamp: int) -> int:
     return struct.unpack_from("I", bpf(PROG_TEST_RUN, attributes)[1], 4)[0]
 
 
-@examples(40)
+@examples(20)
 @given(asking(), batches(30), st.sampled_from(TIMES))
 def test_tc_reads_the_hardware_time_stamp(pipe: Pipeline, batch: list[bytes], timestamp: int):
     note(again("language/test_metadata.py"))

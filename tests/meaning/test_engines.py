@@ -68,7 +68,7 @@ def assert_judged_alike(pipe: Pipeline, batch: list[bytes], hook: str) -> None:
 
 
 @one_by_one
-@examples(70)
+@examples(50)
 @given(pipelines(), batches(150))
 def test_the_program_judges_every_frame_as_the_reference_does(hook: str, pipe: Pipeline, batch: list[bytes]):
     note(again("meaning/test_engines.py"))
@@ -77,7 +77,7 @@ def test_the_program_judges_every_frame_as_the_reference_does(hook: str, pipe: P
 
 @one_by_one
 @pytest.mark.parametrize("limit", ["MANY", "FEW"])
-@examples(30)
+@examples(20)
 @given(pipelines(), batches(150))
 def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(
     hook: str, limit: str, pipe: Pipeline, batch: list[bytes]
@@ -90,7 +90,7 @@ def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(
 
 @one_by_one
 @pytest.mark.parametrize("least", [1, 10**6], ids=["tables", "code"])
-@examples(50)
+@examples(25)
 @given(pipelines(max_rules=12), batches(150))
 def test_rules_in_tables_and_rules_in_code_mean_the_same(hook: str, least: int, pipe: Pipeline, batch: list[bytes]):
     note(again("meaning/test_engines.py"))
@@ -145,7 +145,7 @@ def deviations(frame: bytes) -> Pipeline:
 
 
 @one_by_one
-@examples(40)
+@examples(12)
 @given(frames())
 def test_the_program_reads_every_field_as_the_reference_does(hook: str, frame: bytes):
     note(again("meaning/test_engines.py"))
