@@ -69,3 +69,15 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_every_room_says_what_lives_there():
     for path in ROOT.glob("*/__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path} says nothing"
+
+
+def test_every_public_name_is_found_in_its_module():
+    """What type checkers are shown, what ``__all__`` lists and what is imported when it is used are the same names."""
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    shown = {
+        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }  # fmt: skip
+    assert shown == xdpkit._HOMES, "the imports and _MODULES in xdpkit/__init__.py"
+    assert sorted(shown) == sorted(xdpkit.__all__)
+    assert all(getattr(xdpkit, name) is not None for name in xdpkit.__all__)

@@ -8,79 +8,83 @@
 ...         print(batch.queue, batch.lengths.sum())
 """
 
-from .compiler import Compiled, TableInfo, compile_pipeline
-from .compiler.built import Built
-from .device.netdev import Device
-from .kernel.got import Got
-from .kernel.program import Program, RuleCount, SourceLine
-from .language.actions import (
-    COUNT,
-    DROP,
-    PASS,
-    REDIRECT,
-    TX,
-    Action,
-    Forward,
-    Mark,
-    Mirror,
-    Redirect,
-    Step,
-    Verdict,
-)
-from .language.check import Finding, PipelineWarning
-from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where, XdpkitError
-from .language.expr import Expr, Keyed
-from .language.fields import FieldSpec
-from .language.headers import (
-    Field,
-    Header,
-    ah,
-    arp,
-    dstopts,
-    eth,
-    frag,
-    geneve,
-    gre,
-    gtpu,
-    hopopts,
-    icmp,
-    icmp6,
-    inner,
-    ip,
-    ip6,
-    meta,
-    mpls,
-    payload,
-    pkt,
-    routing,
-    sctp,
-    tcp,
-    udp,
-    vlan,
-    vlan2,
-    vxlan,
-)
-from .language.limits import Limit, Log, Sample, limit, log, sample
-from .language.metadata import Metadata
-from .language.pcap import pcap
-from .language.pipeline import Pipeline, load_file
-from .language.rule import Rule
-from .language.sets import Add, Entry, Member, Set, SetSpec
-from .link.attach import Link, attach
-from .link.events import Event
-from .link.forward import Forwarder, forward
-from .link.ledger import Ledger, LedgerRule, ShadowLedger
-from .link.link import Update
-from .link.tally import Totals
-from .sets.columns import Columns
-from .sets.live import LiveMember, LiveSet
-from .sets.members import Change
-from .sockets.batch import AnyBatch, Batch, Frames
-from .sockets.copies import CopiedBatch
-from .sockets.options import Bind, Mode, SocketOptions, Switch, Wait
-from .sockets.sockets import Copies, Group, Sockets
-from .sockets.workers import Workers, WorkerStats
-from .sockets.xsk import SentTimes, Socket, SocketStats
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .compiler import Compiled, TableInfo, compile_pipeline
+    from .compiler.built import Built
+    from .device.netdev import Device
+    from .kernel.got import Got
+    from .kernel.program import Program, RuleCount, SourceLine
+    from .language.actions import (
+        COUNT,
+        DROP,
+        PASS,
+        REDIRECT,
+        TX,
+        Action,
+        Forward,
+        Mark,
+        Mirror,
+        Redirect,
+        Step,
+        Verdict,
+    )
+    from .language.check import Finding, PipelineWarning
+    from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where, XdpkitError
+    from .language.expr import Expr, Keyed
+    from .language.fields import FieldSpec
+    from .language.headers import (
+        Field,
+        Header,
+        ah,
+        arp,
+        dstopts,
+        eth,
+        frag,
+        geneve,
+        gre,
+        gtpu,
+        hopopts,
+        icmp,
+        icmp6,
+        inner,
+        ip,
+        ip6,
+        meta,
+        mpls,
+        payload,
+        pkt,
+        routing,
+        sctp,
+        tcp,
+        udp,
+        vlan,
+        vlan2,
+        vxlan,
+    )
+    from .language.limits import Limit, Log, Sample, limit, log, sample
+    from .language.metadata import Metadata
+    from .language.pcap import pcap
+    from .language.pipeline import Pipeline, load_file
+    from .language.rule import Rule
+    from .language.sets import Add, Entry, Member, Set, SetSpec
+    from .link.attach import Link, attach
+    from .link.events import Event
+    from .link.forward import Forwarder, forward
+    from .link.ledger import Ledger, LedgerRule, ShadowLedger
+    from .link.link import Update
+    from .link.tally import Totals
+    from .sets.columns import Columns
+    from .sets.live import LiveMember, LiveSet
+    from .sets.members import Change
+    from .sockets.batch import AnyBatch, Batch, Frames
+    from .sockets.copies import CopiedBatch
+    from .sockets.options import Bind, Mode, SocketOptions, Switch, Wait
+    from .sockets.sockets import Copies, Group, Sockets
+    from .sockets.workers import Workers, WorkerStats
+    from .sockets.xsk import SentTimes, Socket, SocketStats
 
 __all__ = [
     "COUNT",
@@ -190,3 +194,53 @@ __all__ = [
     "vlan2",
     "vxlan",
 ]
+
+#: Where each public name lives.  Its module is imported when the name is first used: a command needs few of them.
+_MODULES = {
+    "compiler": "Compiled TableInfo compile_pipeline",
+    "compiler.built": "Built",
+    "device.netdev": "Device",
+    "kernel.got": "Got",
+    "kernel.program": "Program RuleCount SourceLine",
+    "language.actions": "COUNT DROP PASS REDIRECT TX Action Forward Mark Mirror Redirect Step Verdict",
+    "language.check": "Finding PipelineWarning",
+    "language.errors": "FrameError NotSupported PipelineError VerifierError Where XdpkitError",
+    "language.expr": "Expr Keyed",
+    "language.fields": "FieldSpec",
+    "language.headers": "Field Header ah arp dstopts eth frag geneve gre gtpu hopopts icmp icmp6 inner ip ip6 meta mpls"
+    " payload pkt routing sctp tcp udp vlan vlan2 vxlan",
+    "language.limits": "Limit Log Sample limit log sample",
+    "language.metadata": "Metadata",
+    "language.pcap": "pcap",
+    "language.pipeline": "Pipeline load_file",
+    "language.rule": "Rule",
+    "language.sets": "Add Entry Member Set SetSpec",
+    "link.attach": "Link attach",
+    "link.events": "Event",
+    "link.forward": "Forwarder forward",
+    "link.ledger": "Ledger LedgerRule ShadowLedger",
+    "link.link": "Update",
+    "link.tally": "Totals",
+    "sets.columns": "Columns",
+    "sets.live": "LiveMember LiveSet",
+    "sets.members": "Change",
+    "sockets.batch": "AnyBatch Batch Frames",
+    "sockets.copies": "CopiedBatch",
+    "sockets.options": "Bind Mode SocketOptions Switch Wait",
+    "sockets.sockets": "Copies Group Sockets",
+    "sockets.workers": "Workers WorkerStats",
+    "sockets.xsk": "SentTimes Socket SocketStats",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    """A public name (PEP 562), kept so that it is looked up once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
