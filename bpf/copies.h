@@ -33,8 +33,13 @@ struct copy {
 
 /* What user space says, in memory shared with it; struct xk_reader in csrc/xdpkit.h. */
 struct reader {
-	__u32 there;  /* somebody drains the copies */
-	__u32 asleep; /* and wants to be woken */
+	__u32 mode;   /* READER_* */
+	__u32 asleep; /* the reader sleeps until a record wakes it */
+};
+enum {
+	READER_NONE,  /* nobody drains the copies */
+	READER_WAITS, /* a record wakes the reader */
+	READER_NAPS,  /* the reader looks again by itself, within 0.1 s at most: a wake-up may be missed */
 };
 
 struct copied {
@@ -70,7 +75,7 @@ static __always_inline struct reader *find_reader(void *readers)
 	__u32 zero = 0;
 	struct reader *r = bpf_map_lookup_elem(readers, &zero);
 
-	return r && *(volatile __u32 *)&r->there ? r : 0;
+	return r && *(volatile __u32 *)&r->mode ? r : 0;
 }
 
 /* Write a record of at most `room` packet bytes, `room` being a constant; 1 if done. */
@@ -94,10 +99,11 @@ static __always_inline int copy_into(struct source *s, void *ring, struct reader
 	}
 	/*
 	 * Full barrier (every atomic operation with a result is one) between the producer position, which reserve()
-	 * moved, and `asleep`.  It pairs with the one in xk_copies_sleep() between `asleep` and poll()'s look at the
-	 * position: one of the two sees the other.
+	 * moved, and `asleep`.  It pairs with the one in ask_wakeup() of csrc/copies.c between `asleep` and poll()'s
+	 * look at the position: one of the two sees the other.
 	 */
-	__sync_fetch_and_add(&fence, 1);
+	if (*(volatile __u32 *)&r->mode != READER_NAPS)
+		__sync_fetch_and_add(&fence, 1);
 	if (*(volatile __u32 *)&r->asleep) {
 		*(volatile __u32 *)&r->asleep = 0;
 		bpf_ringbuf_submit(c, BPF_RB_FORCE_WAKEUP);

@@ -85,7 +85,7 @@ int xk_copies_open(const struct xk_program *p, const char *ring, struct xk_copie
 	c->next = *c->consumer;
 	if ((error = xk_counters(c->counts_fd, 1, 2, c->before)))
 		goto out_close;
-	__atomic_store_n(&c->reader->there, 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&c->reader->mode, XK_READER_WAITS, __ATOMIC_RELEASE);
 	*out = c;
 	return 0;
 out_close:
@@ -95,7 +95,7 @@ out_close:
 
 void xk_copies_quiet(struct xk_copies *c)
 {
-	__atomic_store_n(&c->reader->there, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&c->reader->mode, XK_READER_NONE, __ATOMIC_RELEASE);
 }
 
 void xk_copies_close(struct xk_copies *c)

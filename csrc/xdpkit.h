@@ -553,9 +553,10 @@ struct xk_copy {
 	uint32_t reserved;
 };
 struct xk_reader {
-	uint32_t there;
+	uint32_t mode;
 	uint32_t asleep;
 };
+enum { XK_READER_NONE, XK_READER_WAITS, XK_READER_NAPS };
 _Static_assert(sizeof(struct xk_copy) == 32 && sizeof(struct xk_reader) == 8, "shared with bpf/copies.h");
 
 /* A further buffer of a packet. */

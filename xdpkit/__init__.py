@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Verdict,
     )
     from .language.check import Finding, PipelineWarning
-    from .language.errors import FrameError, NotSupported, PipelineError, VerifierError, Where, XdpkitError
+    from .language.errors import FrameError, NotSupported, PipelineError, ThreadError, VerifierError, Where, XdpkitError
     from .language.expr import Expr, Keyed
     from .language.fields import FieldSpec
     from .language.headers import (
@@ -151,6 +151,7 @@ __all__ = [
     "Step",
     "Switch",
     "TableInfo",
+    "ThreadError",
     "Totals",
     "Update",
     "Verdict",
@@ -204,7 +205,7 @@ _MODULES = {
     "kernel.program": "Program RuleCount SourceLine",
     "language.actions": "COUNT DROP PASS REDIRECT TX Action Forward Mark Mirror Redirect Step Verdict",
     "language.check": "Finding PipelineWarning",
-    "language.errors": "FrameError NotSupported PipelineError VerifierError Where XdpkitError",
+    "language.errors": "FrameError NotSupported PipelineError ThreadError VerifierError Where XdpkitError",
     "language.expr": "Expr Keyed",
     "language.fields": "FieldSpec",
     "language.headers": "Field Header ah arp dstopts eth frag geneve gre gtpu hopopts icmp icmp6 inner ip ip6 meta mpls"

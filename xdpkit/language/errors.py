@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FrameError", "NotSupported", "PipelineError", "VerifierError", "Where", "XdpkitError"]
+__all__ = ["FrameError", "NotSupported", "PipelineError", "ThreadError", "VerifierError", "Where", "XdpkitError"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,7 @@ class NotSupported(XdpkitError):
 
 class FrameError(XdpkitError, RuntimeError):
     """A frame was used after it went back to the kernel, or frames do not add up."""
+
+
+class ThreadError(XdpkitError, RuntimeError):
+    """Two threads used one socket at the same time; the one that came second gets this error, and nothing was done."""

@@ -19,6 +19,7 @@ from ..kernel.core import check, ffi, lib
 from ..kernel.program import Program
 from ..language.errors import FrameError
 from .batch import NO_RULE, U32, U64, AnyBatch
+from .one_thread import OneThread
 from .reader import MOST_MS
 from .xsk import SocketStats
 
@@ -72,6 +73,7 @@ class CopiesSocket:
         hooks = {"tc": lib.XK_HOOK_TC, "socket": lib.XK_HOOK_SOCKET}
         self._hook = lib.XK_HOOK_XDP if program.is_xdp else hooks[program.hook]
         self.device, self.outbound, self.received = device, outbound, 0
+        self.one_thread = OneThread(device)
         self._final: SocketStats | None = None
         self._room = bytearray(1 << 20)
 
@@ -96,38 +98,48 @@ class CopiesSocket:
 
     poll_ms = MOST_MS
 
+    def hold(self) -> int:
+        """See :meth:`xdpkit.sockets.reader.Source.hold`."""
+        return self.one_thread.hold()
+
+    def release(self, reader: int) -> None:
+        """See :meth:`xdpkit.sockets.reader.Source.release`."""
+        self.one_thread.release(reader)
+
     def receive(self, limit: int = 512) -> CopiedBatch | None:
         """Up to ``limit`` packets that are there, or None."""
         if self._final is not None:
             raise FrameError(f"{self.device}: the socket is closed")
         lengths, rules, marks, wire = (np.empty(limit, np.uint32) for _ in range(4))
         times, verdicts = np.empty(limit, np.uint64), np.empty(limit, np.uint8)
-        n = check(
-            lib.xk_copies_receive(
-                self.copies, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
-                ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
-                ffi.from_buffer("uint32_t[]", rules), ffi.from_buffer("uint32_t[]", marks),
-                ffi.from_buffer("uint8_t[]", verdicts), ffi.from_buffer("uint32_t[]", wire),
-            ),
-            self.device,
-        )  # fmt: skip
-        if not n:
-            return None
-        self.received += n
-        room = bytes(memoryview(self._room)[: int(lengths[:n].sum())])
-        return CopiedBatch(
-            room,
-            lengths[:n],
-            times[:n],
-            rules[:n],
-            marks=marks[:n],
-            verdicts=verdicts[:n],
-            wire_lengths=wire[:n],
-        )
+        with self.one_thread:
+            n = check(
+                lib.xk_copies_receive(
+                    self.copies, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
+                    ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
+                    ffi.from_buffer("uint32_t[]", rules), ffi.from_buffer("uint32_t[]", marks),
+                    ffi.from_buffer("uint8_t[]", verdicts), ffi.from_buffer("uint32_t[]", wire),
+                ),
+                self.device,
+            )  # fmt: skip
+            if not n:
+                return None
+            self.received += n
+            room = bytes(memoryview(self._room)[: int(lengths[:n].sum())])
+            return CopiedBatch(
+                room,
+                lengths[:n],
+                times[:n],
+                rules[:n],
+                marks=marks[:n],
+                verdicts=verdicts[:n],
+                wire_lengths=wire[:n],
+            )
 
     def wait(self, stop_fd: int, timeout_ms: int) -> bool:
         """See :meth:`xdpkit.sockets.reader.Source.wait`."""
-        ready = lib.xk_copies_wait(self.copies, stop_fd, timeout_ms)
+        with self.one_thread:
+            ready = lib.xk_copies_wait(self.copies, stop_fd, timeout_ms)
         return ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets") > 0
 
     def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
@@ -137,5 +149,6 @@ class CopiesSocket:
     def close(self, worker_packets: int = 0) -> None:
         """Close; idempotent."""
         if self._final is None:
-            self._final = self.stats(worker_packets)
-            lib.xk_copies_close(self.copies)
+            with self.one_thread.after_others():
+                self._final = self.stats(worker_packets)
+                lib.xk_copies_close(self.copies)

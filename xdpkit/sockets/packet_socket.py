@@ -10,6 +10,7 @@ import numpy as np
 from ..kernel.core import check, ffi, lib
 from ..language.errors import FrameError
 from .copies import CopiedBatch
+from .one_thread import OneThread
 from .reader import MOST_MS
 from .xsk import SocketStats
 
@@ -38,6 +39,7 @@ class PacketSocket:
         self.packet: Any = out[0]
         self.device, self.received = device, 0
         self._quiet = False
+        self.one_thread = OneThread(device)
         self._final: SocketStats | None = None
         self._room = bytearray(1 << 20)
 
@@ -69,26 +71,36 @@ class PacketSocket:
 
     poll_ms = MOST_MS
 
+    def hold(self) -> int:
+        """See :meth:`xdpkit.sockets.reader.Source.hold`."""
+        return self.one_thread.hold()
+
+    def release(self, reader: int) -> None:
+        """See :meth:`xdpkit.sockets.reader.Source.release`."""
+        self.one_thread.release(reader)
+
     def receive(self, limit: int = 512) -> CopiedBatch | None:
         """Up to ``limit`` packets that are there, or None."""
         if self._final is not None:
             raise FrameError(f"{self.device}: the socket is closed")
         lengths, times = np.empty(limit, np.uint32), np.empty(limit, np.uint64)
-        n = check(
-            lib.xk_packet_receive(
-                self.packet, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
-                ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
-            ),
-            self.device,
-        )  # fmt: skip
-        if not n:
-            return None
-        self.received += n
-        return CopiedBatch(bytes(self._room[: int(lengths[:n].sum())]), lengths[:n], times[:n])
+        with self.one_thread:
+            n = check(
+                lib.xk_packet_receive(
+                    self.packet, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
+                    ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
+                ),
+                self.device,
+            )  # fmt: skip
+            if not n:
+                return None
+            self.received += n
+            return CopiedBatch(bytes(self._room[: int(lengths[:n].sum())]), lengths[:n], times[:n])
 
     def wait(self, stop_fd: int, timeout_ms: int) -> bool:
         """See :meth:`xdpkit.sockets.reader.Source.wait`."""
-        ready = lib.xk_packet_wait(self.packet, stop_fd, timeout_ms)
+        with self.one_thread:
+            ready = lib.xk_packet_wait(self.packet, stop_fd, timeout_ms)
         return ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets") > 0
 
     def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
@@ -98,5 +110,6 @@ class PacketSocket:
     def close(self, worker_packets: int = 0) -> None:
         """Close; idempotent."""
         if self._final is None:
-            self._final = self.stats(worker_packets)
-            lib.xk_packet_close(self.packet)
+            with self.one_thread.after_others():
+                self._final = self.stats(worker_packets)
+                lib.xk_packet_close(self.packet)

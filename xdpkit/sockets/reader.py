@@ -44,6 +44,12 @@ class Source(Protocol[B_co]):
     def poll_ms(self) -> int:
         """Longest wait in milliseconds before :meth:`wait` must be called again."""
 
+    def hold(self) -> int:
+        """The calling thread reads from now on; its number.  ThreadError while another one does."""
+
+    def release(self, reader: int) -> None:
+        """Thread ``reader`` reads no more."""
+
     def receive(self, limit: int) -> B_co | None:
         """The next batch of at most ``limit`` packets, or None; the batch before it has been ended."""
 
@@ -79,15 +85,20 @@ class Stop:
 def batches(source: Source[B], timeout: float | None, limit: int, stop: Stop | None = None) -> Iterator[B]:
     """Batches of ``source``, each ended when the next one is asked for, until ``timeout`` seconds (None: never) pass
     without a packet, or ``stop`` is set."""
-    while not stop:
-        batch = source.receive(limit)
-        if batch is not None:
-            try:
-                yield batch
-            finally:
-                batch.end()
-        elif not _wait(source, timeout, stop):
-            return
+    reader = 0
+    try:
+        while not stop:
+            reader = source.hold()
+            batch = source.receive(limit)
+            if batch is not None:
+                try:
+                    yield batch
+                finally:
+                    batch.end()
+            elif not _wait(source, timeout, stop):
+                return
+    finally:
+        source.release(reader)
 
 
 def _wait(source: Source[B], timeout: float | None, stop: Stop | None) -> bool:
@@ -102,8 +113,10 @@ def _wait(source: Source[B], timeout: float | None, stop: Stop | None) -> bool:
 async def batches_async(source: Source[B], timeout: float | None, limit: int, stop: Stop) -> AsyncIterator[B]:
     """As :func:`batches`, in an event loop, which gets a turn after every batch."""
     epoll = epoll_of([*source.fds, stop.fd])
+    reader = 0
     try:
         while not stop:
+            reader = source.hold()
             batch = source.receive(limit)
             if batch is not None:
                 try:
@@ -115,6 +128,7 @@ async def batches_async(source: Source[B], timeout: float | None, limit: int, st
             if not await _wait_async(source, timeout, stop, epoll):
                 return
     finally:
+        source.release(reader)
         epoll.close()
 
 

@@ -56,7 +56,7 @@ class Reader:
 
     def __init__(self, source: Source[Batch] | Source[CopiedBatch], count: Callable[[int], None]):
         self._source, self._count = source, count
-        self.wait = source.wait
+        self.wait, self.hold, self.release = source.wait, source.hold, source.release
 
     @property
     def fds(self) -> Sequence[int]:
@@ -160,7 +160,8 @@ class Sockets:
 
         ValueError when the sockets are closed, while workers drain them, and for a queue that has no socket;
         NotSupported for one queue where the sockets are not AF_XDP; OSError ENODEV when the device is gone;
-        :class:`xdpkit.FrameError` when the sockets are closed in between."""
+        :class:`xdpkit.FrameError` when the sockets are closed in between; :class:`xdpkit.ThreadError` while another
+        thread reads or sends with the same sockets."""
         return batches(self._reader(queue), timeout, limit, self._stop)
 
     def batches_async(

@@ -7,9 +7,11 @@ they go back to the kernel.  What a batch shows of them, and for how long, is sa
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..kernel.core import check, ffi, lib
-from ..language.errors import FrameError, NotSupported
+from ..language.errors import FrameError, NotSupported, ThreadError
 from .batch import U64, Batch, Columns
+from .one_thread import OneThread
 from .options import SocketOptions
 from .reader import MOST_MS, slices
 from .umem import Pool
@@ -123,6 +126,7 @@ class Socket:
         self._columns = _COLUMNS if known else _COLUMNS[:_ALWAYS]
         self.xsk: Any = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
         self._buffers = ring if multi_buffer else 0  # that one packet may have
+        self.one_thread = OneThread(f"{device} queue {queue}")
         self._final: SocketStats | None = None
         self._held: deque[int] = deque()  # frames whose last view has gone
         self._views = 0
@@ -171,7 +175,8 @@ class Socket:
         columns: list[Any] = [np.empty(limit, kind) for kind in self._columns]
         pointers = [_pointer(x) for x in (addr, size, *columns)]
         out = ffi.new("struct xk_batch *", [limit, room, *pointers])
-        n, b = self._check(lib.xk_xsk_receive(self._open(), out)), out.buffers
+        with self.one_thread:
+            n, b = self._check(lib.xk_xsk_receive(self._open(), out)), out.buffers
         if not n:
             return None
         return Batch(self, Columns(addr[:b], size[:b], *[column[:n] for column in columns]))
@@ -193,13 +198,15 @@ class Socket:
         places, keep = _places(packets)
         start, offset = checksum or (0, 0)
         ask = ffi.new("struct xk_tx_ask *", [checksum is not None, timestamp, start, offset])
-        n = lib.xk_xsk_transmit(self._open(), places, ask)
+        with self.one_thread:
+            n = self._check(lib.xk_xsk_transmit(self._open(), places, ask))
         del keep
-        return self._check(n)
+        return n
 
     def complete(self) -> int:
         """Let the kernel go on with the TX ring, and take transmitted frames off the COMPLETION ring; how many."""
-        return self._check(lib.xk_xsk_complete(self._open()))
+        with self.one_thread:
+            return self._check(lib.xk_xsk_complete(self._open()))
 
     def sent_times(self) -> SentTimes:
         """When packets that were sent with ``timestamp=True`` left, of those that have since the last call; what
@@ -209,7 +216,8 @@ class Socket:
         self.complete()
         room = TIMES_PER_ENTRY * self._ring
         numbers, times = np.empty(room, np.uint64), np.empty(room, np.uint64)
-        n = self._check(lib.xk_xsk_times(self._open(), _pointer(numbers), _pointer(times), room))
+        with self.one_thread:
+            n = self._check(lib.xk_xsk_times(self._open(), _pointer(numbers), _pointer(times), room))
         numbers, times = numbers[:n].copy(), times[:n].copy()
         if n and (numbers[1:] < numbers[:-1]).any():  # completed in another order
             order = np.argsort(numbers)
@@ -238,11 +246,13 @@ class Socket:
         """Give held frames back, and those whose last view has gone meanwhile; nothing happens after close()."""
         if self._final is not None:
             return
-        if self._held:
-            gone = [self._held.popleft() for _ in range(len(self._held))]
-            addr = np.concatenate([addr, np.array(gone, np.uint64)])
-        addr = np.ascontiguousarray(addr)
-        self._check(lib.xk_xsk_recycle(self.xsk, _pointer(addr), len(addr)))
+        with self.one_thread.after_others():
+            if self._held:
+                gone = [self._held.popleft() for _ in range(len(self._held))]
+                addr = np.concatenate([addr, np.array(gone, np.uint64)])
+            addr = np.ascontiguousarray(addr)
+            if self._final is None:
+                self._check(lib.xk_xsk_recycle(self.xsk, _pointer(addr), len(addr)))
 
     def reclaim(self) -> bool:
         """Give back the frames whose last view has gone since their batch ended; False if others are still viewed."""
@@ -254,14 +264,15 @@ class Socket:
         """Close the socket; idempotent.  The UMEM stays mapped while views of it are alive."""
         if self._final is not None:
             return
-        try:
-            self._final = self.stats()
-        except OSError as error:  # the device is gone
-            self._final = SocketStats()
-            if error.errno not in (errno.ENODEV, errno.ENETDOWN):
-                raise
-        finally:
-            lib.xk_xsk_close(self.xsk)
+        with self.one_thread.after_others():
+            try:
+                self._final = self.stats()
+            except OSError as error:  # the device is gone
+                self._final = SocketStats()
+                if error.errno not in (errno.ENODEV, errno.ENETDOWN):
+                    raise
+            finally:
+                lib.xk_xsk_close(self.xsk)
 
     def _open(self) -> Any:
         if self._final is not None:
@@ -333,6 +344,19 @@ class Receivers:
         nothing_viewed = [socket.reclaim() for socket in self._sockets]
         return MOST_MS if all(nothing_viewed) else 10
 
+    def hold(self) -> int:
+        """See :meth:`xdpkit.sockets.reader.Source.hold`."""
+        try:
+            return max(socket.one_thread.hold() for socket in self._sockets)
+        except ThreadError:
+            self.release(threading.get_ident())
+            raise
+
+    def release(self, reader: int) -> None:
+        """See :meth:`xdpkit.sockets.reader.Source.release`."""
+        for socket in self._sockets:
+            socket.one_thread.release(reader)
+
     def receive(self, limit: int) -> Batch | None:
         """A batch of the next socket that has packets, or None where none has."""
         for _ in self._sockets:
@@ -346,7 +370,10 @@ class Receivers:
     def wait(self, stop_fd: int, timeout_ms: int) -> bool:
         """See :meth:`xdpkit.sockets.reader.Source.wait`."""
         handles = ffi.new("struct xk_xsk *[]", [socket.xsk for socket in self._sockets])
-        result = lib.xk_xsk_wait(handles, len(self._sockets), stop_fd, timeout_ms)
+        with ExitStack() as calls:
+            for socket in self._sockets:
+                calls.enter_context(socket.one_thread)
+            result = lib.xk_xsk_wait(handles, len(self._sockets), stop_fd, timeout_ms)
         return result != -errno.EINTR and check(result, f"{self._sockets[0].device}: waiting for packets") > 0
 
 
