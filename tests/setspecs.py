@@ -4,7 +4,7 @@ import ipaddress
 
 from hypothesis import strategies as st
 
-from xdpkit import eth, ip, ip6, tcp, udp, vlan
+from xdpkit import dst, eth, ip, ip6, src, tcp, udp, vlan
 from xdpkit.language.sets import SetSpec, declare
 
 
@@ -25,12 +25,15 @@ INTERVAL_SPECS = (
     make_spec("port_nets", tcp.dport, ip.src, intervals=True),
     make_spec("net_ports", ip.src, tcp.dport, intervals=True),
     make_spec("mac_nets", eth.src, ip6.dst, intervals=True),
+    make_spec("either", src),
+    make_spec("port_either", tcp.dport, dst, intervals=True),
 )
 EXACT_SPECS = (
     make_spec("hosts", ip.src, intervals=False),
     make_spec("port", tcp.dport),
     make_spec("pairs", ip.src, tcp.dport),
     make_spec("macs", eth.src),
+    make_spec("either_host", src, intervals=False),
     make_spec("flows", ip.src, ip.dst, tcp.sport, tcp.dport),
 )
 SPECS = INTERVAL_SPECS + EXACT_SPECS
@@ -47,7 +50,9 @@ def written(field, value):
     """A value as people write it."""
     if field.kind == "ipv4":
         return str(ipaddress.IPv4Address(value))
-    if field.kind == "ipv6":
+    if field.kind == "ip" and value >> 32 == 0xFFFF:
+        return str(ipaddress.IPv4Address(value & 0xFFFFFFFF))
+    if field.kind in ("ipv6", "ip"):
         return str(ipaddress.IPv6Address(value))
     if field.kind == "mac":
         return ":".join(f"{b:02x}" for b in value.to_bytes(6))
@@ -63,7 +68,7 @@ def members_of(draw, spec: SetSpec):
     if form == "range":
         low, high = sorted((draw(values(last)), draw(values(last))))
         parts[-1] = f"{written(last, low)}-{written(last, high)}"
-    elif form == "prefix" and last.kind in ("ipv4", "ipv6"):
+    elif form == "prefix" and last.kind in ("ipv4", "ipv6", "ip"):
         length = draw(st.integers(0, last.bits))
         value = draw(values(last)) >> last.bits - length << last.bits - length
         parts[-1] = f"{written(last, value)}/{length}"

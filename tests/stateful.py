@@ -24,7 +24,7 @@ _KEYS = tuple(
     for name in (
         "ip.src", "ip.dst", "ip.src", "ip.dst", "ip6.src", "ip6.dst", "tcp.dport", "udp.dport", "udp.sport", "eth.src",
         "eth.dst", "eth.src", "eth.dst", "eth.type", "vlan.id", "ip.proto", "ip.ttl", "tcp.flags", "ip.df", "pkt.len",
-        "vxlan.vni", "inner.ip.src", "payload[0:4]", "payload[1:3]", "arp.spa", "ip6.flow",
+        "vxlan.vni", "inner.ip.src", "payload[0:4]", "payload[1:3]", "arp.spa", "ip6.flow", "src", "dst", "src", "dst",
     )
 )  # fmt: skip
 _FIELD = of(_KEYS)
@@ -85,10 +85,14 @@ def _prefixes(draw: st.DrawFn, field: Field) -> object:
     free = draw(of((0, 1, bits // 4, bits // 2, bits)))
     low = value >> free << free
     high = low | (1 << free) - 1
-    if free == 0 or field.spec.kind not in ("ipv4", "ipv6", "uint", "flags"):
+    if free == 0 or field.spec.kind not in ("ipv4", "ipv6", "ip", "uint", "flags"):
         return value
-    if field.spec.kind in ("ipv4", "ipv6"):
+    if field.spec.kind in ("ipv4", "ipv6", "ip"):
         import ipaddress
+
+        if field.spec.kind == "ip" and value >> 32 == 0xFFFF:  # an IPv4 address
+            free = min(free, 32)
+            return f"{ipaddress.IPv4Address((value & 0xFFFFFFFF) >> free << free)}/{32 - free}"
 
         kind = ipaddress.IPv4Address if field.spec.kind == "ipv4" else ipaddress.IPv6Address
         return f"{kind(low)}/{bits - free}"
@@ -100,9 +104,12 @@ def _remembering(draw: st.DrawFn, known: list[Set], timed: bool) -> Expr:
     kind = draw(of((0, 1, 2, 3))) if timed else 0
     if kind <= 1 and known:
         chosen = draw(of(tuple(known)))
+        first = chosen.spec.fields[0]
         alike = [
-            f for f in _KEYS if (f.spec.bits, f.spec.kind) == (chosen.spec.fields[0].bits, chosen.spec.fields[0].kind)
-        ]
+            f for f in _KEYS
+            if (f.spec.bits, f.spec.kind) == (first.bits, first.kind)
+            or (first.kind == "ip" and f.spec.kind in ("ipv4", "ipv6"))
+        ]  # fmt: skip
         if len(chosen.spec.fields) == 1 and draw(st.booleans()):
             return draw(of(tuple(alike))).isin(chosen)
         return chosen.condition()
@@ -123,11 +130,7 @@ def pipelines(draw: st.DrawFn, prefix: str = "s", *, timed: bool = True) -> Pipe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PipelineWarning)
         for _ in range(draw(of((2, 3, 4, 6)))):
-            maps = [
-                s
-                for s in known
-                if s.spec.actions and not any(r.lookup is not None and r.lookup.set is s.spec for r in pipe.rules)
-            ]
+            maps = [s for s in known if s.spec.actions and not any(r.name.startswith(f"{s.name}:") for r in pipe.rules)]
             if maps and draw(st.booleans()):
                 pipe.apply(maps[0], when=draw(st.none() | comparisons()))
                 continue

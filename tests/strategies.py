@@ -284,6 +284,8 @@ _FIELD = of(_FIELDS)
 
 def pool(field: Field) -> tuple[int, ...]:
     spec = field.spec
+    if spec.kind == "ip":
+        return (*IP6, *(0xFFFF << 32 | value for value in IP4))
     keys = (spec.name.removeprefix("inner."), spec.kind, spec.bits)
     pool = next((POOLS[key] for key in keys if key in POOLS), (0, 1, 2, spec.maximum >> 1, spec.maximum))
     return tuple(value for value in pool if value <= spec.maximum)

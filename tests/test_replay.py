@@ -204,8 +204,8 @@ def test_names_of_files_may_be_any_bytes(files):
     (files / rules).write_text(RULES)
     done = xdpkit("replay", rules, odd, "-w", out, "--against", "other.py", cwd=files, errors="surrogateescape")
     assert done.returncode == 1
-    assert done.stderr == "xdpkit: day\\udcff.pcap: not readable as a capture: it is cut short in packet 200\n"
-    assert "149 packets written to out\\udcff.pcapng" in done.stdout
+    assert done.stderr == "xdpkit: day\\xff.pcap: not readable as a capture: it is cut short in packet 200\n"
+    assert "149 packets written to out\\xff.pcapng" in done.stdout
     assert len(list(read_captures([files / out]))) == 149
     for command in (["show", rules], ["build", rules, "-o", "rules.xdp"], ["replay", "rules.xdp", "day.pcap"]):
         assert xdpkit(*command, cwd=files).returncode == 0

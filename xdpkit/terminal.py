@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["make_console", "make_progress", "notice", "print_line", "si", "visible"]
+__all__ = ["counted", "make_console", "make_progress", "notice", "print_line", "si", "visible"]
 
 
 def si(value: float, unit: str = "") -> str:
@@ -25,6 +25,11 @@ def si(value: float, unit: str = "") -> str:
             return f"{value:.{digits}f} {prefix}{unit}".rstrip()
         value /= 1000
     raise AssertionError("unreachable")
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 rule", "1,200 rules": for nouns whose plural takes an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def visible(text: object, *, keep: str = "") -> str:

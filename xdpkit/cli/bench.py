@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..files.output import write_whole
 from ..terminal import make_console, make_progress
 
 bench = typer.Typer(
@@ -83,6 +83,6 @@ def paths_command(
     else:
         show(make_console() if sys.stdout.isatty() else make_console(width=170), results, facts)
         if json_file:
-            Path(json_file).write_text(as_json(plan, results, facts))
+            write_whole(json_file, as_json(plan, results, facts))
     if html:
-        Path(html).write_text(page(results, facts))
+        write_whole(html, page(results, facts))

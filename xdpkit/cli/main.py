@@ -18,6 +18,7 @@ from ..compiler.built import load
 from ..doctor.doctor import examine
 from ..doctor.findings import as_json as findings_json
 from ..doctor.findings import render
+from ..files.output import remove_if_empty
 from ..kernel.holders import clean
 from ..language.actions import Mirror
 from ..language.errors import FrameError, NotSupported, PipelineError, VerifierError
@@ -269,10 +270,9 @@ def _capture_file(path: str) -> Iterator[IO[bytes]]:
     try:
         yield file
     finally:
-        empty = not existed and os.fstat(file.fileno()).st_size == 0
+        if not existed:
+            remove_if_empty(path, file)
         file.close()
-        if empty:
-            os.unlink(path)
 
 
 @app.command("demo")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..compiler import HOOKS, Compiled, compile_pipeline
 from ..compiler.built import Built, as_built, build, load, needs, write
 from ..compiler.listing import listing
 from ..files import pcapng
+from ..files.output import empty_regular_file
 from ..files.reader import CapturedPacket, read_captures
 from ..kernel.program import may_load
 from ..language.actions import Verdict
@@ -25,7 +25,7 @@ from ..language.rule import Rule
 from ..link.ruleset import Ruleset
 from ..replay import ENGINES, Replay, replay, summary
 from ..sockets.workers import open_capture
-from ..terminal import make_console, make_progress, print_line, visible
+from ..terminal import counted, make_console, make_progress, print_line, visible
 
 PipelineFile = Annotated[
     Path,
@@ -50,8 +50,10 @@ def build_command(
     """
     built = build(load(pipeline).pipeline)
     write(built, output)
-    size = output.stat().st_size
-    print_line(f"{output}: pipeline {built.pipeline.name}, {len(built.pipeline.rules)} rules, {size:,} bytes")
+    size = sum(len(compiled.object) for compiled in built.programs.values())
+    print_line(
+        f"{output}: pipeline {built.pipeline.name}, {len(built.pipeline.rules)} rules, {size:,} bytes of objects"
+    )
     print_line(f"  digest {built.pipeline.digest()}")
     for hook, compiled in built.programs.items():
         wanted = "; ".join(needs(built.pipeline, hook))
@@ -81,7 +83,9 @@ def show_command(
         return
     console = make_console(soft_wrap=True)
     pipe = built.pipeline
-    console.print(visible(f"{pipe.name}: {len(pipe.rules)} rules, default {pipe.default}, hook {hook}"), style="bold")
+    console.print(
+        visible(f"{pipe.name}: {counted(len(pipe.rules), 'rule')}, default {pipe.default}, hook {hook}"), style="bold"
+    )
     for index, rule in enumerate(pipe.outcomes):
         console.print(visible(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else "")))
     for table in compiled.tables:
@@ -204,8 +208,7 @@ class _Writer:
 
     def __init__(self, file: IO[bytes], verdict: str):
         self.file, self.verdict, self.interfaces = file, verdict, dict[str, int]()
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.truncate(0)
+        empty_regular_file(file)
         file.write(pcapng.section("xdpkit replay"))
 
     def __call__(self, packet: CapturedPacket, rule: Rule) -> bool:
@@ -244,22 +247,22 @@ def _print_replay(console: Console, built: Built, other: Built | None, engine: s
     console.print(table)
     if engine == "kernel" and result.by_reference:
         console.print(
-            f"{result.by_reference:,} packets were judged by the reference: cut short, or of no length XDP takes"
+            f"judged by the reference: {counted(result.by_reference, 'packet')}, cut short, or of no length XDP takes"
         )
     if metadata := _metadata(built, other):
         console.print(f"captures carry no metadata: every test of {', '.join(metadata)} was false")
     if path:
-        console.print(visible(f"{result.written:,} packets written to {path}"), soft_wrap=True)
+        console.print(visible(f"{counted(result.written, 'packet')} written to {path}"), soft_wrap=True)
     if other is None:
         return
     console.print(f"\nagainst {other.pipeline.name}:", style="bold")
     if not result.differences:
-        console.print(f"no difference on {result.total:,} packets")
+        console.print(f"no difference on {counted(result.total, 'packet')}")
     for d in result.differences:
         change = f"{d.other.action} -> {d.rule.action}" if d.changes_verdict else f"{d.rule.action}, by another rule"
         console.print(
             visible(
-                f"{d.packets:,} packets: {change}"
+                f"{counted(d.packets, 'packet')}: {change}"
                 f"   (was {d.other.name}, {d.other.where}; now {d.rule.name}, {d.rule.where})"
             ),
             style="bold red" if d.changes_verdict else "", soft_wrap=True,

@@ -7,6 +7,7 @@ load it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..files.output import write_whole
 from ..language.actions import Action, Step, Verdict
 from ..language.classic import Classic, Instruction, has_loops
 from ..language.errors import PipelineError, Where
@@ -109,8 +111,6 @@ def build(pipeline: Pipeline) -> Built:
 
 def write(built: Built, path: str | Path) -> None:
     """Write ``built`` to a file, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
     pipe = built.pipeline
     manifest = {
         "format": FORMAT,
@@ -124,15 +124,13 @@ def write(built: Built, path: str | Path) -> None:
         "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
         "needs": {hook: needs(pipe, hook) for hook in built.programs},
     }
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            _store(archive, "manifest.json", json.dumps(manifest, indent=1).encode())
-            for hook, compiled in built.programs.items():
-                _store(archive, f"{hook}.o", compiled.object)
-                _store(archive, f"{hook}.s", compiled.assembly.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        _store(archive, "manifest.json", json.dumps(manifest, indent=1).encode())
+        for hook, compiled in built.programs.items():
+            _store(archive, f"{hook}.o", compiled.object)
+            _store(archive, f"{hook}.s", compiled.assembly.encode())
+    write_whole(path, file.getvalue())
 
 
 def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

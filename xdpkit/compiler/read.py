@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from ..language.expr import Always, Expr, Present, Test
-from ..language.fields import HEADERS, INNER, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
+from ..language.fields import HEADERS, INNER, MAPPED, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
 from ..language.limits import Limit
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
@@ -161,7 +161,11 @@ class Reader:
         """The field in its header at ``pointer``."""
         assert isinstance(spec.at, int)
         at = 0 if spec.kind == "bytes" else spec.at  # bytes() points at the first of them
-        return cut(builder, big_endian(builder, pointer, at, spec.size), spec)
+        value = big_endian(builder, pointer, at, spec.size)
+        if spec.mapped:
+            wide = ir.IntType(spec.bits)
+            return builder.or_(builder.zext(value, wide), wide(MAPPED))
+        return cut(builder, value, spec)
 
     def address(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
         """Where the header of ``spec`` starts, or the bytes of payload that it names."""

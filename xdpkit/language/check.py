@@ -12,14 +12,16 @@ complete (the form is given up where it has more than :data:`MAX_ALTERNATIVES` a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 from .errors import PipelineError, Where
-from .expr import Always, And, Expr, Intervals, Not, Or, Present, Test, complement
+from .expr import Always, And, EitherFamily, Expr, Intervals, Not, Or, Present, Test, complement
 from .fields import EXCLUSIVE, HEADERS, INNER, field_named
+from .limits import Limit
+from .sets import Member
 
-__all__ = ["Finding", "PipelineWarning", "Seen", "possible", "refuse_impossible"]
+__all__ = ["Finding", "PipelineWarning", "Seen", "lacking_keys", "possible", "refuse_impossible"]
 
 #: Alternatives of one condition that are looked at.
 MAX_ALTERNATIVES = 64
@@ -44,7 +46,8 @@ class Finding:
 
 
 class PipelineWarning(UserWarning):
-    """A rule that never matches because of an earlier one."""
+    """A rule that is certainly not meant as it is written: it never matches because of an earlier one, or it takes
+    packets because they lack what its limit or set is keyed by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,59 @@ def refuse_impossible(expr: Expr) -> None:
         if possible(a) and possible(b) and not possible(And((a, b), where=expr.where)):
             raise PipelineError(f"can never match: {a} and {b} exclude each other", expr.where)
     raise PipelineError(f"{expr} can never match", expr.where)
+
+
+def lacking_keys(expr: Expr) -> Iterator[tuple[Expr, str]]:
+    """The limits and sets of which ``expr`` wants the opposite, and which are keyed by headers that a packet may lack
+    that it takes: there the limit or set is false and the opposite true.  Each with the headers, as a condition."""
+    if not any(isinstance(node, (Limit, Member)) for node in expr.nodes()):
+        return
+    for keyed, others in _negated(expr, True, ()):
+        context = tuple(map(_at_least, others))
+        for needs in _keys_there(keyed):
+            if alternatives(And((*context, Not(needs, where=keyed.where)), where=keyed.where)):
+                yield keyed, _bracket(needs)
+
+
+def _bracket(expr: Expr) -> str:
+    return f"({expr})" if isinstance(expr, Or) else str(expr)
+
+
+def _negated(expr: Expr, wanted: bool, others: tuple[Expr, ...]) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
+    """(a condition with keys whose opposite is wanted, what else must hold)."""
+    keyed = isinstance(expr, (Limit, Member)) or (
+        isinstance(expr, EitherFamily) and any(isinstance(node, (Limit, Member)) for node in expr.nodes())
+    )
+    if keyed:
+        if not wanted:
+            yield expr, others
+    elif isinstance(expr, Not):
+        yield from _negated(expr.term, not wanted, others)
+    elif isinstance(expr, (And, Or)):
+        for term in expr.terms[:MAX_ALTERNATIVES]:
+            rest = tuple(t for t in expr.terms if t is not term) if isinstance(expr, And) else ()
+            yield from _negated(term, wanted, others + rest)
+
+
+def _keys_there(expr: Expr) -> list[Expr]:
+    """The conditions that the headers are there of which a limit or a set has its key: all of them must hold."""
+    if isinstance(expr, EitherFamily):
+        return [Or(tuple(Present(h, where=expr.where) for h in ("ip", "ip6")), where=expr.where)]
+    specs = expr.per if isinstance(expr, Limit) else expr.fields if isinstance(expr, Member) else ()
+    return [Present(name, where=expr.where) for name in dict.fromkeys(s.header for s in specs if s.header)]
+
+
+def _at_least(expr: Expr) -> Expr:
+    """What must hold where ``expr`` does, as far as anything is known of it."""
+    if isinstance(expr, (Limit, Member)):
+        return And((Always(where=expr.where), *_keys_there(expr)), where=expr.where)
+    if isinstance(expr, (And, Or)):
+        return replace(expr, terms=tuple(map(_at_least, expr.terms)))
+    return expr if isinstance(expr, (Always, Present, Test)) or _is_plain(expr) else Always(where=expr.where)
+
+
+def _is_plain(expr: Expr) -> bool:
+    return all(isinstance(node, (Always, Present, Test, And, Or, Not)) for node in expr.nodes())
 
 
 class Seen:

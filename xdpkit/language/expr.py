@@ -123,6 +123,21 @@ class Or(Expr):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class EitherFamily(Or):
+    """A condition on an address of either family: its ``terms`` are the one for IPv4 and the one for IPv6, each behind
+    the header that it is for; ``text`` is how it was written."""
+
+    text: str = ""
+
+    @property
+    def needs_brackets(self) -> bool:
+        return not self.text.endswith(")")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Not(Expr):
     """Not ``term``."""
 
@@ -145,12 +160,13 @@ class Always(Expr):
 
 
 def _bracket(term: Expr, kinds: type | tuple[type, ...]) -> str:
-    return f"({term})" if term.needs_brackets or isinstance(term, kinds) else str(term)
+    chained = isinstance(term, kinds) and not isinstance(term, EitherFamily)
+    return f"({term})" if term.needs_brackets or chained else str(term)
 
 
 def _terms(expr: Expr, kind: type[And] | type[Or]) -> tuple[Expr, ...]:
     """The terms of a chain, so that ``a | b | c`` is one node: chains may be longer than Python's stack is deep."""
-    return expr.terms if isinstance(expr, kind) else (expr,)
+    return expr.terms if type(expr) is kind else (expr,)
 
 
 class Named:

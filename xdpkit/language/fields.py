@@ -106,8 +106,9 @@ _HEADERS_BYTES = -(-sum(bits for _, bits in HEADERS_MEMBERS) // 32) * 4
 class FieldSpec:
     """One row: ``name`` as users write it, the ``header`` that must be present (None: always there), ``at``: the byte
     of the header where its value starts, or the member of ``struct packet`` that holds it; ``shift`` and ``bits`` cut
-    it out.  ``kind`` says how values are written: uint, mac, ipv4, ipv6, flags or bytes.  ``alone``: the values that it
-    means when it stands alone as a condition."""
+    it out.  ``kind`` says how values are written: uint, mac, ipv4, ipv6, ip (either family, IPv4 as an IPv4-mapped IPv6
+    address, RFC 4291 section 2.5.5.2), flags or bytes.  ``alone``: the values that it means when it stands alone as a
+    condition.  ``mapped``: its 32 bits are an IPv4 address, and its value is that address as an IPv4-mapped one."""
 
     name: str
     header: str | None
@@ -117,6 +118,7 @@ class FieldSpec:
     kind: str = "uint"
     shift: int = 0
     alone: tuple[int, int] | None = None
+    mapped: bool = False
 
     @property
     def maximum(self) -> int:
@@ -126,6 +128,8 @@ class FieldSpec:
     @property
     def size(self) -> int:
         """Bytes to read, of which the lowest bits are the field and what ``shift`` leaves out."""
+        if self.mapped:
+            return 4
         size = (self.shift + self.bits + 7) // 8
         return 4 if size == 3 and self.kind != "bytes" else size
 
@@ -235,7 +239,18 @@ FIELDS: tuple[FieldSpec, ...] = (
     *_OUTER_ONLY,
     *(replace(f, name=INNER + f.name, header=INNER + f.header) for f in _BOTH if f.header),
 )
-_BY_NAME = {spec.name: spec for spec in FIELDS}
+#: What is in front of an IPv4 address in an IPv4-mapped IPv6 address.
+MAPPED = 0xFFFF << 32
+#: Keys of sets and limits that are an address of either family.  No packet has them as such: a condition on one becomes
+#: two, for IPv4 and for IPv6 (:func:`families`).
+EITHER = (
+    FieldSpec("src", None, "src", 128, "source address, IPv4 or IPv6", "ip"),
+    FieldSpec("dst", None, "dst", 128, "destination address, IPv4 or IPv6", "ip"),
+)
+_MAPPED = tuple(
+    replace(f, name=f"{f.name}.mapped", bits=128, kind="ip", mapped=True) for f in FIELDS if f.kind == "ipv4"
+)
+_BY_NAME = {spec.name: spec for spec in (*FIELDS, *EITHER, *_MAPPED)}
 _PAYLOAD = re.compile(r"((?:inner\.)?payload)\[(\d+):(\d+)\]")
 
 
@@ -248,6 +263,20 @@ def field_named(name: str) -> FieldSpec:
             raise KeyError(name)
         return FieldSpec(name, header, offset, 8 * size, "bytes of the payload", "bytes")
     return _BY_NAME[name]
+
+
+def families(
+    specs: tuple[FieldSpec, ...], *, mapped: bool = True
+) -> tuple[tuple[str | None, tuple[FieldSpec, ...]], ...]:
+    """``specs`` as fields that packets have, each time with the header that says when: where one of them is of either
+    family, for "ip" and for "ip6"; else once, for None.  ``mapped``: IPv4 addresses are read as IPv4-mapped ones, as
+    the keys of a set of both families are."""
+    if not any(spec in EITHER for spec in specs):
+        return ((None, specs),)
+    return tuple(
+        (header, tuple(_BY_NAME[f"{header}.{s.name}{end}"] if s in EITHER else s for s in specs))
+        for header, end in (("ip", ".mapped" if mapped else ""), ("ip6", ""))
+    )
 
 
 def room_bytes() -> dict[str, int]:

@@ -11,8 +11,19 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from .errors import PipelineError
-from .expr import Always, Expr, Keyed, Named, Present, Test, complement, here, merge
-from .fields import FIELDS, HEADERS, INNER, PAYLOAD_MAX_OFFSET, PAYLOAD_MAX_SIZE, TCP_FLAGS, FieldSpec, field_named
+from .expr import Always, EitherFamily, Expr, Keyed, Named, Present, Test, complement, here, merge
+from .fields import (
+    EITHER,
+    FIELDS,
+    HEADERS,
+    INNER,
+    MAPPED,
+    PAYLOAD_MAX_OFFSET,
+    PAYLOAD_MAX_SIZE,
+    TCP_FLAGS,
+    FieldSpec,
+    field_named,
+)
 
 _WRITTEN = (int, str, bytes, ipaddress.IPv4Address, ipaddress.IPv6Address)
 
@@ -41,6 +52,9 @@ def _number(spec: FieldSpec, value: object) -> int:
         return int(ipaddress.IPv4Address(value))
     if spec.kind == "ipv6":
         return int(ipaddress.IPv6Address(value))
+    if spec.kind == "ip":
+        address = ipaddress.ip_address(value)  # type: ignore[arg-type]
+        return int(address) | MAPPED if address.version == 4 else int(address)
     text = str(value)
     if spec.kind == "flags" and not text[:1].isdigit():
         return sum({_flag(name.strip()) for name in re.split(r"[|,]", text)})
@@ -61,6 +75,7 @@ def _form(spec: FieldSpec) -> str:
     return {
         "ipv4": "an IPv4 address such as '192.0.2.1'",
         "ipv6": "an IPv6 address such as '2001:db8::1'",
+        "ip": "an address such as '192.0.2.1' or '2001:db8::1'",
         "flags": "flags such as 'syn|ack' or a whole number",
         "bytes": f"{spec.size} bytes or a whole number",
         "mac": "a MAC address such as '02:00:00:00:00:01'",
@@ -160,6 +175,8 @@ class Field(Named):
             if a <= b:
                 return a, b
             raise PipelineError(f"the range {text} is empty: the lower bound goes first", here())
+        if self.spec.kind == "ip":
+            return self._either_prefix(text)
         if self.spec.kind not in ("ipv4", "ipv6"):
             raise PipelineError(f"{self.spec.name} is no address: use .between(low, high) or .isin([...])", here())
         version = ipaddress.IPv4Network if self.spec.kind == "ipv4" else ipaddress.IPv6Network
@@ -173,6 +190,44 @@ class Field(Named):
                 hint = ": ip is IPv4, ip6 is IPv6"
             raise PipelineError(f"{text!r} is no prefix for {self.spec.name}{hint}", here()) from None
         return int(net.network_address), int(net.broadcast_address)
+
+    def _either_prefix(self, text: str) -> tuple[int, int]:
+        try:
+            net = ipaddress.ip_network(text)
+        except ValueError as error:
+            hint = f": did you mean {ipaddress.ip_network(text, strict=False)}?" if "host bits" in str(error) else ""
+            raise PipelineError(f"{text!r} is no prefix for {self.spec.name}{hint}", here()) from None
+        mapped = MAPPED if net.version == 4 else 0
+        return int(net.network_address) | mapped, int(net.broadcast_address) | mapped
+
+
+class EitherField(Field):
+    """The source or destination address of a packet, IPv4 or IPv6: ``src.within("192.0.2.0/24", "2001:db8::/32")``,
+    ``limit("10/second", per=src)``, ``pipe.set("blocked", src)``.  On a packet that is neither every test is false."""
+
+    def _test(self, intervals: Iterable[tuple[int, int]], text: str) -> Expr:  # type: ignore[override]
+        merged = merge(intervals)
+        if not merged:
+            raise PipelineError(f"{text} can never match", here())
+        four, six = (field_named(f"{header}.{self.spec.name}") for header in ("ip", "ip6"))
+        top = MAPPED | four.maximum
+        inside = tuple((max(a, MAPPED) - MAPPED, min(b, top) - MAPPED) for a, b in merged if a <= top and b >= MAPPED)
+        terms = [Test(spec, part, text, where=here()) for spec, part in ((four, inside), (six, merged)) if part]
+        return EitherFamily(tuple(terms), text, where=here())
+
+    def _compare(self, operator: str, value: object, low: int, high: int) -> NoReturn:
+        raise PipelineError(f"{self.spec.name} {operator} {value}: an address of either family has no order", here())
+
+    def __eq__(self, value: object) -> Expr:  # type: ignore[override]
+        number = parse_value(self.spec, value)
+        return self._test([(number, number)], f"{self.spec.name} == {value}")
+
+    def __and__(self, other: object) -> Masked | Expr:
+        if isinstance(other, int):
+            raise PipelineError(f"{self.spec.name} & {other}: an address of either family has no bits to test", here())
+        return super().__and__(other)
+
+    __hash__ = object.__hash__
 
 
 def _commas(values: Iterable[object]) -> str:
@@ -407,7 +462,13 @@ pkt: Header = HEADER_OBJECTS["pkt"]
 meta: Header = HEADER_OBJECTS["meta"]
 """What is known of a packet beside its bytes: time, hash, VLAN tag that the device took out."""
 
+src = EitherField(EITHER[0])
+"""The source address, IPv4 or IPv6."""
+dst = EitherField(EITHER[1])
+"""The destination address, IPv4 or IPv6."""
+
 
 def field_object(name: str) -> Field:
     """The field of that name, as it is written: "inner.tcp.dport"."""
-    return Field(field_named(name))
+    spec = field_named(name)
+    return EitherField(spec) if spec in EITHER else Field(spec)

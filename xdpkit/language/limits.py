@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .actions import Step
 from .errors import PipelineError
-from .expr import Expr, here
-from .fields import FieldSpec
+from .expr import And, EitherFamily, Expr, Present, here
+from .fields import FieldSpec, families
 from .headers import Field
 
 __all__ = ["Limit", "Log", "Sample", "limit", "log", "sample"]
@@ -108,13 +108,14 @@ class Log(Step):
 
 def limit(
     rate: str, *, burst: int | None = None, per: Field | Iterable[Field] | None = None, capacity: int = 65_536
-) -> Limit:
+) -> Expr:
     """True while packets come no faster than ``rate``: "400/minute", "10k/second", "10 mbytes/second" (as in nftables:
     a kbyte is 1024 bytes; k, M and G in front of the slash are decimal).
 
     ``burst``: packets, or bytes, that may come at once (default: what the rate allows in a tenth of a second, and at
     least 5 packets or 10,000 bytes).  ``per``: a field, or several, each value of which has its own bucket; where one
-    of them is missing the condition is false.  ``capacity``: buckets kept; the least recently used gives way."""
+    of them is missing the condition is false, and ``~limit(...)`` true.  ``per=src`` (or ``dst``) serves IPv4 and IPv6.
+    ``capacity``: buckets kept, for each family; the least recently used gives way."""
     match = re.fullmatch(r"\s*(\d+)\s*([kMG]?)\s*([a-z]*)\s*/\s*([a-z]+)\s*", rate) if isinstance(rate, str) else None
     if not match or match[3] not in _UNITS or match[4] not in _PERIODS or not int(match[1]):
         raise PipelineError(f'limit {rate!r}: a rate is written "400/minute" or "10 mbytes/second"', here())
@@ -130,16 +131,26 @@ def limit(
         raise PipelineError(f"limit {rate!r}: {wrong!r} is no field of a packet, such as ip.src", here())
     if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= 1 << 26:
         raise PipelineError(f"limit {rate!r}: capacity is 1 to {1 << 26} buckets, not {capacity!r}", here())
-    made = Limit(
-        count, period, in_bytes, burst, rate.strip(), tuple(f.spec for f in fields), capacity if fields else 1,
-        where=here(),
-    )  # fmt: skip
+    specs = tuple(f.spec for f in fields)
+    made = Limit(count, period, in_bytes, burst, rate.strip(), specs, capacity if fields else 1, where=here())
     most = made.unit_cost * (MAX_BYTES if in_bytes else 1)
     if most >= 1 << 63 or made.tolerance >= MAX_COST or not made.unit_cost:
         raise PipelineError(f"limit {rate!r}, burst {burst}: too slow, too fast or too large to be counted", here())
     if made.key_bytes > MAX_KEY_BYTES:
         raise PipelineError(f"limit {rate!r}: a key of {made.key_bytes} bytes; at most {MAX_KEY_BYTES}", here())
-    return made
+    return per_family(made)
+
+
+def per_family(made: Limit) -> Expr:
+    """``made``, or where it is per address of either family one for IPv4 and one for IPv6."""
+    variants = families(made.per, mapped=False)
+    if len(variants) == 1:
+        return made
+    terms = tuple(
+        And((Present(header or "", where=made.where), replace(made, per=per)), where=made.where)
+        for header, per in variants
+    )
+    return EitherFamily(terms, str(made), where=made.where)
 
 
 def sample(n: int) -> Sample:
@@ -152,6 +163,7 @@ def sample(n: int) -> Sample:
 def log(rate: str = "5/second", *, burst: int | None = None) -> Log:
     """A step that tells user space of a packet, at most at ``rate`` (see :func:`limit`); ``link.events()`` has them."""
     made = limit(rate, burst=burst)
+    assert isinstance(made, Limit)
     if made.in_bytes:
         raise PipelineError(f"log {rate!r}: how many packets, not bytes", here())
     return Log(made)

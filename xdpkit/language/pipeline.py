@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .actions import CONTINUE, COUNT, DROP, PASS, Action, Forward, Redirect, Shadow, Step, Verdict
-from .check import Finding, PipelineWarning, Seen, refuse_impossible
+from .check import Finding, PipelineWarning, Seen, lacking_keys, refuse_impossible
 from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Not, Or, as_expr, here
+from .fields import families
 from .limits import Limit, Log, Sample
 from .metadata import asked
 from .rule import Rule
@@ -106,7 +107,20 @@ class Pipeline:
         expr, steps = _named_buckets(expr, steps, name)
         rule = Rule(name, expr, action, here(), steps)
         refuse_impossible(rule.expr)
+        self._warn_of_lacking_keys(rule)
         return self._append(rule)
+
+    @staticmethod
+    def _warn_of_lacking_keys(rule: Rule) -> None:
+        """A rule that takes packets because they lack a key is hardly meant so: it cuts off the other family."""
+        for keyed, needs in lacking_keys(rule.expr):
+            hint = " (or key it by src or dst, which serve IPv4 and IPv6)" if needs in ("ip", "ip6") else ""
+            said = (
+                f"rule {rule.name!r}: {Not(keyed, where=rule.where)} is also true of every packet without {needs}, "
+                f"because such a packet has no key: add `{needs} &` in front{hint}"
+            )
+            warnings.warn_explicit(said, PipelineWarning, rule.where.file, rule.where.line)
+            return
 
     def apply(self, vmap: Set, *, when: object = None, name: str | None = None) -> tuple[Rule, ...]:
         """Append a verdict map: a packet whose key is in it, and for which ``when`` holds, meets the action that the
@@ -118,11 +132,12 @@ class Pipeline:
         base = () if when is None else (as_expr(when),)
         if any(isinstance(node, (Limit, Sample)) for expr in base for node in expr.nodes()):
             raise PipelineError("apply: a limit or sample goes into a rule of its own, not into `when`", here())
-        lookup = Member(vmap.spec, vmap.spec.fields, where=here())
-        self._owns(lookup, ())
+        condition = vmap.condition()
+        lookup = condition if isinstance(condition, Member) else None  # else it is looked up for each family
+        self._owns(condition, ())
         made = []
         for number, action in enumerate(vmap.spec.actions):
-            member: Expr = replace(lookup, action=number)
+            member = vmap.with_action(number)
             expr = And((*base, member), where=here()) if base else member
             made.append(self._append(Rule(f"{name}:{action}", expr, action, here(), (), lookup)))
         return tuple(made)
@@ -293,7 +308,15 @@ def _then(then: tuple[object, ...]) -> tuple[tuple[Step, ...], Action]:
         if isinstance(wrong, Action):
             raise PipelineError(f"{wrong} ends the rule: nothing can stand behind it", here())
         raise PipelineError(f"{wrong!r} is no action (PASS, DROP, TX, REDIRECT, Forward(device)) and no step", here())
-    return steps, _action(last) if ends else CONTINUE
+    return tuple(each for step in steps for each in _each_family(step)), _action(last) if ends else CONTINUE
+
+
+def _each_family(step: Step) -> Iterator[Step]:
+    """The step, or where it adds an address of either family one for IPv4 and one for IPv6."""
+    if isinstance(step, Add):
+        yield from (replace(step, fields=fields) for _, fields in families(step.fields))
+    else:
+        yield step
 
 
 def _named_buckets(expr: Expr, steps: tuple[Step, ...], name: str) -> tuple[Expr, tuple[Step, ...]]:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 from .actions import Action, Step
 from .errors import PipelineError, Where
-from .expr import Expr, Keyed, Test, here
-from .fields import FieldSpec
+from .expr import And, EitherFamily, Expr, Keyed, Present, Test, here
+from .fields import MAPPED, FieldSpec, families, field_named
 from .headers import Field, parse_value
 
 __all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Add", "Entry", "Member", "Set", "SetSpec", "written"]
@@ -116,7 +116,9 @@ class SetSpec:
         length = entry.bits - self.key_bits + self.fields[-1].bits
         if self.intervals and length < self.fields[-1].bits:
             low = int.from_bytes(entry.key[at - self.sizes[-1] : at])
-            address = self.fields[-1].kind in ("ipv4", "ipv6")
+            address = self.fields[-1].kind in ("ipv4", "ipv6", "ip")
+            if self.fields[-1].kind == "ip" and "." in parts[-1]:
+                length -= 96
             high = low | (1 << self.fields[-1].bits - length) - 1
             parts[-1] += f"/{length}" if address else f"-{written(self.fields[-1], high)}"
         return " . ".join(parts)
@@ -146,7 +148,7 @@ class SetSpec:
             text = str(value).strip()
             if "/" in text or ("-" in text and spec.kind != "mac"):
                 try:
-                    if spec.kind in ("ipv4", "ipv6"):
+                    if spec.kind in ("ipv4", "ipv6", "ip"):
                         ((low, high),) = _intervals(Field(spec).within(text))
                         return low, high
                     ends = text.split("-")
@@ -191,7 +193,9 @@ def written(spec: FieldSpec, value: int) -> str:
     """A field's value as people write it."""
     if spec.kind == "ipv4":
         return str(ipaddress.IPv4Address(value))
-    if spec.kind == "ipv6":
+    if spec.kind == "ip" and value >> 32 == MAPPED >> 32:
+        return str(ipaddress.IPv4Address(value & 0xFFFF_FFFF))
+    if spec.kind in ("ipv6", "ip"):
         return str(ipaddress.IPv6Address(value))
     if spec.kind == "mac":
         return ":".join(f"{byte:02x}" for byte in value.to_bytes(6))
@@ -223,7 +227,7 @@ class Member(Expr):
         return True
 
     def __str__(self) -> str:
-        names = ", ".join(f.name for f in self.fields)
+        names = ", ".join(f.name.removesuffix(".mapped") for f in self.fields)
         what = f"{names if len(self.fields) == 1 else f'({names})'} in {self.set.name}"
         return what if self.action is None else f"{what} -> {self.set.actions[self.action]}"
 
@@ -238,7 +242,7 @@ class Add(Step):
     timeout: float = 0
 
     def __str__(self) -> str:
-        names = ", ".join(f.name for f in self.fields)
+        names = ", ".join(f.name.removesuffix(".mapped") for f in self.fields)
         return f"ADD {names} to {self.set.name}" + (f" for {self.timeout:g} s" if self.timeout else "")
 
 
@@ -258,19 +262,45 @@ class Set(Keyed):
 
     def condition(self) -> Expr:
         """The packet's own fields, those the set is declared for, are in it."""
-        return Member(self.spec, self.spec.fields, where=here())
+        return self._member(self.spec.fields)
+
+    def _member(self, specs: tuple[FieldSpec, ...], action: int | None = None) -> Expr:
+        """``specs`` are in it; of an address of either family as two conditions."""
+        variants = families(specs)
+        if len(variants) == 1:
+            return Member(self.spec, specs, action, where=here())
+        terms = tuple(
+            And((Present(header or "", where=here()), Member(self.spec, fields, action, where=here())), where=here())
+            for header, fields in variants
+        )
+        return EitherFamily(terms, str(Member(self.spec, specs, action, where=here())), where=here())
+
+    def with_action(self, number: int) -> Expr:
+        """The packet's own fields are in the verdict map, with this one of its actions (an index)."""
+        return self._member(self.spec.fields, number)
+
+    def _keys(self, fields: tuple[Field, ...]) -> tuple[FieldSpec, ...]:
+        """The fields as keys of the set; an address of one family may be one where the set holds both."""
+        specs = tuple(_spec(f) for f in fields)
+        if len(specs) != len(self.spec.fields):
+            return specs
+        return tuple(
+            field_named(f"{spec.name}.mapped") if key.kind == "ip" and spec.kind == "ipv4" else spec
+            for spec, key in zip(specs, self.spec.fields, strict=True)
+        )
 
     def match(self, *fields: Field) -> Expr:
         """``fields`` of the packet are in the set: as many as it is declared for, each of the same width and kind."""
-        specs = tuple(_spec(f) for f in fields)
+        specs = self._keys(fields)
         same = len(specs) == len(self.spec.fields) and all(
-            (a.bits, a.kind) == (b.bits, b.kind) for a, b in zip(specs, self.spec.fields, strict=True)
+            a.bits == b.bits and (a.kind == b.kind or (a.kind, b.kind) == ("ipv6", "ip"))
+            for a, b in zip(specs, self.spec.fields, strict=True)
         )
         if not same:
             wanted = ", ".join(f"{f.name} ({f.bits} bits, {f.kind})" for f in self.spec.fields)
             got = ", ".join(f"{f.name} ({f.bits} bits, {f.kind})" for f in specs)
             raise PipelineError(f"set {self.name!r} is keyed by {wanted}: {got} does not fit", here())
-        return Member(self.spec, specs, where=here())
+        return self._member(specs)
 
     def add(self, *fields: Field, timeout: float = 0) -> Add:
         """A step: the packet's own fields, or ``fields``, become a member for ``timeout`` seconds (0: for ever); one
@@ -281,9 +311,9 @@ class Set(Keyed):
             raise PipelineError(f"set {self.name!r}: members have no time-outs: declare it with timeouts=True", here())
         if not 0 <= timeout <= MAX_TIMEOUT:
             raise PipelineError(f"set {self.name!r}: a time-out is 0 to {MAX_TIMEOUT:.0f} seconds", here())
-        member = self.match(*fields) if fields else self.condition()
-        assert isinstance(member, Member)
-        return Add(self.spec, member.fields, timeout)
+        if fields:
+            self.match(*fields)  # raises where they do not fit
+        return Add(self.spec, self._keys(fields) if fields else self.spec.fields, timeout)
 
 
 def _spec(value: object) -> FieldSpec:
@@ -305,7 +335,7 @@ def declare(
     if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= MAX_CAPACITY:
         raise PipelineError(f"set {name!r}: capacity is 1 to {MAX_CAPACITY} members, not {capacity!r}", here())
     if intervals is None:
-        intervals = len(specs) == 1 and specs[0].kind in ("ipv4", "ipv6")
+        intervals = len(specs) == 1 and specs[0].kind in ("ipv4", "ipv6", "ip")
     if source is not None and not isinstance(source, str):
         raise PipelineError(f"set {name!r}: source is the name of a file, not {source!r}", here())
     if isinstance(members, (str, bytes)) or not isinstance(members, Iterable):

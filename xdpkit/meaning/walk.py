@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..language.fields import HEADERS, INNER, FieldSpec
+from ..language.fields import HEADERS, INNER, MAPPED, FieldSpec
 from ..language.metadata import Metadata
 from .tunnels import IPV4, IPV6, TEB, enter
 
@@ -61,7 +61,9 @@ class Packet:
             prefix = INNER if spec.name.startswith(INNER) else ""
             return self.members[prefix + spec.at] >> spec.shift & spec.maximum
         number = self.number(self.starts[spec.header or ""] + spec.at, spec.size)
-        return None if number is None else number >> spec.shift & spec.maximum
+        if number is None:
+            return None
+        return number | MAPPED if spec.mapped else number >> spec.shift & spec.maximum
 
     def number(self, at: int, size: int) -> int | None:
         """``size`` bytes in network order; None where the frame ends before they do."""
