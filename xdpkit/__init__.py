@@ -212,8 +212,8 @@ _MODULES = {
     "language.errors": "FrameError NotSupported PipelineError ThreadError VerifierError Where XdpkitError",
     "language.expr": "Expr Keyed",
     "language.fields": "FieldSpec",
-    "language.headers": "Field Header ah arp dst dstopts eth frag geneve gre gtpu hopopts icmp icmp6 inner ip ip6 meta mpls"
-    " payload pkt routing sctp src tcp udp vlan vlan2 vxlan",
+    "language.headers": "Field Header ah arp dst dstopts eth frag geneve gre gtpu hopopts icmp icmp6 inner ip ip6 meta"
+    " mpls payload pkt routing sctp src tcp udp vlan vlan2 vxlan",
     "language.limits": "Limit Log Sample limit log sample",
     "language.metadata": "Metadata",
     "language.pcap": "pcap",

@@ -462,9 +462,9 @@ pkt: Header = HEADER_OBJECTS["pkt"]
 meta: Header = HEADER_OBJECTS["meta"]
 """What is known of a packet beside its bytes: time, hash, VLAN tag that the device took out."""
 
-src = EitherField(EITHER[0])
+src: EitherField = EitherField(EITHER[0])
 """The source address, IPv4 or IPv6."""
-dst = EitherField(EITHER[1])
+dst: EitherField = EitherField(EITHER[1])
 """The destination address, IPv4 or IPv6."""
 
 
