@@ -15,7 +15,7 @@ from struct import pack
 from typing import Any
 
 import pytest
-from engines import attached, counted, expected, live, packet_socket
+from engines import attached, counted, expected, live, packet_socket, wire
 from hypothesis import example, given, note
 from hypothesis import strategies as st
 from pcap_frames import samples, spoiled
@@ -40,6 +40,8 @@ from xdpkit.kernel.core import check, lib
 from xdpkit.lab import Port
 from xdpkit.language.classic import MAX_TURNS, Classic, Instruction, interpret, run
 from xdpkit.meaning.evaluate import evaluate, walk
+
+__all__ = ["wire"]  # a fixture
 
 FILTERS = tuple(
     line

@@ -17,7 +17,7 @@ from operator import or_
 from random import Random
 
 import pytest
-from engines import TAGS, attached, counted, drain, expected, live, one_by_one, packet_socket, runs
+from engines import TAGS, attached, counted, drain, expected, live, one_by_one, packet_socket, runs, wire
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
@@ -35,6 +35,8 @@ from xdpkit.language.headers import HEADER_OBJECTS, pkt, udp
 from xdpkit.language.metadata import Metadata
 from xdpkit.language.pipeline import Pipeline
 from xdpkit.meaning.evaluate import evaluate, walk
+
+__all__ = ["wire"]  # a fixture
 
 #: Random rules and rules about every field are in each other's way.
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
