@@ -15,8 +15,8 @@ import xdpkit
 from xdpkit.compiler import HOOKS, compile_pipeline
 from xdpkit.compiler import rule_tables as table
 from xdpkit.compiler.built import Built
+from xdpkit.compiler.conditions import Conditions
 from xdpkit.compiler.linker import longest_jump
-from xdpkit.compiler.lower import I8, I64, Lowering
 from xdpkit.kernel.program import Program
 from xdpkit.language.actions import COUNT, DROP, PASS, REDIRECT, TX, Mirror
 from xdpkit.language.errors import PipelineError, VerifierError, Where
@@ -93,14 +93,14 @@ class Unchecked(Expr):
     field: Field
 
 
-def lower_unchecked(self: Lowering, expr: Unchecked, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
-    builder.debug_metadata = self.debug.location(expr.where)
-    address = builder.zext(self.reader.field(builder, expr.field.spec, no), I64)
-    byte = builder.load(builder.inttoptr(address, I8.as_pointer()))
-    builder.cbranch(builder.icmp_unsigned("==", byte, I8(0)), yes, no)
+def lower_unchecked(self: Conditions, expr: Unchecked, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+    builder.debug_metadata = self.classify.debug.location(expr.where)
+    address = builder.zext(self.reader.field(builder, expr.field.spec, no), ir.IntType(64))
+    byte = builder.load(builder.inttoptr(address, ir.IntType(8).as_pointer()))
+    builder.cbranch(builder.icmp_unsigned("==", byte, ir.IntType(8)(0)), yes, no)
 
 
-Lowering.lower_expr.register(Unchecked, lower_unchecked)
+Conditions.lower.register(Unchecked, lower_unchecked)
 
 
 def refused(pipe: Pipeline) -> VerifierError:
@@ -328,17 +328,17 @@ class Deep(Expr):
     """Needs more stack than there is."""
 
 
-def lower_deep(self: Lowering, expr: Deep, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
-    builder.debug_metadata = self.debug.location(expr.where)
-    room = self.reader.room_for(ir.ArrayType(I64, 80), "deep")
-    place = builder.bitcast(room, I64.as_pointer())
-    builder.store(I64(1), place)
+def lower_deep(self: Conditions, expr: Deep, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+    builder.debug_metadata = self.classify.debug.location(expr.where)
+    room = self.classify.room_for(ir.ArrayType(ir.IntType(64), 80), "deep")
+    place = builder.bitcast(room, ir.IntType(64).as_pointer())
+    builder.store(ir.IntType(64)(1), place)
     use = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [place.type]), "", "r,~{memory}", side_effect=True)
     builder.call(use, [place])
     builder.branch(yes)
 
 
-Lowering.lower_expr.register(Deep, lower_deep)
+Conditions.lower.register(Deep, lower_deep)
 
 
 def test_a_program_that_exceeds_the_stack_is_refused_at_its_rule_and_the_process_lives_on():

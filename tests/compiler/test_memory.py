@@ -14,7 +14,7 @@ from stateful import Arrival, arrivals, pipelines
 from strategies import again, batches, examples, listing
 
 from xdpkit import COUNT, DROP, PASS, TX, Mark, Pipeline, eth, inner, ip, limit, payload, pkt, tcp, udp
-from xdpkit.compiler import HOOKS, lower, memory
+from xdpkit.compiler import HOOKS, memory, plan
 from xdpkit.compiler.built import Built
 from xdpkit.kernel.core import check, lib
 from xdpkit.lab import Port
@@ -59,7 +59,7 @@ def test_what_rules_remember_is_the_same_in_the_kernel_and_in_the_reference(
 def test_a_large_program_remembers_as_a_small_one_does(hook: str, pipe: Pipeline, stream: list[Arrival]):
     note(f"{again('test_memory.py')}\n{pipe}\n{listing(pipe)}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lower, "FEW", -1)
+        patch.setattr(plan, "FEW", -1)
         patch.setattr(memory, "FEW_SETS", 0)
         assert_remembered_alike(pipe, stream, hook)
 

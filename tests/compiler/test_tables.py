@@ -16,7 +16,7 @@ from strategies import again, batches, examples, listing, rule_lists
 from xdpkit.compiler import HOOKS, built, compile_pipeline
 from xdpkit.compiler import rule_tables as table
 from xdpkit.compiler.boxes import MAX_BOXES, MAX_WORDS, plain, runs
-from xdpkit.compiler.read import reachable
+from xdpkit.compiler.plan import reachable
 from xdpkit.compiler.tree import LISTED, NO_RULE, Array, Tree, build, descend
 from xdpkit.kernel.program import Program
 from xdpkit.language.actions import DROP, PASS, REDIRECT, TX

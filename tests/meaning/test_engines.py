@@ -22,7 +22,7 @@ from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
 
-from xdpkit.compiler import compile_pipeline, lower
+from xdpkit.compiler import compile_pipeline, plan
 from xdpkit.compiler import rule_tables as table
 from xdpkit.kernel.core import check, ffi, lib
 from xdpkit.kernel.program import Program
@@ -86,7 +86,7 @@ def test_what_is_hidden_from_the_verifier_for_many_rules_changes_no_verdict(
 ):
     note(again("meaning/test_engines.py"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lower, limit, -1)
+        patch.setattr(plan, limit, -1)
         assert_judged_alike(pipe, batch, hook)
 
 

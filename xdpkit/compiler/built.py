@@ -27,7 +27,8 @@ from ..language.metadata import kernel_needs
 from ..language.pipeline import Pipeline, load_file
 from ..language.rule import Rule
 from ..language.sets import Entry, SetSpec
-from . import HOOKS, Compiled, TableInfo, compile_pipeline
+from .compile import compile_pipeline
+from .compiled import HOOKS, Compiled, TableInfo
 
 __all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 

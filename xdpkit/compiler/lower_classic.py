@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llvmlite import ir
 
@@ -25,7 +25,6 @@ from ..language.classic import (
     JSET,
     LDX,
     LSH,
-    MAX_TURNS,
     MOD,
     MUL,
     NEG,
@@ -36,14 +35,10 @@ from ..language.classic import (
     SUB,
     TXA,
     XOR,
-    Classic,
     Instruction,
-    has_loops,
 )
+from .classify import Classify, Registers
 from .flow import ACCUMULATOR, INDEX, SCRATCH, bytes_found, leaders, reachable, used
-
-if TYPE_CHECKING:
-    from .lower import Lowering
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -60,43 +55,12 @@ _ALU: dict[int, Callable[[ir.IRBuilder, Any, Any], Any]] = {
 _COMPARE = {JEQ: "==", JGT: ">", JGE: ">="}
 
 
-def lower_classic(lowering: Lowering, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
-    """Branch to ``yes`` if the program returns anything but 0, else to ``no``."""
-    builder.debug_metadata = lowering.debug.location(expr.where)
-    packet, source, _ = lowering.function.args
-    if has_loops(expr.instructions):
-        start = lowering.turns.add(expr)
-        matched = builder.call(lowering.external("loop"), [source, packet, I32(start), I32(MAX_TURNS)])
-        builder.cbranch(builder.icmp_unsigned("!=", matched, I32(0)), yes, no)
-        return
-    program = Program(lowering, lowering.registers, source, lowering.reader.member("len"), yes, no)
-    program.lower(expr.instructions, builder)
-
-
-class Registers:
-    """The registers of the machine as stack slots of one function, made in its first block; ``body`` is the next."""
-
-    def __init__(self, function: ir.Function):
-        self.function = function
-        self.first = function.append_basic_block("registers")
-        self.body = function.append_basic_block("body")
-        ir.IRBuilder(self.first).branch(self.body)
-        self.slots: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.slots:
-            builder = ir.IRBuilder(self.first)
-            builder.position_at_start(self.first)
-            self.slots[name] = builder.alloca(I32, name=name)
-        return self.slots[name]
-
-
 @dataclass
 class Program:
     """One classic program on its way to IR: reads ``source``, ends in ``yes`` or ``no``.  ``again(builder, target)``
     ends a block that jumps backwards."""
 
-    lowering: Lowering
+    classify: Classify
     registers: Registers
     source: Any
     length: Any
@@ -172,7 +136,7 @@ class Program:
         """Bytes of the packet; where it has none, the program ends in ``no``."""
         known = ins.mode != IND and ins.k + ins.size <= self.found[at]
         name = f"{'load' if ins.mode == IND else 'known' if known else 'fixed'}{8 * ins.size}"
-        value = builder.call(self.lowering.external(name), [self.source, offset])
+        value = builder.call(self.classify.external(name), [self.source, offset])
         if known:
             return builder.trunc(value, I32)
         there = self.registers.function.append_basic_block("there")

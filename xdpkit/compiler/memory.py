@@ -9,25 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
 from ..language.actions import Mark, Mirror, Step
 from ..language.fields import FieldSpec
 from ..language.limits import COST_SHIFT, Limit, Log, Sample
-from ..language.pipeline import Pipeline
 from ..language.rule import Rule
 from ..language.sets import MAX_KEY_BYTES, Add, Member, SetSpec
+from .classify import MARK, MARKED, MIRROR, MIRROR_RULE, Classify
 from .names import limit_symbol, set_symbol
-
-if TYPE_CHECKING:
-    from .lower import Lowering
+from .read import Reader
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID, POINTER = ir.VoidType(), I8.as_pointer()
-#: Offsets in ``struct steps`` (bpf/act.h).
-MARK, MARKED, MIRROR, MIRROR_RULE, SHADOW = 0, 4, 8, 12, 16
 #: So many sets that are looked up more than once may be there or not, as far as the verifier is told.
 FEW_SETS = 2
 #: Copies of whole packets are as long as the packet.
@@ -37,13 +32,17 @@ WHOLE = 0xFFFFFFFF
 class Memory:
     """The sets, limits and steps of one pipeline on its way to IR."""
 
-    def __init__(self, lowering: Lowering, pipeline: Pipeline):
-        self.lowering = lowering
+    def __init__(self, classify: Classify, reader: Reader):
+        self.classify, self.reader = classify, reader
+        pipeline = classify.pipeline
         self.numbers = {limit.bucket: number for number, limit in enumerate(pipeline.limits)}
         #: Symbol to template of each copy that is called.
         self.templates: dict[str, str] = {}
-        #: How often each set is looked up or added to, at most: by rules that are tried beside others, and by those.
-        self.asked = {True: asked(pipeline.shadowed.rules if pipeline.shadowed else ()), False: asked(pipeline.rules)}
+        #: How often each set is looked up or added to, at most, by the rules of a shadow (True) and by those that act.
+        self.lookups = {
+            True: lookups(pipeline.shadowed.rules if pipeline.shadowed else ()),
+            False: lookups(pipeline.rules),
+        }
 
     def call(
         self, builder: ir.IRBuilder, template: str, symbol: str, what: str, arguments: Sequence[ir.Value],
@@ -51,7 +50,7 @@ class Memory:
     ) -> ir.Value:  # fmt: skip
         """Call the function ``what`` of a template's copy."""
         self.templates[symbol] = template
-        name, module = f"{symbol}_{what}", self.lowering.module
+        name, module = f"{symbol}_{what}", self.classify.module
         if name not in module.globals:
             ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
         return builder.call(module.globals[name], list(arguments))
@@ -66,17 +65,17 @@ class Memory:
         def ask(at: ir.IRBuilder) -> ir.Value:
             members = self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
             if often > FEW_SETS:
-                self.lowering.surely(at, at.icmp_unsigned("!=", members, POINTER(None)))
+                self.classify.surely(at, at.icmp_unsigned("!=", members, POINTER(None)))
             return members
 
-        asked = self.asked[self.lowering.tried is not None]
-        often = sum(times > 1 for times in asked.values()) if asked[spec.name] > 1 else 0
-        return self.lowering.reader.once(f"set {spec.name}", ask) if often else ask(builder)
+        found = self.lookups[self.classify.after_shadow is not None]
+        often = sum(times > 1 for times in found.values()) if found[spec.name] > 1 else 0
+        return self.classify.once(f"set {spec.name}", ask) if often else ask(builder)
 
     @cached_property
     def room(self) -> ir.Value:
         """Room for a key; aligned, so that fields can be stored whole."""
-        first = self.lowering.registers.first
+        first = self.classify.registers.first
         builder = ir.IRBuilder(first)
         builder.position_at_start(first)
         return builder.bitcast(builder.alloca(ir.ArrayType(I64, (MAX_KEY_BYTES + 4 + 7) // 8), name="key"), POINTER)
@@ -86,7 +85,7 @@ class Memory:
     ) -> ir.Value:
         """Pointer to the values of ``fields``, whose headers are known to be there, in network order and filled up with
         zeros; ``bits`` goes in front, as the length of a prefix.  Branches to ``no`` where payload is missing."""
-        values = [self.lowering.reader.field(builder, spec, no) for spec in fields]  # it may call, and use room itself
+        values = [self.reader.field(builder, spec, no) for spec in fields]  # it may call, and use room itself
         start = 0 if bits is None else 4
         if bits is not None:
             builder.store(I32(bits), self.at(builder, 0, 32))
@@ -109,10 +108,10 @@ class Memory:
 
     def there(self, builder: ir.IRBuilder, fields: Sequence[FieldSpec], no: ir.Block) -> None:
         """Go on only where the headers of ``fields`` are present."""
-        missing = {spec.header for spec in fields if spec.header} - self.lowering.known
+        missing = {spec.header for spec in fields if spec.header} - self.classify.present
         if missing:
-            there = self.lowering.block("there")
-            builder.cbranch(self.lowering.reader.present(builder, missing), there, no)
+            there = self.classify.block("there")
+            builder.cbranch(self.reader.present(builder, missing), there, no)
             builder.position_at_end(there)
 
     def find(self, builder: ir.IRBuilder, expr: Member, no: ir.Block) -> ir.Value:
@@ -131,7 +130,7 @@ class Memory:
         key = self.key(builder, limit.per, limit.key_bytes, no)
         cost: ir.Value = I64(limit.cost(0))
         if limit.in_bytes:
-            length = builder.zext(self.lowering.reader.member("len"), I64)
+            length = builder.zext(self.reader.member("len"), I64)
             cost = builder.lshr(builder.mul(length, I64(limit.unit_cost)), I64(COST_SHIFT))
         symbol = limit_symbol(self.numbers[limit.bucket])
         taken = self.call(builder, "limit", symbol, "take", [key, cost, I64(limit.tolerance)])
@@ -139,24 +138,24 @@ class Memory:
 
     def sampled(self, builder: ir.IRBuilder, sample: Sample) -> ir.Value:
         """i1: drawn."""
-        drawn = builder.zext(builder.call(self.lowering.external("draw"), []), I64)
+        drawn = builder.zext(builder.call(self.classify.external("draw"), []), I64)
         return builder.icmp_unsigned("<", drawn, I64(sample.threshold))
 
     def do(self, builder: ir.IRBuilder, step: Step, index: int, rule: Rule) -> None:
         """A step of rule number ``index``."""
-        after = self.lowering.block("after")
+        after = self.classify.block("after")
         match step:
             case Mark():
-                self.store(builder, MARK, I32(step.value))
-                self.store(builder, MARKED, I32(1))
+                self.classify.store(builder, MARK, I32(step.value))
+                self.classify.store(builder, MARKED, I32(1))
             case Mirror():
                 self.mirror(builder, step, index)
             case Log():
-                logged = self.lowering.block("log")
+                logged = self.classify.block("log")
                 builder.cbranch(self.take(builder, step.limit, after), logged, after)
                 builder.position_at_end(logged)
-                packet, source, _ = self.lowering.function.args
-                builder.call(self.lowering.external("log_packet"), [source, packet, I32(index)])
+                packet, source, _ = self.classify.function.args
+                builder.call(self.classify.external("log_packet"), [source, packet, I32(index)])
             case Add():
                 self.there(builder, step.fields, after)
                 spec = step.set
@@ -170,33 +169,24 @@ class Memory:
                     I32(bits or 0),
                 ]
                 done = self.call(builder, "set", set_symbol(spec.name), "add", arguments)
-                full = self.lowering.block("full")
+                full = self.classify.block("full")
                 builder.cbranch(builder.icmp_unsigned("!=", done, I32(0)), after, full)
                 builder.position_at_end(full)
-                builder.call(self.lowering.external("failed"), [I32(index)])
+                builder.call(self.classify.external("failed"), [I32(index)])
         builder.branch(after)
         builder.position_at_end(after)
 
     def mirror(self, builder: ir.IRBuilder, step: Mirror, index: int) -> None:
         """Ask the entry for a copy: the longest that a rule wants, in the name of the first."""
-        before = builder.load(self.place(builder, MIRROR))
+        before = builder.load(self.classify.place(builder, MIRROR))
         wanted = I32(step.bytes or WHOLE)
         first = builder.icmp_unsigned("==", before, I32(0))
-        rule = builder.select(first, I32(index), builder.load(self.place(builder, MIRROR_RULE)))
-        self.store(builder, MIRROR_RULE, rule)
-        self.store(builder, MIRROR, builder.select(builder.icmp_unsigned(">", before, wanted), before, wanted))
-
-    def place(self, builder: ir.IRBuilder, offset: int) -> ir.Value:
-        """A member of ``struct steps``."""
-        at = builder.gep(self.lowering.function.args[2], [I64(offset)], source_etype=I8)
-        return builder.bitcast(at, I32.as_pointer())
-
-    def store(self, builder: ir.IRBuilder, offset: int, value: ir.Value) -> None:
-        """Write one."""
-        builder.store(value, self.place(builder, offset))
+        rule = builder.select(first, I32(index), builder.load(self.classify.place(builder, MIRROR_RULE)))
+        self.classify.store(builder, MIRROR_RULE, rule)
+        self.classify.store(builder, MIRROR, builder.select(builder.icmp_unsigned(">", before, wanted), before, wanted))
 
 
-def asked(rules: Iterable[Rule]) -> Counter[str]:
+def lookups(rules: Iterable[Rule]) -> Counter[str]:
     """How often each set is looked up or added to, at most."""
     found = Counter[str]()
     for rule in rules:

@@ -8,88 +8,38 @@ front of the group.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from ..language.expr import Always, Expr, Present, Test
+from ..language.expr import Test
 from ..language.fields import HEADERS, INNER, MAPPED, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
-from ..language.limits import Limit
-from ..language.pipeline import Pipeline
 from ..language.rule import Rule
-from ..language.sets import Add, Member
-
-if TYPE_CHECKING:
-    from .lower import Lowering
+from .classify import Classify
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
 OFFSETS = offsets()
 #: Bit of each header in ``headers.present``.
 HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
-#: BLUR and ROOMY in bpf/packet.h, and the size of a pipeline from which the verifier needs the first.
+#: BLUR and ROOMY in bpf/packet.h.
 BLUR, ROOMY = 1 << 31, 1 << 30
-MANY_HEADERS, MANY_TESTS = 10, 1000
 #: So many fields a group of rules reads in front: more would not fit on the stack.
 HOIST_FIELDS = 16
-
-
-def reachable(pipeline: Pipeline, first: int = 0) -> Iterator[tuple[int, Rule]]:
-    """The rules with their numbers, from ``first`` on, up to the first that takes every packet."""
-    for index, rule in enumerate(pipeline.outcomes, first):
-        yield index, rule
-        if isinstance(rule.expr, Always) and not rule.goes_on:
-            return
-
-
-def headers_asked(rules: Iterable[Rule]) -> Iterator[str]:
-    """The header of every test of a header or field in the rules, as often as it is tested."""
-    for rule in rules:
-        yield from (node.header for node in rule.nodes() if isinstance(node, Present))
-        yield from (spec.header for spec in fields_asked(rule) if spec.header is not None)
-
-
-def fields_asked(rule: Rule) -> Iterator[FieldSpec]:
-    """The fields that the conditions and steps of a rule read, and those of the packets that it remembers."""
-    for node in rule.nodes():
-        yield from _fields(node)
-    for step in rule.steps:
-        if isinstance(step, Add):
-            yield from step.fields
-
-
-def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
-    """The fields that a condition reads itself."""
-    match expr:
-        case Test():
-            return (expr.spec,)
-        case Member():
-            return expr.fields
-        case Limit():
-            return expr.per
-    return ()
 
 
 class Reader:
     """What one pipeline reads of a packet."""
 
-    def __init__(self, lowering: Lowering, pipeline: Pipeline, chained: Iterable[Rule], once: Iterable[str]):
-        """``chained``: rules that are lowered to tests, one by one; ``once``: headers that a table asks for."""
-        self.lowering, self.pipeline = lowering, pipeline
-        asked = [*headers_asked(chained), *once]
-        self.read = set(asked)
-        inside = any(name.startswith(INNER) for name in self.read)
-        self.tunnels = inside or not self.read.isdisjoint(TUNNEL)
-        self.blurred = len(self.read) > (1 if inside else MANY_HEADERS) or len(asked) > MANY_TESTS
-        self.values: dict[str, ir.Value] = {}
+    def __init__(self, classify: Classify):
+        self.classify = classify
 
     @property
     def wanted(self) -> int:
         """What wanted() returns: the bits of the headers read and of all that may stand in front of them."""
-        wanted, todo = set[str](), set(self.read)
+        wanted, todo = set[str](), set(self.classify.plan.read)
         while todo:
             name = todo.pop()
             wanted.add(name)
@@ -98,28 +48,21 @@ class Reader:
                 behind |= {"ip", "ip6", "udp", "gre", *(t for t in TUNNEL if "." not in t)}
             todo |= behind - wanted
         bits = sum(HEADER_BITS[n.removeprefix(INNER)] << (32 if n.startswith(INNER) else 0) for n in wanted)
-        return bits | (BLUR if self.blurred else 0) | (ROOMY if self.lowering.roomy else 0)
-
-    def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
-        """A value that is the same for all rules of a section, computed in its first block: it spares LLVM the work of
-        finding that out, which grows faster than the number of rules."""
-        if key not in self.values:
-            first = self.lowering.first
-            builder = ir.IRBuilder(first)
-            builder.position_before(first.terminator)
-            builder.debug_metadata = self.lowering.debug.location(self.pipeline.where)
-            self.values[key] = make(builder)
-        return self.values[key]
+        return (
+            bits
+            | (BLUR if self.classify.plan.hides_headers else 0)
+            | (ROOMY if self.classify.plan.headers_in_map else 0)
+        )
 
     def member(self, name: str) -> ir.Value:
         """A member of ``struct packet``, at its own width."""
         offset, bits = OFFSETS[name]
 
         def load(builder: ir.IRBuilder) -> ir.Value:
-            at = builder.gep(self.lowering.function.args[0], [I64(offset)], source_etype=I8)
+            at = builder.gep(self.classify.function.args[0], [I64(offset)], source_etype=I8)
             return builder.load(builder.bitcast(at, ir.IntType(bits).as_pointer()))
 
-        return self.once(f"member {name}", load)
+        return self.classify.once(f"member {name}", load)
 
     def present(self, builder: ir.IRBuilder, headers: Iterable[str]) -> ir.Value:
         """i1: all of ``headers`` are there."""
@@ -134,27 +77,21 @@ class Reader:
     @cached_property
     def where(self) -> ir.Value:
         """Room for the pointer that header() and bytes() give back."""
-        return self.room_for(POINTER, "where")
+        return self.classify.room_for(POINTER, "where")
 
     @cached_property
     def room(self) -> ir.Value:
         """Room for bytes of the payload."""
-        return self.room_for(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), "room")
-
-    def room_for(self, kind: ir.Type, name: str) -> ir.Value:
-        """A place on the stack."""
-        builder = ir.IRBuilder(self.lowering.registers.first)
-        builder.position_at_start(self.lowering.registers.first)
-        return builder.alloca(kind, name=name)
+        return self.classify.room_for(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), "room")
 
     def field(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
         """The field's value as an integer at least as wide as the field, where its header is known to be there;
         branches to ``no`` where the packet ends before a payload does."""
-        if spec.name in self.values:
-            return self.values[spec.name]
+        if spec.name in self.classify.values:
+            return self.classify.values[spec.name]
         if isinstance(spec.at, str):
             value = self.member(side(spec.name) + spec.at)
-            return self.once(spec.name, lambda first: cut(first, value, spec))
+            return self.classify.once(spec.name, lambda first: cut(first, value, spec))
         return self.read_at(builder, spec, self.address(builder, spec, no))
 
     def read_at(self, builder: ir.IRBuilder, spec: FieldSpec, pointer: ir.Value) -> ir.Value:
@@ -171,15 +108,15 @@ class Reader:
         """Where the header of ``spec`` starts, or the bytes of payload that it names."""
         header = HEADERS[spec.header or ""]
         prefix = side(header.name)
-        packet, source, _ = self.lowering.function.args
+        packet, source, _ = self.classify.function.args
         at = self.member(f"{prefix}{header.slot}")
         if spec.kind == "bytes":
             what = [I32(spec.at), I32(spec.size), builder.bitcast(self.room, POINTER)]
-            call = builder.call(self.lowering.external("bytes"), [source, at, *what, self.where])
+            call = builder.call(self.classify.external("bytes"), [source, at, *what, self.where])
         else:
             room = builder.gep(packet, [I64(OFFSETS[f"{prefix}room.{header.slot}"][0])], source_etype=I8)
-            call = builder.call(self.lowering.external("header"), [source, at, I32(header.size), room, self.where])
-        there = self.lowering.block("there")
+            call = builder.call(self.classify.external("header"), [source, at, I32(header.size), room, self.where])
+        there = self.classify.block("there")
         builder.cbranch(builder.icmp_unsigned("!=", call, I32(0)), there, no)
         builder.position_at_end(there)
         return builder.load(self.where)
@@ -201,10 +138,10 @@ class Reader:
             for header in dict.fromkeys(spec.header for spec in often):
                 mine = [spec for spec in often if spec.header == header]
                 pointer = self.address(builder, mine[0], no)
-                self.values |= {spec.name: self.read_at(builder, spec, pointer) for spec in mine}
+                self.classify.values |= {spec.name: self.read_at(builder, spec, pointer) for spec in mine}
         yield
         for spec in often:
-            self.values.pop(spec.name, None)
+            self.classify.values.pop(spec.name, None)
 
 
 def side(name: str) -> str:

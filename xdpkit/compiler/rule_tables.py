@@ -1,34 +1,21 @@
 """Tables: a run of many plain rules as decision trees in the object's read-only data, instead of a chain of tests.
 
-The words that the run looks at are gathered once into an array on the stack; ``descend`` (bpf/table.h) goes down each
-tree, mostly one, and the smallest number found is the rule that takes the packet.  The entries are part of the
-program's object: they are read in place, come and go with the program, and are in built files.
+Here the runs and their trees are found; lower_tables.py writes the code that goes down them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
-from llvmlite import ir
 from numpy.typing import NDArray
 
-from ..language.fields import INNER, FieldSpec
 from ..language.rule import Rule
-from . import TableInfo
-from .boxes import FEW_WORDS, MANY_HEADERS, MAX_WORDS, Boxes, Run, Word, runs
-from .read import HEADER_BITS, side
-from .tree import ENTRY, Tree, build
+from .boxes import FEW_WORDS, MANY_HEADERS, MAX_WORDS, Boxes, Run, runs
+from .compiled import TableInfo
+from .tree import Tree, build
 
-if TYPE_CHECKING:
-    from .lower import Lowering
-
-I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-POINTER = I8.as_pointer()
 #: From so many plain rules in a row on, a table: measured, see docs/design.md.
 LEAST = 16
 #: Trees of one table: every packet goes down each of them.
@@ -36,8 +23,6 @@ MAX_TREES = 6
 #: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for
 #: every way through the headers that a rule asks for.
 MAX_TABLES, FEW_TABLES = 6, 1
-#: Section of the entries: libbpf makes a map of its own of it, frozen before the program is loaded.
-SECTION = ".rodata.table"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,143 +95,3 @@ def _trees(boxes: Boxes, rows: NDArray[np.int64], limit: int) -> list[Tree] | No
     first = _trees(boxes, rows[chosen], limit - 1)
     second = _trees(boxes, rows[~chosen], limit - len(first)) if first is not None else None
     return None if first is None or second is None else first + second
-
-
-class Tables:
-    """The tables of one pipeline on its way to IR."""
-
-    def __init__(self, lowering: Lowering, tables: Iterable[Table]):
-        self.lowering = lowering
-        most = max((len(table.boxes.words) for table in tables), default=1)
-        self.words = 1 << (max(most, 2) - 1).bit_length()  # a power of two, for the mask that bounds an index
-        self.made: list[TableInfo] = []
-
-    @cached_property
-    def room(self) -> ir.Value:
-        """The words, for one table after the other."""
-        return self.lowering.reader.room_for(ir.ArrayType(I32, self.words), "words")
-
-    @property
-    def zero(self) -> ir.Value:
-        """0, of which neither LLVM nor the verifier knows that.
-
-        What is combined with it has no value and no bounds any more that the verifier could tell ways apart by.  It
-        would otherwise follow each way into and through a table by itself: headers there or absent, entries near the
-        root."""
-        hide = ir.InlineAsm(ir.FunctionType(I32, [I32]), "", "=r,0")
-
-        known = self.lowering.reader.member("len")
-
-        def make(builder: ir.IRBuilder) -> ir.Value:
-            return builder.xor(known, builder.call(hide, [known], attrs=("nounwind", "readnone")))
-
-        return self.lowering.reader.once("zero", make)
-
-    def lower(self, table: Table, builder: ir.IRBuilder) -> None:
-        """Look ``table`` up where ``builder`` stands; it goes on where no rule of it takes the packet."""
-        lowering, guard = self.lowering, table.boxes.guard
-        past, take = lowering.block("past"), lowering.block("take")
-        builder.debug_metadata = lowering.debug.location(table.rules[0][1].where)
-        if guard:
-            inside = lowering.block("table")
-            builder.cbranch(lowering.reader.present(builder, guard), inside, past)
-            builder.position_at_end(inside)
-        self._gather(table.boxes, builder, past)
-        array = self._constant("entries", b"".join(tree.entries.tobytes() for tree in table.trees))
-        words = builder.bitcast(self.room, POINTER)
-        found, at = None, 0
-        for tree in table.trees:
-            root = builder.gep(array, [I64(at)], source_etype=I8)
-            rule = builder.call(
-                lowering.external("descend"),
-                [root, I32(len(tree.entries)), I32(tree.depth), words, I32(4 * self.words - 4), self.zero],
-            )
-            at += tree.entries.nbytes
-            found = rule if found is None else builder.select(builder.icmp_unsigned("<", rule, found), rule, found)
-        builder.cbranch(builder.icmp_unsigned("<", found, I32(len(table.rules))), take, past)
-        builder.position_at_end(take)
-        lowering.finish(builder, self._outcome(table, builder, found))
-        builder.position_at_end(past)
-        self.made.append(table.info())
-
-    def _gather(self, boxes: Boxes, builder: ir.IRBuilder, past: ir.Block) -> None:
-        """Store the words; 0 for fields of a header that is absent."""
-        for header, group in groupby(enumerate(boxes.words), key=lambda pair: pair[1].header):
-            words = list(group)
-            fields = [(number, word.spec, word) for number, word in words if word.spec is not None]
-            for number, word in words:
-                if word.spec is None:
-                    self._store(builder, number, self._there(builder, header))
-            if not fields:
-                continue
-            if header is None or header in boxes.guard:
-                self._fields(builder, fields, past)
-                continue
-            for number, _, _ in fields:
-                self._store(builder, number, self.zero)
-            there, after = self.lowering.block("there"), self.lowering.block("after")
-            asked = builder.icmp_unsigned("!=", self._there(builder, header), I32(0))
-            builder.cbranch(asked, there, after)
-            builder.position_at_end(there)
-            self._fields(builder, fields, after)
-            builder.branch(after)
-            builder.position_at_end(after)
-
-    def _there(self, builder: ir.IRBuilder, header: str) -> ir.Value:
-        """1 if ``header`` is there, else 0."""
-        bit = HEADER_BITS[header.removeprefix(INNER)].bit_length() - 1
-        present = builder.xor(self.lowering.reader.member(f"{side(header)}present"), self.zero)
-        return builder.and_(builder.lshr(present, I32(bit)), I32(1))
-
-    def _fields(self, builder: ir.IRBuilder, fields: list[tuple[int, FieldSpec, Word]], no: ir.Block) -> None:
-        """Store words of fields of one header that is there."""
-        reader = self.lowering.reader
-        values: dict[str, ir.Value] = {}
-        pointer = None
-        for number, spec, word in fields:
-            if spec.name not in values:
-                if isinstance(spec.at, str):
-                    values[spec.name] = reader.field(builder, spec, no)
-                else:
-                    pointer = pointer or reader.address(builder, spec, no)
-                    values[spec.name] = reader.read_at(builder, spec, pointer)
-            value = values[spec.name]
-            if word.mask is not None:
-                value = builder.and_(value, value.type(word.mask))
-            if word.shift:
-                value = builder.lshr(value, value.type(word.shift))
-            if value.type.width > 32:
-                value = builder.trunc(value, I32)
-            elif value.type.width < 32:
-                value = builder.zext(value, I32)
-            self._store(builder, number, builder.xor(value, self.zero))
-
-    def _store(self, builder: ir.IRBuilder, number: int, value: ir.Value) -> None:
-        place = builder.gep(builder.bitcast(self.room, POINTER), [I64(4 * number)], source_etype=I8)
-        builder.store(value, builder.bitcast(place, I32.as_pointer()))
-
-    def _outcome(self, table: Table, builder: ir.IRBuilder, rule: ir.Value) -> ir.Value:
-        """The outcome of rule ``rule`` of the table: computed where outcomes are evenly apart, as they are when all
-        rules do the same; else read."""
-        values = np.array([self.lowering.outcome(index, each) for index, each in table.rules], np.uint32)
-        step = values[1] - values[0] if len(values) > 1 else np.uint32(0)
-        if (values == values[0] + np.arange(len(values), dtype=np.uint32) * step).all():
-            return builder.add(builder.mul(rule, I32(int(step))), I32(int(values[0])))
-        array = self._constant("outcomes", values.astype("<u4").tobytes())
-        place = builder.gep(array, [builder.shl(builder.zext(rule, I64), I64(2))], source_etype=I8)
-        return builder.load(builder.bitcast(place, I32.as_pointer()))
-
-    def _constant(self, name: str, data: bytes) -> ir.Value:
-        """Address of ``data`` in the object's read-only section."""
-        kind = ir.ArrayType(I8, len(data))
-        variable = ir.GlobalVariable(self.lowering.module, kind, f"{name}.{len(self.made)}")
-        variable.initializer = ir.FormattedConstant(
-            kind, f'c"{_ESCAPED[np.frombuffer(data, np.uint8)].tobytes().decode()}"'
-        )
-        variable.global_constant, variable.section, variable.align = True, SECTION, ENTRY.itemsize
-        variable.linkage = "internal"
-        return variable.bitcast(POINTER)
-
-
-#: Bytes as LLVM assembly writes them.
-_ESCAPED = np.array([f"\\{byte:02x}".encode() for byte in range(256)])

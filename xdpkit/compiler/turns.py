@@ -6,16 +6,14 @@ One turn goes on until the program ends or jumps backwards; then the registers t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llvmlite import ir
 
 from ..language.classic import Classic
+from .classify import Classify, Registers
 from .flow import ACCUMULATOR, INDEX, SCRATCH, used
-from .lower_classic import Program, Registers
-
-if TYPE_CHECKING:
-    from .lower import Lowering
+from .lower_classic import Program
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 #: words[]: the state, A, X, M[0..15] (LOOP_WORDS in bpf/load.h).
@@ -25,12 +23,12 @@ WORDS = {ACCUMULATOR: 1, INDEX: 2, **{SCRATCH.format(i): 3 + i for i in range(16
 class Turns:
     """The function ``turn(source, len, words)``: every looping program of a pipeline, entered by number."""
 
-    def __init__(self, lowering: Lowering):
-        self.lowering = lowering
+    def __init__(self, classify: Classify):
+        self.classify = classify
         signature = ir.FunctionType(I32, [I8.as_pointer(), I32, I32.as_pointer()])
-        self.function = ir.Function(lowering.module, signature, "turn")
+        self.function = ir.Function(classify.module, signature, "turn")
         self.function.attributes.add("alwaysinline")
-        self.subprogram = lowering.debug.function("turn", self.function)
+        self.subprogram = classify.debug.function("turn", self.function)
         self.registers = Registers(self.function)
         builder = ir.IRBuilder(self.registers.body)
         self.ends = [self.end(I32(0)), self.end(I32(1))]
@@ -57,7 +55,7 @@ class Turns:
 
     def add(self, expr: Classic) -> int:
         """Add a program; the number of its start."""
-        location = self.lowering.debug.location(expr.where, self.subprogram)
+        location = self.classify.debug.location(expr.where, self.subprogram)
         kept = sorted(used(expr.instructions))
         heads: dict[int, int] = {}
 
@@ -71,7 +69,7 @@ class Turns:
         builder.debug_metadata = location
         source, length, _ = self.function.args
         no, yes = self.ends
-        program = Program(self.lowering, self.registers, source, length, yes, no, again)
+        program = Program(self.classify, self.registers, source, length, yes, no, again)
         resumptions = {}
         for at, ins in enumerate(expr.instructions):
             for target in ins.targets(at):

@@ -1,0 +1,194 @@
+"""The function ``classify()`` while it is written: its module, its blocks, and how a rule ends in it.
+
+The passes (read.py, conditions.py, memory.py, lower_tables.py, turns.py) get a :class:`Classify` and write into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+from ..language.actions import Action, Forward, Redirect, Shadow
+from ..language.rule import Rule
+from .debuginfo import DebugInfo
+from .plan import Plan
+
+__all__ = ["Classify", "Registers"]
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+VOID, POINTER = ir.VoidType(), I8.as_pointer()
+#: Offsets in ``struct steps`` (bpf/act.h).
+MARK, MARKED, MIRROR, MIRROR_RULE, SHADOW = 0, 4, 8, 12, 16
+#: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
+EXTERNAL = {
+    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
+    "loop": (I32, POINTER, POINTER, I32, I32),
+    "descend": (I32, POINTER, I32, I32, POINTER, I32, I32),
+    "draw": (I32,),
+    "passed": (VOID, POINTER, I32),
+    "failed": (VOID, I32),
+    "log_packet": (VOID, POINTER, POINTER, I32),
+    "begin_again": (VOID, POINTER, POINTER, POINTER),
+    "header": (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer()),
+    "bytes": (I32, POINTER, I32, I32, I32, POINTER, POINTER.as_pointer()),
+}
+
+
+class Registers:
+    """The registers of classic BPF as stack slots of one function, made in its first block; ``body`` is the next."""
+
+    def __init__(self, function: ir.Function):
+        self.function = function
+        self.first = function.append_basic_block("registers")
+        self.body = function.append_basic_block("body")
+        ir.IRBuilder(self.first).branch(self.body)
+        self.slots: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.slots:
+            builder = ir.IRBuilder(self.first)
+            builder.position_at_start(self.first)
+            self.slots[name] = builder.alloca(I32, name=name)
+        return self.slots[name]
+
+
+class Classify:
+    """``classify()`` for the rules of ``plan``, and the module it is in."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.pipeline = plan, plan.pipeline
+        self.module = ir.Module(name=self.pipeline.name)
+        self.debug = DebugInfo(self.module, self.pipeline.where)
+        self.function = ir.Function(self.module, ir.FunctionType(I32, [POINTER, POINTER, POINTER]), "classify")
+        self.function.attributes.add("alwaysinline")
+        self.function.set_metadata("dbg", self.debug.subprogram)
+        self.registers = Registers(self.function)
+        #: The headers that are there wherever the code runs that is written now.
+        self.present: frozenset[str] = frozenset()
+        self.targets = {
+            kind: {name: n for n, name in enumerate(self.pipeline.targets(kind))} for kind in (Forward, Redirect)
+        }
+        #: The block in front of all rules of a section, for what they have in common, and the values computed there.
+        self.first = self.registers.first
+        self.values: dict[str, ir.Value] = {}
+        #: Where a packet goes on that a rule of the shadow has taken; None while the rules that act are written.
+        self.after_shadow = self.block("tried") if plan.shadow else None
+        #: The last rule of the section: it takes every packet.
+        self.last = _last(plan.shadow or plan.acting)
+
+    def start_acting(self, builder: ir.IRBuilder) -> None:
+        """Begin with the rules that act, behind those of the shadow, as if there had been none: no value that was
+        computed for those is used again (bpf/shadow.h says why)."""
+        assert self.after_shadow is not None
+        start = self.after_shadow
+        self.after_shadow, self.first, self.last = None, start, _last(self.plan.acting)
+        self.values.clear()
+        builder.position_at_end(start)
+        builder.debug_metadata = self.debug.location(self.pipeline.where)
+        packet, source, steps = self.function.args
+        builder.call(self.external("begin_again"), [source, packet, steps])
+        acting = self.block("acting")
+        builder.branch(acting)
+        builder.position_at_end(acting)
+
+    def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
+        """A value that is the same for all rules of a section, computed in its first block: it spares LLVM the work of
+        finding that out, which grows faster than the number of rules."""
+        if key not in self.values:
+            builder = ir.IRBuilder(self.first)
+            builder.position_before(self.first.terminator)
+            builder.debug_metadata = self.debug.location(self.pipeline.where)
+            self.values[key] = make(builder)
+        return self.values[key]
+
+    @contextmanager
+    def knowing(self, headers: frozenset[str]) -> Iterator[None]:
+        """What is written inside runs only where ``headers`` are present."""
+        before = self.present
+        self.present |= headers
+        yield
+        self.present = before
+
+    def room_for(self, kind: ir.Type, name: str) -> ir.Value:
+        """A place on the stack."""
+        builder = ir.IRBuilder(self.registers.first)
+        builder.position_at_start(self.registers.first)
+        return builder.alloca(kind, name=name)
+
+    def block(self, name: str) -> ir.Block:
+        """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
+        return self.function.append_basic_block(f"{name}.{len(self.function.blocks)}")
+
+    def external(self, name: str) -> ir.Function:
+        """A function of the data plane, declared on first use."""
+        if name not in self.module.globals:
+            result, *arguments = EXTERNAL[name]
+            ir.Function(self.module, ir.FunctionType(result, arguments), name)
+        return self.module.globals[name]
+
+    def constant(self, name: str, value: ir.Constant) -> None:
+        """A function that returns ``value``."""
+        function = ir.Function(self.module, ir.FunctionType(value.type, []), name)
+        function.attributes.add("alwaysinline")
+        ir.IRBuilder(function.append_basic_block()).ret(value)
+
+    def empty(self, name: str, *arguments: ir.Type) -> None:
+        """A function of the data plane that does nothing here."""
+        function = ir.Function(self.module, ir.FunctionType(VOID, arguments), name)
+        function.attributes.add("alwaysinline")
+        ir.IRBuilder(function.append_basic_block()).ret_void()
+
+    def surely(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
+        """What is first of a section goes on only where ``holds``, as it always does; else the last rule takes the
+        packet.  ``builder`` stands at the end of the first block."""
+        more, never = self.block("more"), self.block("never")
+        start = self.first.terminator
+        builder.remove(start)
+        builder.position_at_end(self.first)
+        builder.cbranch(holds, more, never)
+        self.first = more
+        builder.position_at_end(more)
+        builder.branch(start.operands[0])
+        builder.position_at_end(never)
+        self.finish(builder, I32(self.outcome(*self.last)))
+
+    def finish(self, builder: ir.IRBuilder, outcome: ir.Value) -> None:
+        """A rule takes the packet: return its outcome; or, of rules that are only tried, count it and go on to those
+        that act."""
+        if self.after_shadow is None:
+            builder.ret(outcome)
+            return
+        builder.call(self.external("passed"), [self.function.args[0], builder.lshr(outcome, I32(16))])
+        self.store(builder, SHADOW, builder.and_(outcome, I32(7)))
+        builder.branch(self.after_shadow)
+
+    def outcome(self, index: int, rule: Rule) -> int:
+        """What classify() returns for ``rule``, number ``index``: see bpf/act.h."""
+        action: Action = (
+            rule.action.would if isinstance(rule.action, Shadow) and self.after_shadow is not None else rule.action
+        )
+        target = 0
+        if isinstance(action, Forward):
+            target = self.targets[Forward].get(action.device, 0)
+        elif isinstance(action, Redirect):
+            target = self.targets[Redirect].get(action.group, 0)
+        return index << 16 | target << 6 | action.fallback.verdict << 3 | action.verdict
+
+    def place(self, builder: ir.IRBuilder, offset: int) -> ir.Value:
+        """A member of ``struct steps``."""
+        at = builder.gep(self.function.args[2], [I64(offset)], source_etype=I8)
+        return builder.bitcast(at, I32.as_pointer())
+
+    def store(self, builder: ir.IRBuilder, offset: int, value: ir.Value) -> None:
+        """Write one."""
+        builder.store(value, self.place(builder, offset))
+
+
+def _last(section: tuple[Any, ...]) -> tuple[int, Rule]:
+    """The last rule of a section, with its number."""
+    part = section[-1]
+    numbered: tuple[int, Rule] = (part if isinstance(part, list) else part.rules)[-1]
+    return numbered

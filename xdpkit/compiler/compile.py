@@ -1,0 +1,46 @@
+"""From a pipeline to the object of one hook, step by step: lower, link, optimise, emit."""
+
+from __future__ import annotations
+
+import time
+
+from ..language.errors import NotSupported
+from ..language.pipeline import Pipeline
+from .compiled import HOOKS, Compiled
+
+__all__ = ["compile_pipeline"]
+
+
+def compile_pipeline(
+    pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, tells: tuple[str, ...] = ()
+) -> Compiled:
+    """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly; ``tells``: see
+    :class:`Compiled`.  Raises NotSupported where llvmlite is missing, PipelineError where the rules are too many for
+    one program."""
+    if hook not in HOOKS:
+        raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
+    try:
+        from .linker import check_reach, emit_assembly, emit_object, link_module, optimise
+        from .lower import lower
+    except ImportError as error:
+        raise NotSupported("compiling a pipeline", f"pip install llvmlite, or build it elsewhere ({error})") from error
+    steps, last = [], time.perf_counter_ns()
+
+    def step(name: str) -> None:
+        nonlocal last
+        now = time.perf_counter_ns()
+        steps.append((name, now - last))
+        last = now
+
+    rules = lower(pipeline, tells)
+    step("lower")
+    module = link_module(rules, hook)
+    step("link")
+    machine = optimise(module, large=rules.large)
+    step("optimise")
+    text = emit_assembly(module, machine) if assembly else ""
+    last = time.perf_counter_ns()
+    check_reach(module, machine, rules)
+    code = emit_object(module, machine)
+    step("emit")
+    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables, tells)

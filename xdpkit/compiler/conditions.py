@@ -1,0 +1,153 @@
+"""Conditions in IR: each becomes branches, so that tests short-circuit and each keeps the Python line that wrote it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import cached_property, singledispatchmethod
+
+from llvmlite import ir
+
+from ..language.classic import MAX_TURNS, Classic, has_loops
+from ..language.expr import Always, And, Expr, Intervals, Not, Or, Present, Test
+from ..language.limits import Limit, Sample
+from ..language.sets import Member
+from .classify import Classify
+from .lower_classic import Program
+from .memory import Memory
+from .plan import required
+from .read import Reader
+from .turns import Turns
+
+__all__ = ["Conditions"]
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Conditions:
+    """Writes the conditions of rules into ``classify``."""
+
+    def __init__(self, classify: Classify, reader: Reader, memory: Memory):
+        self.classify, self.reader, self.memory = classify, reader, memory
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The function that holds the loops of the pipeline; made with the first of them."""
+        return Turns(self.classify)
+
+    @singledispatchmethod
+    def lower(self, expr: Expr, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        """Branch to ``yes`` if ``expr`` holds, else to ``no``."""
+        raise TypeError(f"no lowering for {type(expr).__name__}")
+
+    @lower.register
+    def _(self, expr: Always, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        builder.branch(yes)
+
+    @lower.register
+    def _(self, expr: Present, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        if expr.header in self.classify.present:
+            builder.branch(yes)
+        else:
+            builder.cbranch(self.reader.present(builder, {expr.header}), yes, no)
+
+    @lower.register
+    def _(self, expr: Test, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        if expr.spec.header is not None and expr.spec.header not in self.classify.present:
+            there = self.classify.block("there")
+            builder.cbranch(self.reader.present(builder, {expr.spec.header}), there, no)
+            builder.position_at_end(there)
+        value = self.reader.field(builder, expr.spec, no)
+        if expr.mask is not None:
+            value = builder.and_(value, value.type(expr.mask))
+        if self.classify.plan.hides_values:
+            value = unknown(builder, value)
+        builder.cbranch(in_intervals(builder, value, expr.intervals), yes, no)
+
+    @lower.register
+    def _(self, expr: Not, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        self.lower(expr.term, builder, no, yes)
+
+    @lower.register
+    def _(self, expr: And, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        *first, last = expr.terms
+        with ExitStack() as stack:
+            for term in first:
+                more = self.classify.block("and")
+                self.lower(term, builder, more, no)
+                builder.position_at_end(more)
+                stack.enter_context(self.classify.knowing(required(term)))
+            self.lower(last, builder, yes, no)
+
+    @lower.register
+    def _(self, expr: Or, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        *first, last = expr.terms
+        for term in first:
+            more = self.classify.block("or")
+            self.lower(term, builder, yes, more)
+            builder.position_at_end(more)
+        self.lower(last, builder, yes, no)
+
+    @lower.register
+    def _(self, expr: Member, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        found = self.memory.find(builder, expr, no)
+        if expr.action is None:
+            builder.cbranch(builder.icmp_unsigned("!=", found, I32(0)), yes, no)
+        else:
+            builder.cbranch(builder.icmp_unsigned("==", found, I32(1 + expr.action)), yes, no)
+
+    @lower.register
+    def _(self, expr: Limit, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        builder.cbranch(self.memory.take(builder, expr, no), yes, no)
+
+    @lower.register
+    def _(self, expr: Sample, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        builder.cbranch(self.memory.sampled(builder, expr), yes, no)
+
+    @lower.register
+    def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        packet, source, _ = self.classify.function.args
+        if has_loops(expr.instructions):
+            start = self.turns.add(expr)
+            matched = builder.call(self.classify.external("loop"), [source, packet, I32(start), I32(MAX_TURNS)])
+            builder.cbranch(builder.icmp_unsigned("!=", matched, I32(0)), yes, no)
+            return
+        program = Program(self.classify, self.classify.registers, source, self.reader.member("len"), yes, no)
+        program.lower(expr.instructions, builder)
+
+
+def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """``value``, of which neither LLVM nor the verifier knows anything, whatever was asked of it before.
+
+    Both follow what each test says about a field into all tests behind it.  That makes few rules fast; with many it
+    takes them time that grows with the square of their number, and the verifier's budget of a million steps ends near
+    550 rules.  The assembly statement hides the value from LLVM; the xor in front of it makes a value that the verifier
+    does not tie to the field, so that what a branch says about it is forgotten with it.
+    """
+    if value.type.width > 64:
+        high = unknown(builder, builder.trunc(builder.lshr(value, value.type(64)), I64))
+        low = unknown(builder, builder.trunc(value, I64))
+        wide = builder.shl(builder.zext(high, value.type), value.type(64))
+        return builder.or_(wide, builder.zext(low, value.type))
+    hide = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+    hidden = builder.call(hide, [builder.xor(builder.zext(value, I64), I64(1))], attrs=("nounwind", "readnone"))
+    return builder.trunc(builder.xor(hidden, I64(1)), value.type)
+
+
+def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
+    """i1: ``value`` lies in one of ``intervals``; LLVM folds each to one compare (or a mask, for prefixes)."""
+    result = None
+    for low, high in intervals:
+        if low == high:
+            hit = builder.icmp_unsigned("==", value, value.type(low))
+        else:
+            hit = builder.icmp_unsigned("<=", builder.sub(value, value.type(low)), value.type(high - low))
+        result = hit if result is None else builder.or_(result, hit)
+    assert result is not None, "a test has at least one interval"
+    return result

@@ -1,0 +1,187 @@
+"""The plan of a program: which rules are tables and which are tests, and what their number and kind ask of the rest.
+
+Nothing here makes IR: these are facts about the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..language.expr import Always, And, Expr, Or, Present, Test
+from ..language.fields import INNER, TUNNEL, FieldSpec
+from ..language.limits import Limit, Sample
+from ..language.pipeline import Pipeline
+from ..language.rule import Rule
+from ..language.sets import Add, Member
+from .rule_tables import Table, tables
+
+#: Up to so many rules that are tested one by one get all that LLVM's -O2 does, unless they branch much: of more than so
+#: many rules that ask sets, the headers inside or the payload, and for more than so many different things.
+FEW, FEW_ASK, FEW_ASKED = 32, 8, 2
+#: Of more than so many rules LLVM keeps where headers start in halves of words of the stack, where the verifier does
+#: not follow bounds: at TC they are bounded again where they are used, and what the walk finds is kept in a map.
+FEW_BOUNDS = 11
+#: From this many rules on, or more than FEW that look up sets, what one test finds out is not carried into the next
+#: (see unknown()).
+MANY = 128
+#: So many entries of tables on a packet's way the verifier can follow once for each way through the headers.
+DEEP = 16
+#: What the walk finds is hidden from the verifier (bpf/packet.h) where rules read more headers than this, or make more
+#: tests.
+MANY_HEADERS, MANY_TESTS = 10, 1000
+
+#: Rules in order with their numbers: a table, or some that are tested one by one.
+Part = Table | list[tuple[int, Rule]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rules of ``pipeline`` become a program.
+
+    ``shadow`` and ``acting``: the two sections of rules, the first empty without a shadow.  ``read``: the headers that
+    the rules read.  ``chained``: how many rules are tested one by one; ``large``: those get fewer of LLVM's passes;
+    ``hides_values``: what one test finds out is not carried into the next; ``hides_headers``: what the walk finds is
+    hidden from the verifier; ``headers_in_map``: it is kept in a map, at TC."""
+
+    pipeline: Pipeline
+    shadow: tuple[Part, ...]
+    acting: tuple[Part, ...]
+    read: frozenset[str]
+    chained: int
+    large: bool
+    hides_values: bool
+    hides_headers: bool
+    headers_in_map: bool
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables of both sections."""
+        return [part for part in (*self.shadow, *self.acting) if isinstance(part, Table)]
+
+    @property
+    def tunnels(self) -> bool:
+        """The rules read what the walk into tunnels finds."""
+        return self.reads_inside or not self.read.isdisjoint(TUNNEL)
+
+    @property
+    def reads_inside(self) -> bool:
+        """The rules read headers inside a tunnel."""
+        return any(name.startswith(INNER) for name in self.read)
+
+
+def make_plan(pipeline: Pipeline) -> Plan:
+    """The plan for ``pipeline``."""
+    shadow = list(reachable(pipeline.shadowed, len(pipeline.outcomes))) if pipeline.shadowed is not None else []
+    acting = list(reachable(pipeline))
+    headers = len(set(headers_read(rule for _, rule in [*shadow, *acting])))
+    sections = [tuple(tables(section, headers)) for section in (shadow, acting)]
+    parts = [part for section in sections for part in section]
+    found = [part for part in parts if isinstance(part, Table)]
+    chained = [rule for part in parts if isinstance(part, list) for _, rule in part]
+    tested = [*headers_read(chained), *(header for table in found for header in table.boxes.headers)]
+    read = frozenset(tested)
+    inside = any(name.startswith(INNER) for name in read)
+    large = len(chained) > FEW or is_branchy(chained)
+    return Plan(
+        pipeline,
+        shadow=sections[0],
+        acting=sections[1],
+        read=read,
+        chained=len(chained),
+        large=large,
+        hides_values=len(chained) > MANY or sum(map(looks_up, chained)) > FEW,
+        hides_headers=len(read) > (1 if inside else MANY_HEADERS)
+        or len(tested) > MANY_TESTS
+        or bool(shadow)
+        or sum(table.info().depth for table in found) > DEEP,
+        headers_in_map=large or len(chained) > FEW_BOUNDS,
+    )
+
+
+def looks_up(rule: Rule) -> bool:
+    """The condition of ``rule`` looks up a set."""
+    return any(isinstance(node, Member) for node in rule.nodes())
+
+
+def reachable(pipeline: Pipeline, first: int = 0) -> Iterator[tuple[int, Rule]]:
+    """The rules with their numbers, from ``first`` on, up to the first that takes every packet."""
+    for index, rule in enumerate(pipeline.outcomes, first):
+        yield index, rule
+        if isinstance(rule.expr, Always) and not rule.goes_on:
+            return
+
+
+def headers_read(rules: Iterable[Rule]) -> Iterator[str]:
+    """The header of every test of a header or field in the rules, as often as it is tested."""
+    for rule in rules:
+        yield from (node.header for node in rule.nodes() if isinstance(node, Present))
+        yield from (spec.header for spec in fields_read(rule) if spec.header is not None)
+
+
+def fields_read(rule: Rule) -> Iterator[FieldSpec]:
+    """The fields that the conditions and steps of a rule read, and those of the packets that it remembers."""
+    for node in rule.nodes():
+        yield from _fields(node)
+    for step in rule.steps:
+        if isinstance(step, Add):
+            yield from step.fields
+
+
+def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
+    """The fields that a condition reads itself."""
+    match expr:
+        case Test():
+            return (expr.spec,)
+        case Member():
+            return expr.fields
+        case Limit():
+            return expr.per
+    return ()
+
+
+def is_branchy(rules: Iterable[Rule]) -> bool:
+    """Whether ``rules`` ask much of sets, headers inside and payload.
+
+    Each such question is one that may fail.  LLVM, at -O2, makes a way of its own of how several of them turn out,
+    which may spare a packet a branch, but the verifier follows each of those ways through all the rules behind."""
+    asking, asked = 0, set[str]()
+    for rule in rules:
+        mine = {node.set.name for node in rule.nodes() if isinstance(node, Member)}
+        for spec in fields_read(rule):
+            mine |= {spec.name} if spec.kind == "bytes" else {INNER} if spec.name.startswith(INNER) else set()
+        asking, asked = asking + bool(mine), asked | mine
+    return asking > FEW_ASK and len(asked) > FEW_ASKED
+
+
+def required(expr: Expr) -> frozenset[str]:
+    """Headers without which ``expr`` is false."""
+    match expr:
+        case Present():
+            return frozenset({expr.header})
+        case Test():
+            return frozenset({expr.spec.header} if expr.spec.header else ())
+        case Member():
+            return frozenset(spec.header for spec in expr.fields if spec.header)
+        case Limit():
+            return frozenset(spec.header for spec in expr.per if spec.header)
+        case And():
+            return frozenset().union(*map(required, expr.terms))
+        case Or():
+            return frozenset.intersection(*map(required, expr.terms))
+    return frozenset()
+
+
+def required_first(expr: Expr) -> frozenset[str]:
+    """Those of :func:`required` that may be asked for in front of ``expr``: where one is missing no limit in it is
+    tried, and no sample drawn.  What stands behind those must wait for its turn, for they count every packet."""
+    if not isinstance(expr, (And, Or)):
+        return required(expr)
+    if isinstance(expr, Or):
+        return frozenset.intersection(*map(required_first, expr.terms))
+    found = frozenset[str]()
+    for term in expr.terms:
+        found |= required_first(term)
+        if any(isinstance(node, (Limit, Sample)) for node in term.nodes()):
+            break
+    return found
