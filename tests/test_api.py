@@ -30,7 +30,7 @@ def hints(thing: object) -> dict[str, object]:
     own = sys.modules[thing.__module__]
     others = [module for name, module in sorted(sys.modules.items()) if name.startswith("xdpkit")]
     names = {name: value for module in (typing, *others, own) for name, value in vars(module).items()}
-    return typing.get_type_hints(thing, names, {})
+    return typing.get_type_hints(thing, {**names, "ScapyPacket": object}, {})  # imported for type checkers alone
 
 
 def parts(annotation: object) -> Iterator[object]:

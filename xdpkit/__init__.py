@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .sets.members import Change
     from .sockets.batch import AnyBatch, Batch, Frames
     from .sockets.copies import CopiedBatch
+    from .sockets.header_columns import HeaderColumns
     from .sockets.options import Bind, Mode, SocketOptions, Switch, Wait
     from .sockets.sockets import Copies, Group, Sockets
     from .sockets.workers import Workers, WorkerStats
@@ -119,6 +120,7 @@ __all__ = [
     "Got",
     "Group",
     "Header",
+    "HeaderColumns",
     "Keyed",
     "Ledger",
     "LedgerRule",
@@ -231,6 +233,7 @@ _MODULES = {
     "sets.members": "Change",
     "sockets.batch": "AnyBatch Batch Frames",
     "sockets.copies": "CopiedBatch",
+    "sockets.header_columns": "HeaderColumns",
     "sockets.options": "Bind Mode SocketOptions Switch Wait",
     "sockets.sockets": "Copies Group Sockets",
     "sockets.workers": "Workers WorkerStats",

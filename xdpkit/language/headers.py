@@ -227,7 +227,8 @@ class EitherField(Field):
             raise PipelineError(f"{self.spec.name} & {other}: an address of either family has no bits to test", here())
         return super().__and__(other)
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
 
 def _commas(values: Iterable[object]) -> str:

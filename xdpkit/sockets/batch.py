@@ -11,12 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..language.errors import FrameError
+from ..language.errors import FrameError, NotSupported
+from ..language.pipeline import Pipeline
+from .header_columns import I64, U8, HeaderColumns, header_columns
+
+if TYPE_CHECKING:
+    from scapy.packet import Packet as ScapyPacket
 
 __all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "AnyBatch", "Batch", "Columns", "Frames"]
 
@@ -52,6 +57,8 @@ class Owner(Protocol):
 
     def view(self, addr: int, size: int) -> memoryview: ...
 
+    def copy(self, addr: U64, size: U32) -> U8: ...
+
     def recycle(self, addr: U64) -> None: ...
 
 
@@ -69,6 +76,9 @@ class AnyBatch:
         self.timestamps: U64 = timestamps
         self.rules: U32 = rules
         self.marks: U32 = marks
+        self._pipeline: Pipeline | None = None  # whose rules these are
+        self._data: U8 | None = None
+        self._headers: HeaderColumns | None = None
 
     _device_times: U64 | None = None
     _hashes: U32 | None = None
@@ -90,6 +100,51 @@ class AnyBatch:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    @property
+    def offsets(self) -> I64:
+        """int64[n + 1] where packets begin in :attr:`data`: packet i is ``data[offsets[i]:offsets[i + 1]]``."""
+        return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
+
+    @property
+    def data(self) -> U8:
+        """uint8[bytes] all packets one behind the other: a copy, made once, that stays after the batch.
+        :class:`xdpkit.FrameError` where it is first asked for when the batch has ended."""
+        if self._data is None:
+            self._data = self._copy()
+        return self._data
+
+    @property
+    def headers(self) -> HeaderColumns:
+        """What the headers of the packets say, as columns; found once, and they stay.  FrameError as for
+        :attr:`data`."""
+        if self._headers is None:
+            self._headers = header_columns(self.data, self.offsets)
+        return self._headers
+
+    @property
+    def rule_names(self) -> list[str]:
+        """The names of the rules that took the packets, by the pipeline that was attached when the batch was received;
+        empty strings where the rule is not known (NO_RULE: attach with ``timestamps=True``)."""
+        names = [rule.name for rule in self._pipeline.outcomes] if self._pipeline is not None else []
+        return [names[rule] if rule < len(names) else "" for rule in self.rules.tolist()]
+
+    def to_scapy(self) -> list[ScapyPacket]:
+        """The packets as Scapy's, with their times: a copy.  FrameError when the batch has ended, NotSupported where
+        Scapy is not installed."""
+        try:
+            from scapy.layers import inet, inet6, l2  # noqa: F401  (layers that Ether finds)
+        except ImportError as error:
+            raise NotSupported("packets as Scapy's", f"pip install scapy ({error})") from None
+        packets: list[ScapyPacket] = []
+        for frame, time_ns in zip(self.frames, self.timestamps.tolist(), strict=True):
+            packets.append(l2.Ether(bytes(frame)))
+            packets[-1].time = time_ns / 1e9
+        return packets
+
+    def _copy(self) -> U8:
+        """All packets, one behind the other."""
+        raise NotImplementedError
 
     @property
     def device_times(self) -> U64:
@@ -158,13 +213,20 @@ class Batch(AnyBatch):
             self._joined[index] = memoryview(b"".join(self.buffers(index)))
         return self._joined[index]
 
+    def _copy(self) -> U8:
+        self._alive()
+        return self._socket.copy(self._addr, self._size)
+
     def buffers(self, index: int) -> list[memoryview]:
         """Packet ``index`` as read-only memoryviews of its frames, one after the other, without a copy."""
         return [self._buffer(at) for at in range(*self._span(self._index(index)))]
 
-    def _index(self, index: int) -> int:
+    def _alive(self) -> None:
         if self._ended:
             raise FrameError("the batch has ended: copy what you need of a frame (bytes(frame)) while it lasts")
+
+    def _index(self, index: int) -> int:
+        self._alive()
         index = index if index >= 0 else len(self) + index
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")

@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..kernel.core import check, ffi, lib
 from ..kernel.program import Program
 from ..language.errors import FrameError
 from .batch import NO_RULE, U32, U64, AnyBatch
+from .header_columns import U8
 from .one_thread import OneThread
 from .reader import MOST_MS
 from .xsk import SocketStats
-
-U8 = npt.NDArray[np.uint8]
 
 __all__ = ["RING_MOST_BYTES", "CopiedBatch", "CopiesSocket", "ring_bytes"]
 
@@ -54,8 +52,11 @@ class CopiedBatch(AnyBatch):
         self.verdicts: U8 = np.zeros(len(lengths), np.uint8) if verdicts is None else verdicts
         self.wire_lengths: U32 = lengths if wire_lengths is None else wire_lengths
         ends = np.cumsum(lengths, dtype=np.int64)
-        view = memoryview(room)
+        view, self._room = memoryview(room), room
         self._frames = [view[e - n : e] for e, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
+
+    def _copy(self) -> U8:
+        return np.frombuffer(self._room, np.uint8)
 
     @property
     def frames(self) -> Sequence[memoryview]:

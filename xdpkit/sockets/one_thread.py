@@ -18,7 +18,7 @@ class OneThread:
     __slots__ = ("_call", "_reader", "name")
 
     def __init__(self, name: str):
-        self.name = name
+        self.name: str = name
         self._call = threading.Lock()
         self._reader = 0
 

@@ -54,8 +54,8 @@ class Drains(Protocol):
 class Reader:
     """A source of packets that counts them."""
 
-    def __init__(self, source: Source[Batch] | Source[CopiedBatch], count: Callable[[int], None]):
-        self._source, self._count = source, count
+    def __init__(self, source: Source[Batch] | Source[CopiedBatch], attached: Attached, count: Callable[[int], None]):
+        self._source, self._attached, self._count = source, attached, count
         self.wait, self.hold, self.release = source.wait, source.hold, source.release
 
     @property
@@ -73,6 +73,7 @@ class Reader:
         batch = self._source.receive(limit)
         if batch is not None:
             self._count(len(batch))
+            batch._pipeline = self._attached.program.pipeline
         return batch
 
 
@@ -222,8 +223,8 @@ class Sockets:
         if self._packet is not None:
             if queue is not None:
                 raise NotSupported(f"reading one queue in mode {self._attached.got.mode}", "mode native or generic")
-            return Reader(self._packet, self._count_read)
-        return Reader(xsk.Receivers(self._of_queue(queue)), self._count_read)
+            return Reader(self._packet, self._attached, self._count_read)
+        return Reader(xsk.Receivers(self._of_queue(queue)), self._attached, self._count_read)
 
     def _count_read(self, packets: int) -> None:
         with self._read_lock:  # queues may be read in threads of their own

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from ..kernel.core import check, ffi, lib
 from ..language.errors import FrameError, NotSupported, ThreadError
-from .batch import U64, Batch, Columns
+from .batch import U32, U64, Batch, Columns
+from .header_columns import U8
 from .one_thread import OneThread
 from .options import SocketOptions
 from .reader import MOST_MS, slices
@@ -126,7 +127,7 @@ class Socket:
         self._columns = _COLUMNS if known else _COLUMNS[:_ALWAYS]
         self.xsk: Any = _open(device, index, queue, ffi.new("struct xk_xsk_config *", config), pool, sibling)
         self._buffers = ring if multi_buffer else 0  # that one packet may have
-        self.one_thread = OneThread(f"{device} queue {queue}")
+        self.one_thread: OneThread = OneThread(f"{device} queue {queue}")
         self._final: SocketStats | None = None
         self._held: deque[int] = deque()  # frames whose last view has gone
         self._views = 0
@@ -235,6 +236,14 @@ class Socket:
         self._pool.umem.views += 1
         pointer = ffi.gc(self._pool.umem.memory + addr, lambda _, addr=addr: self._view_gone(addr))
         return memoryview(ffi.buffer(pointer, length)).toreadonly()
+
+    def copy(self, addr: U64, size: U32) -> U8:
+        """The bytes of held frames, one behind the other."""
+        self._open()
+        umem = self._pool.umem
+        memory = np.frombuffer(ffi.buffer(umem.memory, umem.frames * umem.chunk_size), np.uint8)
+        parts = [memory[start : start + n] for start, n in zip(addr.tolist(), size.tolist(), strict=True)]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
     def _view_gone(self, addr: int) -> None:
         self._views -= 1
