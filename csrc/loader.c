@@ -355,6 +355,18 @@ int xk_link_update(int link_fd, int prog_fd)
 	return bpf_link_update(link_fd, prog_fd, NULL) ? xk_fail("bpf(BPF_LINK_UPDATE)", errno) : 0;
 }
 
+int xk_link_info(int link_fd, uint32_t *ifindex, uint32_t *prog_id)
+{
+	struct bpf_link_info info = { 0 };
+	__u32 size = sizeof(info);
+
+	if (bpf_obj_get_info_by_fd(link_fd, &info, &size))
+		return xk_fail("bpf(BPF_OBJ_GET_INFO_BY_FD)", errno);
+	*ifindex = info.xdp.ifindex; /* a tcx link has its index in the same place */
+	*prog_id = info.prog_id;
+	return 0;
+}
+
 int xk_attach_reason(int prog_fd, int ifindex, uint32_t flags, char *text, size_t size)
 {
 	const char *said, *prefix = "Kernel error message: ";

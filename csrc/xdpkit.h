@@ -104,6 +104,11 @@ int xk_link_trace(int prog_fd);
 /* Put another program in the place of the one that a link holds: each packet meets the one or the other. */
 int xk_link_update(int link_fd, int prog_fd);
 /*
+ * What an XDP or tcx link holds now: the device's index in its own network namespace, 0 when the link was detached or
+ * the device was deleted; the id of the program.
+ */
+int xk_link_info(int link_fd, uint32_t *ifindex, uint32_t *prog_id);
+/*
  * The kernel's words for a refused attachment, which bpf_link does not carry: asks again through netlink, and takes the
  * attachment back if that succeeds.  Returns that attempt's result; `text` is empty if the kernel said nothing.
  */

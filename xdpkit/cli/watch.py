@@ -12,7 +12,6 @@ from datetime import datetime
 from rich.console import Console, Group
 from rich.live import Live
 
-from ..device import netdev
 from ..language.fields import field_named
 from ..language.sets import written
 from ..link.events import Event, Events
@@ -40,24 +39,36 @@ class Watched:
 
     def run(self, workers: Workers | None) -> None:
         """Until the end, or the device is gone (OSError); meanwhile show the live table."""
-        if not self.show and not self.quiet:
+        if not self.show:
             notice(f"{self.link.pipeline.name} on {self.link.device.name}: {self.link.got}")
-        start = time.monotonic()
+        start, said = time.monotonic(), 0
         with Live(console=self.console, auto_refresh=False, transient=True) if self.show else ExitStack() as live:
             before = self.link.ledger()
             while True:
                 left = self.duration - (time.monotonic() - start) if self.duration else 1.0
                 if left <= 0 or self.stop.wait(min(left, 0.05 if self.count and not self.show else 0.25)):
                     return
+                try:
+                    self.link.check()
+                finally:
+                    said = self._say_notes(said)
                 if workers is not None and workers.done:
+                    self.link.check()
                     return
                 if self.stop.asked_to_reload() and self.reload is not None:
                     notice(self.reload())
-                netdev.stats(self.link.device.index)  # OSError when the device is gone
                 if self.count and workers is None and self.link.ledger().seen >= self.count:
                     return
                 if isinstance(live, Live):
                     before = self._refresh(live, before)
+
+    def _say_notes(self, said: int) -> int:
+        """Say what happened to the device since ``said`` lines; how many there are now.  The last one of a link that is
+        lost is the error that the run ends with."""
+        notes = self.link.notes
+        for note in notes[said : len(notes) - (self.link.lost is not None)]:
+            notice(f"warning: {note}")
+        return len(notes)
 
     def _refresh(self, live: Live, before: Ledger) -> Ledger:
         ledger = self.link.ledger()

@@ -93,6 +93,17 @@ class Holder:
     prog_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """What of a device changes while it is used: its `name`, `mtu` in bytes, `rx_packets` received since it was made,
+    and the XDP programs on it."""
+
+    name: str
+    mtu: int
+    rx_packets: int
+    holders: tuple[Holder, ...]
+
+
 class _DevGet(genlmsg):  # type: ignore[misc]
     """NETDEV_CMD_DEV_GET, request and answer."""
 
@@ -115,7 +126,18 @@ def device(name: str) -> Device:
 
 def xdp_holders(index: int) -> tuple[Holder, ...]:
     """The XDP programs attached to the device, one for each attach mode in use; empty if there is none."""
-    xdp = _link(index).get_attr("IFLA_XDP")
+    return _holders(_link(index))
+
+
+def state(index: int) -> State:
+    """The device as it is now, in one question; OSError(ENODEV) when it is not in this namespace."""
+    link = _link(index)
+    counters = link.get_attr("IFLA_STATS64")
+    return State(link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), counters["rx_packets"], _holders(link))
+
+
+def _holders(link: Any) -> tuple[Holder, ...]:
+    xdp = link.get_attr("IFLA_XDP")
     modes: tuple[tuple[Literal["native", "generic", "offload"], str], ...] = (
         ("native", "IFLA_XDP_DRV_PROG_ID"),
         ("generic", "IFLA_XDP_SKB_PROG_ID"),

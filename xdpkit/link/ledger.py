@@ -69,7 +69,8 @@ class Ledger:
     packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped (``rx_dropped``): received by the host, and
     then not wanted or not processed.  Missed (``rx_missed_errors``): the device had no buffer to put it in, because the
     host was too slow to give it some.  Drivers differ in what they count, and in whether the one is in the other.
-    ``shadow``: the rules that are tried beside these.  ``final`` means that nothing was under way when it was taken."""
+    ``shadow``: the rules that are tried beside these.  ``notes``: what happened to the device meanwhile, a line each
+    (:attr:`xdpkit.Link.notes`).  ``final`` means that nothing was under way when it was taken."""
 
     pipeline: str
     device: str
@@ -95,6 +96,7 @@ class Ledger:
     device_missed: int
     final: bool
     shadow: ShadowLedger | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def seen(self) -> int:
@@ -213,6 +215,7 @@ class Ledger:
         digits = max(len(str(n)) for _, n, _ in rows)
         head = f"{self.pipeline} on {self.device}: {self.got}"
         lines = [f"{stage:<{wide}}  {n:>{digits}}  {remark}".rstrip() for stage, n, remark in rows]
+        lines += [f"NOTE: {note}" for note in self.notes]
         return "\n".join([head, *lines, *(f"DOES NOT SUM: {p}" for p in self.problems())])
 
 

@@ -14,11 +14,12 @@ from types import MappingProxyType, TracebackType
 from ..compiler import Compiled
 from ..compiler.built import Built, as_built
 from ..device import netdev
-from ..device.netdev import Device
+from ..device.netdev import Device, State
 from ..kernel.core import check, lib
-from ..kernel.got import Got
+from ..kernel.got import Got, ranges
 from ..kernel.program import Program
 from ..language.actions import Mark, Mirror
+from ..language.errors import XdpkitError
 from ..language.metadata import absent_at, refuse_generic
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
@@ -33,12 +34,16 @@ from ..sockets.xsk import SocketStats
 from ..sockets.zerocopy import check_zerocopy
 from .events import Event, Events
 from .ledger import Ledger, LedgerRule, ShadowLedger
+from .presence import Presence, Unseen, namespace_id
 from .redirects import Forwarded
 from .ruleset import Ruleset
 from .sweeper import Sweeper
 from .tally import RuleTotal, Tally, totals
 
 __all__ = ["Link", "Update", "ring_bytes_for"]
+
+#: Seconds between two looks at the device.
+CHECK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,18 @@ class Link:
         self._ruleset = ruleset
         self.device: Device = device
         self.options: SocketOptions = options
-        self._attached = Attached(device, ruleset.program, got, binds, options)
+        self._attached = Attached(device, ruleset.program, got, binds, options, self.check)
         self._fd = fd
         self._lock = RLock()  # around what counts: an update moves counts from program to tally
         self._tally, self._updates = Tally(), 0
         self._forwarded: Forwarded | None = None
         self._forwards()
-        self._namespace = namespace_id()
+        self._presence = Presence(device, got.mode, fd)
+        self._namespace = self._presence.namespace
+        self._unseen, self._said_unseen = Unseen(), False
+        self._lost: OSError | None = None
+        self._notes: tuple[str, ...] = ()
+        self._next_check = time.monotonic() + CHECK_SECONDS
         self._sockets: Sockets | None = None
         self._copies: Copies | None = None
         self._mirrored = SocketStats()
@@ -109,6 +119,92 @@ class Link:
     def sets(self) -> Mapping[str, LiveSet]:
         """The sets and verdict maps of the pipeline, by name: change them while packets are looked up in them."""
         return MappingProxyType(self._ruleset.sets)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the pipeline is no longer on its device, None while it is: the device was deleted or moved to another
+        network namespace, the link was detached by force, or another program put in its place.  Looks now."""
+        with self._lock:
+            if self._lost is None and self._final is None:
+                self._lost = self._presence.lost(self.program)
+                if self._lost is not None:
+                    self._notes += (str(self._lost.strerror),)
+            return None if self._lost is None else str(self._lost.strerror)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What :meth:`check` found, a line each; also in the ledger."""
+        return self._notes
+
+    def check(self) -> None:
+        """Look whether the pipeline is still on its device, and if the device has changed: other numbers of receive
+        queues, a larger MTU, packets that arrive and are not seen.  Where queues were added that the program does not
+        run on, it is put on the device again.  What was found is in :attr:`notes`.
+
+        Raises OSError when the pipeline is no longer on the device (:attr:`lost`): ENODEV where the device is gone or
+        moved, ENOLINK where the link was detached or its program replaced.  Readers of packets call it by themselves; a
+        program that only filters should, every second or so.  Cheap to call often: it looks twice a second at most."""
+        if self._lost is not None:
+            raise OSError(self._lost.errno, self._lost.strerror)
+        if time.monotonic() < self._next_check or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._next_check = time.monotonic() + CHECK_SECONDS
+            if self._final is None and self.lost is None:
+                state = self._presence.state(self.program)
+                if isinstance(state, OSError):
+                    self._lost = state
+                    self._notes += (str(state.strerror),)
+                elif state is not None:
+                    self._follow(state)
+        finally:
+            self._lock.release()
+        if self._lost is not None:
+            raise OSError(self._lost.errno, self._lost.strerror)
+
+    def _follow(self, state: State) -> None:
+        """Say what of the device has changed, and put the program on queues that it is not on."""
+        before, queues = self.device, self._presence.queues(state)
+        if (queues, state.mtu) != (before.rx_queues, before.mtu):
+            self.device = self._attached.device = self._presence.device = replace(
+                before, rx_queues=queues, mtu=state.mtu
+            )
+        if queues != before.rx_queues:
+            self._notes += (self._follow_queues(before.rx_queues, queues),)
+        if state.mtu > before.mtu:
+            self._notes += (self._follow_mtu(before.mtu, state.mtu),)
+        if self.got.mode != "tc_egress":
+            unseen = self._unseen.look(self._seen(), state.rx_packets)
+            if unseen and not self._said_unseen:
+                self._said_unseen = True
+                self._notes += (
+                    f"{before.name}: {unseen} packets arrived that the pipeline did not see, and it sees none: "
+                    "another program in front of it takes them, or the driver lost it (attach again)",
+                )
+
+    def _seen(self) -> int:
+        return self._tally.totals.seen + totals(self.program.counts()).seen
+
+    def _follow_queues(self, before: int, now: int) -> str:
+        note = f"{self.device.name}: {before} receive queues became {now}"
+        if now < before or self.got.mode not in ("native", "generic"):
+            return note
+        if self.got.mode == "native":
+            try:
+                self.update(self._ruleset.built)
+                note += ": the pipeline was put on the device again, so that it runs on the new ones too"
+            except (XdpkitError, OSError, ValueError) as error:
+                note += f": packets of the new ones pass the pipeline by, and it cannot be put there again: {error}"
+        if "REDIRECT" in self.pipeline.verdicts:
+            note += f"; queues {ranges(range(before, now))} have no socket, REDIRECT falls back there: start again"
+        return note
+
+    def _follow_mtu(self, before: int, now: int) -> str:
+        note = f"{self.device.name}: the MTU was {before} and is {now}"
+        redirects = "REDIRECT" in self.pipeline.verdicts and self.got.mode in ("native", "generic")
+        if redirects and not self.program.frags:
+            note += ": packets that are longer than a frame are lost: start again"
+        return note
 
     def update(self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None) -> Update:
         """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
@@ -287,6 +383,7 @@ class Link:
             device_missed=max(0, missed),
             final=final,
             shadow=self._shadow_ledger(),
+            notes=self._notes,
         )
 
     def _shadow_ledger(self) -> ShadowLedger | None:
@@ -345,8 +442,3 @@ def ring_bytes_for(pipe: Pipeline, device: Device, options: SocketOptions) -> in
 def _ledger_rule(rule: Rule, total: RuleTotal) -> LedgerRule:
     counted = (total.packets, total.bytes, total.no_socket, total.failed)
     return LedgerRule(rule.name, rule.then, rule.action.verdict.name, *counted, goes_on=rule.goes_on)
-
-
-def namespace_id() -> int:
-    """Inode number of the calling thread's network namespace: a device index means nothing in another one."""
-    return os.stat("/proc/thread-self/ns/net").st_ino

@@ -42,6 +42,7 @@ class Ruleset:
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``: as
         for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
         device to forward to that is not there, NotSupported for one without Ethernet."""
+        self.built: Built = built
         self.pipeline: Pipeline = built.pipeline
         self.folder: Path = folder_of(built)
         self._explain = explain

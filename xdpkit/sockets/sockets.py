@@ -11,6 +11,7 @@ import os
 import select
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import IO, Protocol
@@ -52,11 +53,11 @@ class Drains(Protocol):
 
 
 class Reader:
-    """A source of packets that counts them."""
+    """A source of packets that counts them, and looks now and then if the program is still on the device."""
 
     def __init__(self, source: Source[Batch] | Source[CopiedBatch], attached: Attached, count: Callable[[int], None]):
         self._source, self._attached, self._count = source, attached, count
-        self.wait, self.hold, self.release = source.wait, source.hold, source.release
+        self.hold, self.release = source.hold, source.release
 
     @property
     def fds(self) -> Sequence[int]:
@@ -68,12 +69,19 @@ class Reader:
         """Of the source."""
         return self._source.poll_ms
 
+    def wait(self, stop_fd: int, timeout_ms: int) -> bool:
+        """Of the source; OSError when the program is no longer on the device."""
+        self._attached.check()
+        return self._source.wait(stop_fd, timeout_ms)
+
     def receive(self, limit: int) -> AnyBatch | None:
         """The next batch of at most ``limit`` packets, or None."""
         batch = self._source.receive(limit)
         if batch is not None:
             self._count(len(batch))
             batch._pipeline = self._attached.program.pipeline
+            with suppress(OSError):  # packets that are here come first
+                self._attached.check()
         return batch
 
 
@@ -160,9 +168,9 @@ class Sockets:
         ``queue``: of this queue alone.  Each queue may be read in a thread of its own.
 
         ValueError when the sockets are closed, while workers drain them, and for a queue that has no socket;
-        NotSupported for one queue where the sockets are not AF_XDP; OSError ENODEV when the device is gone;
-        :class:`xdpkit.FrameError` when the sockets are closed in between; :class:`xdpkit.ThreadError` while another
-        thread reads or sends with the same sockets."""
+        NotSupported for one queue where the sockets are not AF_XDP; OSError when the pipeline is no longer on the
+        device (see :meth:`xdpkit.Link.check`); :class:`xdpkit.FrameError` when the sockets are closed in between;
+        :class:`xdpkit.ThreadError` while another thread reads or sends with the same sockets."""
         return batches(self._reader(queue), timeout, limit, self._stop)
 
     def batches_async(

@@ -185,7 +185,12 @@ class Workers:
 
     @property
     def done(self) -> bool:
-        """The sink wants no more: its limit is reached or a write failed."""
+        """No more will come: the sink's limit is reached, a write failed, or the pipeline is no longer on the device
+        (``link.lost`` says why)."""
+        try:
+            self._sockets._attached.check()
+        except OSError:
+            return True
         return self.ended or bool(lib.xk_sink_done(self._sink))
 
     def stats(self) -> WorkerStats:
