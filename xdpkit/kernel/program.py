@@ -144,6 +144,10 @@ class Program:
             return f"Linux {release} has no {text(missing)}()"
         return "" if "processed " in log else f"Linux {release} binds no program to this device"
 
+    def __repr__(self) -> str:
+        state = "closed" if self._program is None else "loaded"
+        return f"<Program {self.pipeline.name}: {self.hook}, {len(self._rules)} rules, {state}>"
+
     @property
     def is_xdp(self) -> bool:
         """It is for XDP, whatever packets it takes."""

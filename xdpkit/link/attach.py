@@ -32,6 +32,7 @@ from ..language.actions import Mark
 from ..language.errors import NotSupported
 from ..language.metadata import absent_at, refuse_generic, told
 from ..language.pipeline import Pipeline
+from ..logs import logger
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
 from .link import Link, ring_bytes_for
@@ -103,6 +104,9 @@ def attach(
                 break
             continue
         link.got = replace(link.got, walk=(*walk, *link.got.walk))
+        logger.info("%s attached to %s: %s", pipe.name, device, link.got)
+        for refused in walk:
+            logger.warning("%s on %s is at %s, not %s", pipe.name, device, step, refused)
         return link
     assert last is not None
     raise last

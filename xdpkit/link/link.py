@@ -24,6 +24,7 @@ from ..language.metadata import absent_at, refuse_generic
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
 from ..language.sets import Add
+from ..logs import logger
 from ..sets.live import LiveSet
 from ..sockets.attached import Attached
 from ..sockets.copies import ring_bytes
@@ -95,6 +96,10 @@ class Link:
         self._final: Ledger | None = None
         self._sweeper: Sweeper | None = None
         self._sweeps()
+
+    def __repr__(self) -> str:
+        state = "open" if self._final is None else "closed"
+        return f"<Link {self.pipeline.name} on {self.device.name}: {self.got.mode}, {state}>"
 
     @property
     def got(self) -> Got:
@@ -250,7 +255,9 @@ class Link:
             self._forwards()
             self._sweeps()
             settled = time.perf_counter_ns()
-            return Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
+            took = Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
+            logger.info("%s replaces %s on %s: %s", new.pipeline.name, old.pipeline.name, self.device.name, took)
+            return took
 
     def _may_follow(self, pipe: Pipeline) -> None:
         """What this link cannot do, said before anything is loaded."""
@@ -423,6 +430,9 @@ class Link:
             if self._forwarded is not None:
                 self._forwarded.close()
             self._ruleset.close()
+            logger.info("%s detached from %s: %d packets seen", self.pipeline.name, self.device.name, self._final.seen)
+            for problem in self._final.problems():
+                logger.warning("%s on %s: the ledger does not sum: %s", self.pipeline.name, self.device.name, problem)
 
     def __enter__(self) -> Link:
         return self

@@ -72,6 +72,11 @@ class LiveSet:
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        fields = ", ".join(field.name for field in self.spec.fields)
+        pinned = ", pinned" if self.spec.pinned else ""
+        return f"<LiveSet {self.name} of {fields}: room for {self.spec.capacity}{pinned}>"
+
     @property
     def name(self) -> str:
         """The name it was declared by."""

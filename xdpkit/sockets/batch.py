@@ -87,6 +87,10 @@ class AnyBatch:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        number = len(self)
+        return f"<{type(self).__name__} of {number} packet{'s' * (number != 1)}, queue {self.queue}>"
+
     @property
     def frames(self) -> Sequence[memoryview]:
         """The packets, as read-only views."""

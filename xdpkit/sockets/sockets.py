@@ -22,6 +22,7 @@ from ..kernel.program import Program
 from ..language.actions import Mirror, Redirect, Verdict
 from ..language.errors import NotSupported
 from ..language.rule import Rule
+from ..logs import logger
 from . import xsk
 from .attached import Attached
 from .batch import AnyBatch, Batch
@@ -111,6 +112,14 @@ class Sockets:
         except BaseException:
             self.close()
             raise
+        logger.info("%s", repr(self))
+
+    def __repr__(self) -> str:
+        at = self._attached
+        state = (
+            "closed" if self._closed else self._workers.name + " by workers" if self.busy and self._workers else "open"
+        )
+        return f"<{type(self).__name__} of {at.program.pipeline.name} on {at.device.name}: {at.got}, {state}>"
 
     def _open(self) -> None:
         at, device = self._attached, self._attached.device
@@ -373,6 +382,7 @@ class Sockets:
                 self._packet.close()
             self._close_descriptors()
             self._on_closed(self)
+            logger.info("%s", repr(self))
 
     def _close_descriptors(self) -> None:
         self._stop.close()

@@ -183,6 +183,11 @@ class Workers:
             )
         return blocks
 
+    def __repr__(self) -> str:
+        at, number = self._sockets._attached, len(self._handles)
+        state = "ended" if self.ended else f"{number} running"
+        return f"<Workers on {at.device.name}: packets are {self.name}, {state}>"
+
     @property
     def done(self) -> bool:
         """No more will come: the sink's limit is reached, a write failed, or the pipeline is no longer on the device
