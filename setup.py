@@ -58,7 +58,7 @@ def build_bpf(target: Path) -> None:
     for name, output in (
         *((m, f"{m}.bc") for m in modules),
         ("generator", "generator.o"),
-        ("forwarded", "forwarded.o"),
+        ("redirects", "redirects.o"),
         ("syscalls", "syscalls.o"),
     ):
         source = str(ROOT / "bpf" / f"{name}.bpf.c")

@@ -17,7 +17,7 @@
 
 struct xk_program {
 	struct bpf_object *object;
-	struct bpf_program *program; /* the only one */
+	struct bpf_program *program; /* the only one, or the first */
 };
 
 /* What libbpf said in this thread since words_clear(). */
@@ -231,6 +231,13 @@ int xk_program_missing(const struct xk_program *p, char *name, size_t size)
 int xk_program_fd(const struct xk_program *p)
 {
 	return bpf_program__fd(p->program);
+}
+
+int xk_program_fd_of(const struct xk_program *p, const char *name)
+{
+	struct bpf_program *program = bpf_object__find_program_by_name(p->object, name);
+
+	return program ? bpf_program__fd(program) : xk_fail("bpf_object__find_program_by_name", ENOENT);
 }
 
 int xk_program_map(const struct xk_program *p, const char *name)

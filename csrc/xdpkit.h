@@ -63,6 +63,8 @@ int xk_program_load(struct xk_program *p, char *log, size_t log_size);
 /* 1 if the object calls a function of the kernel (a kfunc) that this one does not have, and its name; else 0. */
 int xk_program_missing(const struct xk_program *p, char *name, size_t size);
 int xk_program_fd(const struct xk_program *p);
+/* fd of the program of that name, of an object with several; -ENOENT. */
+int xk_program_fd_of(const struct xk_program *p, const char *name);
 /* fd of a map, owned by the program; -ENOENT. */
 int xk_program_map(const struct xk_program *p, const char *map);
 /* Read a 64-bit variable of .bss of a loaded program. */

@@ -3,7 +3,7 @@
 import pytest
 from traffic import frames, number, until
 
-from xdpkit import PASS, REDIRECT, NotSupported, Pipeline, SocketOptions, attach, forward, udp
+from xdpkit import PASS, REDIRECT, Forward, NotSupported, Pipeline, SocketOptions, attach, forward, udp
 from xdpkit.compiler.built import build
 
 
@@ -157,3 +157,83 @@ def test_what_cannot_be_forwarded_is_refused_in_one_line(bridge):
                     forward(two, two)
         with attach(DNS, "a", bind="zerocopy") as one, pytest.raises(NotSupported, match="a queue 0: bind"):
             forward(one, one)
+
+
+# ---- FORWARD in the kernel: what the other device does not take ----
+
+
+def wire(to):
+    return Pipeline(f"to-{to}", default=Forward(to))
+
+
+def set_link(port, *words):
+    port.namespace.run(["ip", "link", "set", "dev", port.name, *words])
+
+
+def mtu_smaller(out, far):
+    set_link(out, "mtu", "1000")
+
+
+def down(out, far):
+    set_link(out, "down")
+
+
+def far_end_down(out, far):
+    set_link(far, "down")
+
+
+def deleted(out, far):
+    out.namespace.run(["ip", "link", "del", "dev", out.name])
+
+
+@pytest.mark.parametrize(
+    ("event", "stage"),
+    [
+        (mtu_smaller, "longer than its MTU"),
+        (down, "device down"),
+        (far_end_down, "refused there"),
+        (deleted, "no device"),
+    ],
+)
+def test_each_packet_that_the_other_device_does_not_take_is_in_a_row_that_says_why(bridge, event, stage):
+    left, a, b, right = bridge()
+    many = frames(left, right, range(64), size=1400)
+    with a.namespace, attach(wire("b"), "a") as link:
+        left.send(many)
+        until(lambda: link.ledger().seen == 64, "64 packets seen")
+        event(b, right)
+        left.send(many)
+        until(lambda: link.ledger().seen == 128, "128 packets seen")
+    ledger = link.ledger()
+    rows = {row[0].strip(): row[1] for row in ledger.rows()}
+    assert (rows[stage], rows["sent"] + ledger.unreported, ledger.problems()) == (64, 64, ())
+
+
+@pytest.mark.parametrize("event", [mtu_smaller, down, far_end_down, deleted])
+def test_the_ledger_sums_while_the_other_device_changes_under_traffic(bridge, event):
+    left, a, b, right = bridge()
+    with a.namespace, attach(wire("b"), "a") as link, left.generator(frames(left, right, [0], size=1400)) as flood:
+        flood.start()
+        until(lambda: link.ledger().seen > 5000, "5000 packets seen")
+        event(b, right)
+        seen = link.ledger().seen
+        until(lambda: link.ledger().seen > seen + 5000, "5000 more")
+        flood.stop()
+        flood.settle()
+    ledger = link.ledger()
+    assert ledger.problems() == ()
+    assert ledger.dropped_there + ledger.totals.no_device > 0
+    assert ledger.forwarded == ledger.sent_on + ledger.dropped_there + ledger.unreported
+
+
+def test_in_generic_mode_the_ledger_says_what_the_kernel_refused_to_forward(bridge):
+    left, a, b, right = bridge()
+    with a.namespace, attach(wire("b"), "a", mode="generic") as link:
+        left.send(frames(left, right, range(10)))
+        until(lambda: link.ledger().seen == 10, "10 packets seen")
+        set_link(b, "down")
+        left.send(frames(left, right, range(10)))
+        until(lambda: link.ledger().seen == 20, "20 packets seen")
+    rows = {row[0].strip(): row[1] for row in link.ledger().rows()}
+    assert (rows["forwarded"], rows["device down"], rows["handed over"]) == (20, 10, 10)
+    assert link.ledger().problems() == ()

@@ -35,7 +35,8 @@ from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
-from .link import Link, ring_bytes_for
+from .link import Link, redirect_counter, ring_bytes_for
+from .redirects import RedirectCounter
 from .ruleset import Ruleset, require_ethernet
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
@@ -163,7 +164,9 @@ def _attach(
         ring_bytes=ring_bytes_for(built.pipeline, device, options),
     )
     program, fd = ruleset.program, -1
+    redirects: RedirectCounter | None = None
     try:
+        redirects = redirect_counter(built.pipeline, device, mode)  # before any packet is forwarded
         if mode in TC_MODES:
             fd, queues, timestamps = _link_tcx(program, device, mode), (), True
         elif mode != "af_packet":
@@ -174,10 +177,12 @@ def _attach(
         got = Got(
             device.name, device.driver, mode, None, queues, timestamps, untold, absent=absent, rx_metadata=tells,
         )  # fmt: skip
-        return Link(ruleset, device, fd, got, binds, options)
+        return Link(ruleset, device, fd, got, binds, options, redirects)
     except BaseException:
         if fd >= 0:
             os.close(fd)
+        if redirects is not None:
+            redirects.close()
         ruleset.close()
         raise
 

@@ -3,8 +3,8 @@
 Every packet that the program saw is counted under exactly one rule that took it, and under those it passed, whose
 steps it met.  Those with a REDIRECT verdict either fall back (no socket), or are lost at a named stage (FILL empty, RX
 ring full, longer than a frame), wait in the RX ring, or are delivered; delivered ones are what the sink wrote or
-refused.  Forwarded ones were taken by the other device or dropped by it.  :meth:`Ledger.problems` holds those sums to
-the packet.
+refused.  Forwarded ones were sent by the other device or dropped for a named reason.
+:meth:`Ledger.problems` holds those sums to the packet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from ..kernel.got import Got
-from .tally import Totals
+from .tally import Forwarding, Totals
 
 __all__ = ["Ledger", "LedgerRule", "ShadowLedger"]
 
@@ -61,8 +61,8 @@ class Ledger:
     """Counts in packets since the pipeline was attached, ``seconds`` ago; rulesets that were replaced meanwhile are in
     the sums, and rules count on under their names.
 
-    ``totals``: what was seen, redirected and forwarded in all.  ``sent_on`` and ``dropped_there``: forwarded packets
-    that the other devices took and dropped; both 0 where that is not counted.  ``updates``: rulesets replaced.
+    ``totals``: what was seen, redirected and forwarded in all.  ``forwarding``: what became of the forwarded ones.
+    ``updates``: rulesets replaced.
     Delivered packets are ``written`` or ``refused`` by the ``sink``, or were ``read`` in batches.
     ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
     ``device_dropped`` and ``device_missed`` are what the device says it dropped in that time, before the hook, so no
@@ -81,8 +81,7 @@ class Ledger:
     updates: int
     mirrored: int
     mirror_full: int
-    sent_on: int
-    dropped_there: int
+    forwarding: Forwarding
     fill_empty: int
     rx_ring_full: int
     too_long: int
@@ -124,6 +123,23 @@ class Ledger:
         return self.totals.forwarded
 
     @property
+    def sent_on(self) -> int:
+        """Forwarded packets that the other devices took; 0 where that is not counted."""
+        return self.forwarding.sent
+
+    @property
+    def dropped_there(self) -> int:
+        """Forwarded packets that were dropped on the way to the other devices or by them."""
+        return self.forwarding.dropped
+
+    @property
+    def unreported(self) -> int:
+        """Forwarded packets of which the kernel reported neither that they were sent nor that they were dropped.  On a
+        busy machine its tracepoint can miss some, which the driver's own counters have as sent.  In generic mode these
+        are all but the dropped ones.  While packets move, what is under way is among them."""
+        return max(0, self.forwarded - self.forwarding.sent - self.forwarding.dropped)
+
+    @property
     def gone_rules(self) -> int:
         """Packets that were taken by rules which are no longer there."""
         return self.seen - sum(r.packets for r in self.rules if not r.goes_on)
@@ -143,9 +159,9 @@ class Ledger:
         found = []
         if self.in_flight < 0 or (self.final and self.in_flight):
             found.append(f"{self.redirected} redirected, but lost + waiting + delivered is off by {-self.in_flight}")
-        counted = self.sent_on + self.dropped_there
-        if self.final and counted and counted != self.forwarded:
-            found.append(f"{self.forwarded} forwarded, but {self.sent_on} taken + {self.dropped_there} dropped there")
+        f = self.forwarding
+        if self.final and f.sent + f.dropped > self.forwarded:
+            found.append(f"{self.forwarded} forwarded, but {f.sent} sent + {f.dropped} dropped")
         if self.final and self.sink != "none" and self.delivered != self.written + self.refused + self.read:
             sink = f"{self.written} {self.sink} + {self.refused} refused + {self.read} read in batches"
             found.append(f"{self.delivered} delivered, but {sink}")
@@ -168,11 +184,7 @@ class Ledger:
             rows += [("forwarded", self.forwarded, "")]
             if self.totals.no_device:
                 rows += [("  no device", self.totals.no_device, "fell back as declared; not among the forwarded")]
-            if self.sent_on or self.dropped_there:
-                rows += [
-                    ("  dropped there", self.dropped_there, _lost(self.dropped_there, "the other device had no room")),
-                    ("  sent", self.sent_on, ""),
-                ]
+            rows += self._forwarding_rows() if self.got.mode in ("native", "generic") else []
         if any(r.verdict == "REDIRECT" for r in self.rules) or self.redirected:
             rows += [("redirected", self.redirected, "")]
             if self.no_socket:
@@ -200,9 +212,29 @@ class Ledger:
         rows += [row for row in before if row[1]]
         return rows + (self.shadow.rows() if self.shadow is not None else [])
 
+    def _forwarding_rows(self) -> list[tuple[str, int, str]]:
+        f = self.forwarding
+        losses = [
+            ("device down", f.down, "the other device is down"),
+            ("longer than its MTU", f.too_long, "the other device's MTU is too small"),
+            ("not supported there", f.unsupported, "the other device takes no packets from XDP (xdpkit doctor DEV)"),
+            ("refused there", f.refused, "the other device's driver took none: its peer is down, or has no NAPI"),
+            ("no room there", f.no_room, "the other device's transmit ring was full"),
+            ("other errors", f.other_error, "the kernel did not forward them"),
+        ]
+        rows = [(f"  {stage}", n, _lost(n, advice)) for stage, n, advice in losses if n]
+        if not f.counts_sent:
+            return [*rows, ("  handed over", self.unreported, "the kernel does not report what the other device sent")]
+        if self.unreported and self.final:
+            rows += [("  not reported", self.unreported, "the kernel reported neither that it sent nor dropped them")]
+        return [*rows, ("  sent", f.sent, "")]
+
     def as_dict(self) -> dict[str, object]:
         """Everything, with the derived counts, ready for JSON."""
-        derived = ("seen", "seen_bytes", "redirected", "forwarded", "no_socket", "lost", "in_flight")
+        derived = (
+            "seen", "seen_bytes", "redirected", "forwarded", "sent_on", "dropped_there", "unreported",
+            "no_socket", "lost", "in_flight",
+        )  # fmt: skip
         return {**asdict(self), **{name: getattr(self, name) for name in derived}, "problems": list(self.problems())}
 
     def json(self) -> str:

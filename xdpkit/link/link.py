@@ -36,12 +36,12 @@ from ..sockets.zerocopy import check_zerocopy
 from .events import Event, Events
 from .ledger import Ledger, LedgerRule, ShadowLedger
 from .presence import Presence, Unseen, namespace_id
-from .redirects import Forwarded
+from .redirects import RedirectCounter
 from .ruleset import Ruleset
 from .sweeper import Sweeper
-from .tally import RuleTotal, Tally, totals
+from .tally import Forwarding, RuleTotal, Tally, totals
 
-__all__ = ["Link", "Update", "ring_bytes_for"]
+__all__ = ["Link", "Update", "redirect_counter", "ring_bytes_for"]
 
 #: Seconds between two looks at the device.
 CHECK_SECONDS = 0.5
@@ -69,8 +69,9 @@ class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
     def __init__(
-        self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions
-    ):
+        self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions,
+        redirects: RedirectCounter | None = None,
+    ):  # fmt: skip
         self._ruleset = ruleset
         self.device: Device = device
         self.options: SocketOptions = options
@@ -78,8 +79,7 @@ class Link:
         self._fd = fd
         self._lock = RLock()  # around what counts: an update moves counts from program to tally
         self._tally, self._updates = Tally(), 0
-        self._forwarded: Forwarded | None = None
-        self._forwards()
+        self._redirects = redirects
         self._presence = Presence(device, got.mode, fd)
         self._namespace = self._presence.namespace
         self._unseen, self._said_unseen = Unseen(), False
@@ -236,6 +236,8 @@ class Link:
             try:
                 if self._sockets is not None:
                     self._sockets._reach(new.program)
+                if self._redirects is None:
+                    self._redirects = redirect_counter(new.pipeline, self.device, self.got.mode)
                 loaded = time.perf_counter_ns()
                 if self._fd >= 0:
                     check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
@@ -252,7 +254,6 @@ class Link:
             self._tally.keep(old.program.counts())
             self._updates += 1
             new.commit(old)
-            self._forwards()
             self._sweeps()
             settled = time.perf_counter_ns()
             took = Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
@@ -270,11 +271,6 @@ class Link:
             check_zerocopy(self.device, pipe)
         if (pipe.metadata or self.got.rx_metadata) and self.got.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
-
-    def _forwards(self) -> None:
-        """Count what becomes of forwarded packets, from the first ruleset on that forwards."""
-        if self._forwarded is None and self.got.mode in ("native", "generic") and "FORWARD" in self.pipeline.verdicts:
-            self._forwarded = Forwarded(self.device.name, self.device.index, namespace_id())
 
     def _sweeps(self) -> None:
         """Keep sets that packets add to from filling up with members whose time is over."""
@@ -358,7 +354,6 @@ class Link:
         mirrored = self._mirrored
         if self._copies is not None:
             mirrored += self._copies.stats()
-        sent_on, dropped_there = self._forwarded.counts() if self._forwarded is not None else (0, 0)
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
         dropped = missed = 0  # at egress: what the device drops on arrival is not on its way out
         if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
@@ -375,8 +370,7 @@ class Link:
             updates=self._updates,
             mirrored=mirrored.received + mirrored.unread,
             mirror_full=mirrored.rx_ring_full,
-            sent_on=sent_on,
-            dropped_there=dropped_there,
+            forwarding=self._redirects.counts() if self._redirects is not None else Forwarding(),
             fill_empty=fill_empty,
             rx_ring_full=stats.rx_ring_full,
             too_long=stats.rx_dropped - fill_empty,
@@ -427,8 +421,8 @@ class Link:
             lib.xk_quiesce()
             with self._lock:
                 self._final = self._count(final=True)
-            if self._forwarded is not None:
-                self._forwarded.close()
+            if self._redirects is not None:
+                self._redirects.close()
             self._ruleset.close()
             logger.info("%s detached from %s: %d packets seen", self.pipeline.name, self.device.name, self._final.seen)
             for problem in self._final.problems():
@@ -447,6 +441,13 @@ def ring_bytes_for(pipe: Pipeline, device: Device, options: SocketOptions) -> in
     """Size of the ring buffers of a program: room for as many packets as an RX ring has, if it copies any."""
     copies = "REDIRECT" in pipe.verdicts or Mirror in pipe.steps
     return ring_bytes(options.ring_size if copies else 0, device.mtu + L2_BYTES)
+
+
+def redirect_counter(pipe: Pipeline, device: Device, mode: str) -> RedirectCounter | None:
+    """What counts the packets that ``pipe`` will forward, if it forwards any at XDP."""
+    if mode not in ("native", "generic") or "FORWARD" not in pipe.verdicts:
+        return None
+    return RedirectCounter(device.name, device.index, namespace_id(), native=mode == "native")
 
 
 def _ledger_rule(rule: Rule, total: RuleTotal) -> LedgerRule:

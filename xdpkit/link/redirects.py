@@ -1,50 +1,61 @@
-"""What became of forwarded packets: how many the other devices took, and how many they dropped.
+"""What became of forwarded packets: how many the other devices took, and why they did not take the rest.
 
-A program that forwards knows that the packet is on its way; whether the driver then had room for it the kernel tells on
-a tracepoint (``xdp:xdp_devmap_xmit``), where a small program counts (``bpf/forwarded.bpf.c``)."""
+A program that forwards only says where a packet shall go.  The kernel reports what comes of it on two tracepoints,
+``xdp:xdp_devmap_xmit`` and ``xdp:xdp_redirect_err``, where two small programs count (``bpf/redirects.bpf.c``)."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 
 from ..compiler.bitcode import shipped
 from ..kernel.core import check, ffi, lib, text
+from .tally import Forwarding
 
-__all__ = ["Forwarded"]
+__all__ = ["RedirectCounter"]
+
+_TRACEPOINT_PROGRAMS = (b"devmap_xmit", b"redirect_err")
+_COUNTED = [field.name for field in fields(Forwarding) if field.name != "counts_sent"]
 
 
-class Forwarded:
-    """Counts packets that XDP programs forward from one device, from now on; ``close()`` is idempotent."""
+class RedirectCounter:
+    """Counts what becomes of packets that XDP programs forward from one device, from now on; ``close()`` is idempotent.
 
-    def __init__(self, device: str, ifindex: int, namespace: int):
-        """``ifindex`` of the device, in the network ``namespace`` of that inode number.  OSError names the call."""
-        code = shipped("forwarded.o")
+    Make it before the program is attached: what is forwarded earlier is in no count."""
+
+    def __init__(self, device: str, ifindex: int, namespace: int, *, native: bool):
+        """``ifindex`` of the device, in the network ``namespace`` of that inode number; ``native``: the programs run in
+        the driver, so that the kernel reports what was sent.  OSError names the call."""
+        code = shipped("redirects.o")
         out, log = ffi.new("struct xk_program **"), ffi.new("char[]", 1 << 16)
-        check(lib.xk_program_open(code, len(code), b"forwarded", out), device)
-        self._program, self._link = out[0], -1
+        self._native = native
+        self._links: list[int] = []
+        check(lib.xk_program_open(code, len(code), b"redirects", out), device)
+        self._program = out[0]
         try:
             check(lib.xk_program_set_u32(self._program, b"from_ifindex", ifindex), device)
             check(lib.xk_program_set_u32(self._program, b"from_namespace", namespace), device)
-            check(
-                lib.xk_program_load(self._program, log, len(log)), f"{device}: counting forwarded packets: {text(log)}"
-            )
-            self._link = check(lib.xk_link_trace(lib.xk_program_fd(self._program)), device)
+            loaded = lib.xk_program_load(self._program, log, len(log))
+            check(loaded, f"{device}: counting forwarded packets: {text(log)}")
+            for name in _TRACEPOINT_PROGRAMS:
+                fd = check(lib.xk_program_fd_of(self._program, name), device)
+                self._links.append(check(lib.xk_link_trace(fd), device))
         except BaseException:
             self.close()
             raise
 
-    def counts(self) -> tuple[int, int]:
-        """Packets that the other devices took, and packets that they dropped."""
-        out = ffi.new("uint64_t[2]")
-        fd = check(lib.xk_program_map(self._program, b"forwarded"), "forwarded")
-        check(lib.xk_counters(fd, 1, 2, out), "forwarded")
-        return int(out[0]), int(out[1])
+    def counts(self) -> Forwarding:
+        """What became of the packets so far."""
+        out = ffi.new("uint64_t[]", len(_COUNTED))
+        fd = check(lib.xk_program_map(self._program, b"forwarding"), "forwarding")
+        check(lib.xk_counters(fd, 1, len(_COUNTED), out), "forwarding")
+        counts = {name: int(n) for name, n in zip(_COUNTED, out, strict=True)}
+        return Forwarding(counts_sent=self._native, **counts)
 
     def close(self) -> None:
         """Stop counting."""
-        if self._link >= 0:
-            os.close(self._link)
-            self._link = -1
+        while self._links:
+            os.close(self._links.pop())
         if self._program is not None:
             lib.xk_program_close(self._program)
             self._program = None

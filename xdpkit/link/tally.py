@@ -10,7 +10,7 @@ from ..kernel.program import RuleCount
 from ..language.actions import Verdict
 from ..language.rule import Rule
 
-__all__ = ["RuleTotal", "Tally", "Totals"]
+__all__ = ["Forwarding", "RuleTotal", "Tally", "Totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,29 @@ class Totals:
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What became of the packets that were sent towards other devices, in packets.  ``sent``: the other device's driver
+    took them.  It dropped the rest of a bulk for want of room (``no_room``), or took none of it (``refused``: its peer
+    is down or has no NAPI).  The kernel dropped packets before the driver saw them because the device was ``down``,
+    its MTU too small (``too_long``), or its driver takes no such packets (``unsupported``); ``other_error``: anything
+    else.  ``counts_sent`` is false in generic mode, where the kernel reports only what it drops before the driver."""
+
+    sent: int = 0
+    no_room: int = 0
+    refused: int = 0
+    down: int = 0
+    too_long: int = 0
+    unsupported: int = 0
+    other_error: int = 0
+    counts_sent: bool = False
+
+    @property
+    def dropped(self) -> int:
+        """Packets that were not sent."""
+        return self.no_room + self.refused + self.down + self.too_long + self.unsupported + self.other_error
 
 
 def totals(counts: Iterable[RuleCount]) -> Totals:
