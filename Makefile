@@ -12,7 +12,8 @@ TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-
 # what `make perf` compares with
 PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables xdp-tools linux-perf
 
-.PHONY: help deps test-deps perf-deps install run test test-zerocopy test-kernels lint docs fuzz perf clean
+.PHONY: help deps test-deps vm-deps perf-deps install run check test test-guests test-zerocopy test-kernels \
+        lint docs wheel fuzz fuzz-signals perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +42,19 @@ install: deps $(STAMP) ## Install what is missing, build into .venv
 run: install ## Set up and run the demo: a veth lab of its own, live traffic filtered, captured, counted (root)
 	$(BIN)/xdpkit demo
 
+# Tests in so many processes; each test makes network namespaces of its own.  A file's tests stay in one process.
+JOBS   ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# without privileges, also for root: a test that wants some and is not marked fails
+UNPRIVILEGED = $(if $(filter 0,$(shell id -u)),setpriv --bounding-set=-all --inh-caps=-all --)
+
+check: lint ## Lint, types and the tests that need no root: under a minute
+	$(UNPRIVILEGED) $(PYTEST) -m "not root and not slow"
+
 test: install test-deps ## Set up and run every test (root)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-guests: test-zerocopy test-kernels ## The tests in guests: zero-copy, then Debian's kernels
 
 test-zerocopy: install vm-deps ## Test AF_XDP zero-copy on emulated NICs: a recent kernel in QEMU, fetched, not installed
 	$(BIN)/python tests/vm/run.py --timeout $(VM_SECONDS) -- $(abspath $(BIN))/python -m pytest -v -p no:cacheprovider tests/zerocopy
@@ -58,9 +70,20 @@ lint: install ## ruff and mypy
 docs: install ## The documentation as a site, with the API reference, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+wheel: install ## Build the wheel and run its demo from an environment of its own, outside the checkout (root)
+	rm -rf build/wheel && $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check build/wheel/*.whl
+	cd / && $(abspath build/wheel/venv)/bin/xdpkit demo --duration 0.5 -w $(abspath build/wheel)/demo.pcapng
+
 SECONDS ?= 600
+TRIALS  ?= 200
 fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=600, save what is found (root)
 	$(BIN)/python tests/fuzz/properties.py $(SECONDS)
+
+fuzz-signals: install test-deps ## Kill runs, and send them signals, at TRIALS=200 random moments each (root)
+	$(BIN)/python tests/fuzz/signals.py --kill --count $(TRIALS)
+	$(BIN)/python tests/fuzz/signals.py --count $(TRIALS)
 
 perf-deps:
 	@missing=$$(for p in $(PERF_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

@@ -3,6 +3,10 @@
 `@pytest.mark.needs("tcx")`: the test is about a feature of newer kernels (a key of xdpkit.kernel.features.FEATURES).
 It is skipped where the kernel is older than the feature and the probe agrees.  A kernel that is new enough and lacks it
 is a failure: so nothing is ever skipped on CI's kernel.
+
+`@pytest.mark.root`: the test needs root; the folders in ROOT_FOLDERS have it for all their tests.  `@pytest.mark.slow`:
+the test needs no root, but seconds.  `make check` runs what has neither, without privileges: what needs some and does
+not say so fails there.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +25,22 @@ from xdpkit.lab import Lab, Port
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+ROOT_FOLDERS = {
+    "bench", "cli", "device", "doctor", "fuzz", "kernel", "kernels", "lab", "link", "sockets", "zerocopy",
+}  # fmt: skip
+HERE = Path(__file__).parent
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "root: needs root")
+    config.addinivalue_line("markers", "slow: needs no root, but takes seconds")
     config.addinivalue_line("markers", "needs(feature, ...): kernel features, keys of xdpkit.kernel.features.FEATURES")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(HERE).parts[0] in ROOT_FOLDERS:
+            item.add_marker(pytest.mark.root)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -103,6 +103,7 @@ def of_public(symbol: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_types_of_every_public_name_are_whole(tmp_path):
     command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson"]
     done = subprocess.run(

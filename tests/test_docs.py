@@ -20,6 +20,7 @@ def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.root
 def test_the_readme_example_receives_packets_and_accounts_for_them(make_veth, tmp_path):
     (source,) = blocks("README.md")
     left, right = make_veth(names=("eth0", "eth1"))
@@ -74,6 +75,7 @@ def test_every_page_that_is_linked_exists():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.slow
 def test_every_command_has_an_example_in_its_help():
     for command in ("run", "demo", "doctor", "show", "replay", "build"):
         done = subprocess.run(

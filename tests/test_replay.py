@@ -83,6 +83,7 @@ def told(done):
     return json.loads(done.stdout)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("engine", ["kernel", "reference"])
 def test_both_engines_count_verdicts_per_rule(files, engine):
     out = told(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=files))
@@ -122,6 +123,7 @@ def test_a_capture_that_xdpkit_wrote_is_read_with_its_nanoseconds(files):
     assert [(p.time_ns, p.data) for p in again] == kept
 
 
+@pytest.mark.root
 def test_w_writes_what_is_not_dropped_and_tcpdump_reads_it(files):
     out = told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
     assert out["written"] == 150
@@ -138,6 +140,7 @@ def test_verdict_chooses_what_is_written(files):
     assert [d for d, _ in RawPcapReader(str(files / "out.pcapng"))] == FRAMES_OF_CAPTURE[2::4]
 
 
+@pytest.mark.slow
 def test_against_lists_every_difference_with_examples(files):
     out = told(xdpkit("replay", "other.py", "day.pcap", "--against", "rules.py", "--json", cwd=files))
     (difference,) = out["differences"]
@@ -197,6 +200,7 @@ def test_bad_input_is_one_clear_error(files, args, status, words):
     assert (files / "day.pcap").read_bytes() == before
 
 
+@pytest.mark.root
 def test_names_of_files_may_be_any_bytes(files):
     """Not UTF-8, and where a name must be, as in pcapng and in debug information, a replacement stands for it."""
     odd, rules, out = "day\udcff.pcap", "rules\udcff.py", "out\udcff.pcapng"
@@ -222,6 +226,7 @@ def packet(data: bytes, number: int = 1) -> CapturedPacket:
     return CapturedPacket("", number, 0, data, len(data))
 
 
+@pytest.mark.root
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(pipelines())
 def test_the_engines_agree_on_any_pipeline(pipe):
@@ -247,6 +252,7 @@ pipe.rule(tcp & sample(4), seen.add(timeout=0.5), name="learn")
 """
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("engine", ["kernel", "reference", "auto"])
 def test_what_rules_remember_is_replayed_by_the_captures_own_clock(files, engine):
     """200 packets in 2 seconds, half of them UDP: no more than 50 a second come, and a burst of 10 ends none of them;
@@ -269,6 +275,7 @@ def test_what_rules_remember_is_replayed_by_the_captures_own_clock(files, engine
     assert slow == {r["name"]: r["packets"] for r in again["rules"]}
 
 
+@pytest.mark.root
 def test_the_kernel_refuses_to_skip_what_rules_would_remember(files):
     (files / "remembers.py").write_text(REMEMBERS)
     (files / "bad.txt").write_text("")
@@ -278,6 +285,7 @@ def test_the_kernel_refuses_to_skip_what_rules_would_remember(files):
     assert xdpkit("replay", "remembers.py", "long.pcap", cwd=files).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_built_file_runs_without_llvmlite(files):
     assert xdpkit("build", "rules.py", "-o", "rules.xdp", cwd=files).returncode == 0
     block = "import sys; sys.modules['llvmlite'] = None; from xdpkit.cli.main import main; main()"
@@ -294,6 +302,7 @@ def test_a_built_file_runs_without_llvmlite(files):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.root
 def test_a_built_file_means_what_the_pipeline_means(files):
     xdpkit("build", "rules.py", "-o", "rules.xdp", cwd=files)
     for engine in ("kernel", "reference"):
@@ -304,6 +313,7 @@ def test_a_built_file_means_what_the_pipeline_means(files):
         assert ours["rules"] == theirs["rules"]
 
 
+@pytest.mark.root
 def test_a_built_file_keeps_every_kind_of_condition(files):
     (files / "kinds.py").write_text(KINDS)
     assert xdpkit("build", "kinds.py", "-o", "kinds.xdp", cwd=files).returncode == 0
@@ -339,12 +349,14 @@ def test_what_the_loops_of_a_shadow_need_is_said_too():
     assert "Linux 5.17: bpf_loop" in needs(Pipeline("live").beside(shadow), "xdp")
 
 
+@pytest.mark.slow
 def test_building_twice_gives_the_same_file(files):
     for name in ("one", "two"):
         xdpkit("build", "rules.py", "-o", name, cwd=files)
     assert (files / "one").read_bytes() == (files / "two").read_bytes()
 
 
+@pytest.mark.root
 def test_a_damaged_built_file_is_refused_as_that_or_means_the_same(files):
     write(build(load_file(files / "rules.py")), files / "rules.xdp")
     data = (files / "rules.xdp").read_bytes()

@@ -23,6 +23,7 @@ def site(tmp_path_factory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site):
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     names = {line.split(" ")[0] for line in zlib.decompress(inventory).decode().splitlines()}
@@ -30,6 +31,7 @@ def test_every_public_name_is_in_the_reference(site):
     assert not wanted - names
 
 
+@pytest.mark.slow
 def test_every_page_of_the_docs_is_in_the_navigation(site):
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     assert not {page for page in pages if f'href="{page}/"' not in (site / "index.html").read_text()}

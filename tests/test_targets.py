@@ -41,6 +41,7 @@ def test_the_makefile_gives_no_warning():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "perf").glob("*.py")), ids=lambda path: path.stem)
 def test_a_perf_script_starts(script):
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False, cwd=ROOT)

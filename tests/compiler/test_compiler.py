@@ -57,6 +57,7 @@ def rules(tmp_path: Path) -> Path:
 # ---- line info ----
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", HOOKS)
 def test_the_loaded_program_names_the_lines_of_the_pipeline(rules, hook):
     with Program(compile_pipeline(load_file(rules), hook)) as program:
@@ -73,6 +74,7 @@ def program_length(rules: Path, hook: str) -> int:
         return program.info()["xlated_bytes"] // 8
 
 
+@pytest.mark.root
 def test_a_condition_from_another_file_is_named_by_that_file(tmp_path, monkeypatch):
     shared, path = tmp_path / "shared_conditions.py", tmp_path / "rules.py"
     shared.write_text("from xdpkit.language.headers import *\n\nlocal = ip6.hlim < 2\n")
@@ -109,6 +111,7 @@ def refused(pipe: Pipeline) -> VerifierError:
     return caught.value
 
 
+@pytest.mark.root
 def test_a_refused_program_names_the_rule_and_its_line():
     pipe = Pipeline("refused")
     pipe.rule(udp.dport == 53, DROP, name="before")
@@ -124,6 +127,7 @@ def test_a_refused_program_names_the_rule_and_its_line():
     assert re.search(r"^processed \d+ insns", error.log, re.MULTILINE), "the whole log is kept"
 
 
+@pytest.mark.root
 def test_a_refused_condition_declared_apart_still_names_its_rule():
     bad = Unchecked(pkt.len, where=here())
     pipe = Pipeline("refused")
@@ -133,6 +137,7 @@ def test_a_refused_condition_declared_apart_still_names_its_rule():
     assert (error.where, error.rule) == (bad.where, "culprit")
 
 
+@pytest.mark.root
 def test_a_refused_program_leaves_nothing_loaded(tmp_path):
     """And says so each time."""
     pipe = Pipeline("refused")
@@ -163,6 +168,7 @@ def size(*conditions: object, hook: str = "xdp") -> int:
         return program.info()["xlated_bytes"]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", HOOKS)
 def test_headers_that_no_rule_reads_are_gone_from_the_program(hook):
     empty, frame = size(hook=hook), size(pkt.len < 64, hook=hook)
@@ -170,6 +176,7 @@ def test_headers_that_no_rule_reads_are_gone_from_the_program(hook):
     assert max(empty, frame) < 50 * 8
 
 
+@pytest.mark.root
 def test_each_header_costs_only_the_walk_that_leads_to_it():
     """Not so in the socket filter, whose loads are calls of the kernel, which LLVM does not take out."""
     link, v4, v6 = size(eth), size(ip.ttl == 1), size(ip6.hlim == 1)
@@ -178,6 +185,7 @@ def test_each_header_costs_only_the_walk_that_leads_to_it():
     assert max(v4, v6) < size(udp) - 60 * 8, "the loop over extension headers is gone"
 
 
+@pytest.mark.root
 def test_a_rule_behind_one_that_takes_everything_costs_nothing():
     pipe = Pipeline("p")
     pipe.rule(pkt, DROP)
@@ -198,6 +206,7 @@ sys.stdout.buffer.write(compile_pipeline(load_file(sys.argv[1]), sys.argv[2]).ob
 """
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", HOOKS)
 def test_compiling_again_gives_the_same_object(rules, hook, tmp_path):
     first = compile_pipeline(load_file(rules), hook).object
@@ -235,6 +244,7 @@ def judged(program: Program, source: int, port: int) -> str:
     return taken.name
 
 
+@pytest.mark.root
 def test_a_thousand_rules_compile_load_and_keep_their_order():
     """Prefixes and overlapping ranges: what a branch tells the verifier about one must not multiply with the others."""
     pipe = Pipeline("many", default=PASS)
@@ -249,6 +259,7 @@ def test_a_thousand_rules_compile_load_and_keep_their_order():
         assert program.info()["verified_instructions"] < 400_000
 
 
+@pytest.mark.root
 def test_the_effort_of_the_verifier_grows_with_the_rules_and_not_with_their_square():
     def effort(rules: int) -> int:
         pipe = Pipeline("many")
@@ -260,6 +271,7 @@ def test_the_effort_of_the_verifier_grows_with_the_rules_and_not_with_their_squa
     assert effort(600) < 3 * effort(300)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("least", [1, 16, 10**6])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_pipeline_that_reads_everything_passes_the_verifier(hook, least, monkeypatch):
@@ -276,6 +288,7 @@ def test_a_pipeline_that_reads_everything_passes_the_verifier(hook, least, monke
         assert program.info()["verified_instructions"] < 800_000
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", HOOKS)
 def test_many_rules_behind_one_that_copies_packets_pass_the_verifier(hook):
     """What copies is inlined, however many rules there are: the verifier refuses it as a function by itself."""
@@ -301,6 +314,7 @@ def asking(rules: int) -> Pipeline:
     return pipe
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("rules", [18, 30, 90])
 def test_rules_that_ask_much_load_at_every_hook(hook, rules):
@@ -308,6 +322,7 @@ def test_rules_that_ask_much_load_at_every_hook(hook, rules):
         assert ruleset.program.info()["verified_instructions"] < 500_000
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("rules", [12, 40])
 def test_where_headers_start_stays_bounded_at_tc(rules):
     pipe = Pipeline("bounded")
@@ -341,6 +356,7 @@ def lower_deep(self: Conditions, expr: Deep, builder: ir.IRBuilder, yes: ir.Bloc
 Conditions.lower.register(Deep, lower_deep)
 
 
+@pytest.mark.root
 def test_a_program_that_exceeds_the_stack_is_refused_at_its_rule_and_the_process_lives_on():
     pipe = Pipeline("refused")
     rule = pipe.rule(Deep(where=here()), DROP, name="deep")
@@ -349,6 +365,7 @@ def test_a_program_that_exceeds_the_stack_is_refused_at_its_rule_and_the_process
     assert "stack" in str(error)
 
 
+@pytest.mark.slow
 def test_a_program_whose_jumps_are_too_long_is_refused_in_one_line_and_the_process_lives_on():
     pipe = Pipeline("long")
     seen = [pipe.set(f"seen{n}", ip.src, timeouts=True) for n in range(6)]

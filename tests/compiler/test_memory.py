@@ -22,7 +22,7 @@ from xdpkit.language.actions import Verdict
 from xdpkit.link.ruleset import Ruleset
 from xdpkit.meaning.evaluate import State, run
 
-pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
+pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")]
 
 
 def assert_remembered_alike(pipe: Pipeline, stream: list[Arrival], hook: str) -> None:

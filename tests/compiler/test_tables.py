@@ -163,6 +163,7 @@ def test_a_rule_has_as_many_boxes_as_its_alternatives_and_ranges_need():
 # ---- in the kernel ----
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", ["xdp", "tc"])
 @examples(25)
 @given(rule_lists(), batches(200))
@@ -205,6 +206,7 @@ def sources(pipe: Pipeline, program: Program) -> None:
             assert program.judge(packet)[0] is taken
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", ["xdp", "tc"])
 def test_ten_thousand_rules_compile_load_and_keep_their_order(hook: str):
     pipe = pairs(10_000)
@@ -217,6 +219,7 @@ def test_ten_thousand_rules_compile_load_and_keep_their_order(hook: str):
         assert program.info()["verified_instructions"] < 20_000
 
 
+@pytest.mark.root
 def test_ten_thousand_rules_cost_a_packet_less_than_twice_what_ten_do():
     """Wherever the rule is that takes it; the best of some runs in turn, since others use the machine too."""
     with Program(compile_pipeline(pairs(10))) as few, Program(compile_pipeline(pairs(10_000))) as many:
@@ -236,6 +239,7 @@ def test_ten_thousand_rules_cost_a_packet_less_than_twice_what_ten_do():
         assert worst[many] <= 2 * worst[few] + 1  # the kernel counts whole nanoseconds
 
 
+@pytest.mark.root
 def test_the_effort_of_the_verifier_does_not_grow_with_the_rules():
     def effort(rules: int) -> int:
         with Program(compile_pipeline(pairs(rules))) as program:
@@ -244,6 +248,7 @@ def test_the_effort_of_the_verifier_does_not_grow_with_the_rules():
     assert effort(2000) < 2 * effort(50)
 
 
+@pytest.mark.root
 def test_a_rule_list_that_no_tree_can_hold_still_takes_every_packet_as_it_should(monkeypatch: pytest.MonkeyPatch):
     """It becomes several trees, then tables of half the rules, and in the end code."""
     pipe = pairs(64)
@@ -257,6 +262,7 @@ def test_a_rule_list_that_no_tree_can_hold_still_takes_every_packet_as_it_should
     assert not compiled.tables
 
 
+@pytest.mark.root
 def test_a_built_file_carries_its_tables(tmp_path):
     pipe = pairs(300)
     path = tmp_path / "pairs.xdp"
@@ -269,6 +275,7 @@ def test_a_built_file_carries_its_tables(tmp_path):
         sources(again_.pipeline, program)
 
 
+@pytest.mark.root
 def test_rules_behind_a_table_and_in_front_of_it_keep_their_place():
     pipe = Pipeline("order")
     pipe.rule(pcap("tcp dst port 1005"), TX, name="front")

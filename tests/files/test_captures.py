@@ -90,6 +90,7 @@ FORMS: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_pcap_is_read_with_its_times(tmp_path: Path, form: str):
     data, unit_ns = FORMS[form]
@@ -214,6 +215,7 @@ def test_a_spoiled_file_is_read_or_refused_in_one_line(tmp_path: Path, data: byt
             assert "\n" not in str(error)  # noqa: PT017
 
 
+@pytest.mark.root
 def test_the_engines_agree_on_a_packet_that_is_longer_than_its_file_says(tmp_path: Path):
     """The length on the wire is what the file says, as for tcpdump."""
     packets = read(tmp_path, pcap(wire=16))

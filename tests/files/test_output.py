@@ -27,6 +27,7 @@ def test_a_new_file_has_the_mode_of_the_umask_and_nothing_else_is_left(tmp_path)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
 
 
+@pytest.mark.root
 def test_a_regular_file_is_replaced_through_links_and_keeps_mode_and_owner(tmp_path):
     (tmp_path / "there").mkdir()
     target, link = tmp_path / "there/file", tmp_path / "link"
@@ -51,6 +52,7 @@ def test_a_link_to_nothing_gets_its_target(tmp_path):
     assert (tmp_path / "target").read_bytes() == b"x"
 
 
+@pytest.mark.root
 def test_a_device_node_is_written_into_and_stays_a_device(tmp_path):
     os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, NULL)
     os.mknod(tmp_path / "full", stat.S_IFCHR | 0o666, FULL)
@@ -84,6 +86,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_the_path(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize(("kind", "number"), [("null", NULL), ("full", FULL)])
 def test_build_leaves_a_device_node_what_it_is(tmp_path, kind, number):
     node = tmp_path / kind

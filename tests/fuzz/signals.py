@@ -115,9 +115,13 @@ def trial(variant: Variant, port: Port, folder: Path, planned: Plan) -> tuple[En
         run.kill()
 
 
-def fuzz(count: int, seed: int, names: Sequence[str], *, kill: bool, only: int | None = None) -> int:
-    """``count`` trials, the variants in turn; how many were found wrong."""
-    wrong, statuses, startup = 0, Counter[tuple[str, int]](), dict[str, float]()
+def fuzz(
+    count: int, seed: int, names: Sequence[str], *, kill: bool, only: int | None = None, seconds: float = 0
+) -> int:
+    """``count`` trials, the variants in turn; how many were found wrong.  ``seconds`` that a run takes to start are
+    measured for each variant where none are given."""
+    wrong, statuses = 0, Counter[tuple[str, int]]()
+    startup = dict.fromkeys(names, seconds) if seconds else {}
     numbers = range(count) if only is None else [only]
     try:
         with site() as (left, right, folder), traffic(left, right):

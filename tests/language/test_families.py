@@ -53,6 +53,7 @@ def judged(pipe: Pipeline, frames: list[bytes], hook: str = "xdp") -> list[str]:
     return named
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("hook", ["xdp", "xdp_frags", "tc"])
 def test_a_set_of_either_family_finds_members_of_both(hook):
     pipe = Pipeline("either")
@@ -91,6 +92,7 @@ def test_a_packet_of_either_family_is_added_to_a_set():
     assert judged(pipe, frames) == ["first", "first", "again", "again"]
 
 
+@pytest.mark.root
 def test_conditions_on_either_family_mean_the_one_or_the_other():
     pipe = Pipeline("conditions")
     pipe.rule(src == "192.0.2.1", DROP, name="one")
@@ -111,6 +113,7 @@ def test_a_built_file_keeps_keys_of_either_family(tmp_path):
     assert [str(r) for r in again.pipeline.rules] == [str(r) for r in pipe.rules]
 
 
+@pytest.mark.root
 def test_a_verdict_map_of_either_family_acts_on_both():
     pipe = Pipeline("map")
     verdicts = pipe.vmap("verdicts", src, members={"192.0.2.1": DROP, "2001:db8::1": DROP, "2001:db8::2": PASS})

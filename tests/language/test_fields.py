@@ -127,6 +127,7 @@ def test_a_field_inside_a_tunnel_holds_what_the_inner_packet_was_built_with(name
     assert true(field_object(name) == value, tunnelled)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize(
     "packet",
     [GRE4, VXLAN4, GENEVE6, GTPU4, GTPU_EXTENDED, MPLS4, ETHER / IP() / INSIDE[IP], ETHER / IPv6() / INSIDE[IP]],

@@ -119,6 +119,7 @@ def judged(program: Program, count: int) -> Counter[str]:
     return counted(program)
 
 
+@pytest.mark.root
 @examples(20, shrink=False)
 @given(asking(), sent(HASHES))
 def test_xdp_reads_what_the_driver_knows(wire: Port, pipe: Pipeline, batch: list[Sent]):
@@ -143,6 +144,7 @@ def in_the_skb(batch: Iterable[Sent]) -> list[Sent]:
     return seen
 
 
+@pytest.mark.root
 @examples(20, shrink=False)
 @given(asking(), sent((None, *HASHES)))
 def test_tc_reads_what_the_skb_carries(wire: Port, pipe: Pipeline, batch: list[Sent]):
@@ -153,6 +155,7 @@ def test_tc_reads_what_the_skb_carries(wire: Port, pipe: Pipeline, batch: list[S
         assert judged(program, len(batch)) == expected(pipe, in_the_skb(batch))
 
 
+@pytest.mark.root
 @examples(20, shrink=False)
 @given(asking(), sent((None, *HASHES)))
 def test_the_socket_filter_reads_what_the_skb_carries(wire: Port, pipe: Pipeline, batch: list[Sent]):
@@ -174,6 +177,7 @@ def verdict_with_time(program: Program, frame: bytes, timestamp: int) -> int:
     return struct.unpack_from("I", bpf(PROG_TEST_RUN, attributes)[1], 4)[0]
 
 
+@pytest.mark.root
 @examples(20)
 @given(asking(), batches(30), st.sampled_from(TIMES))
 def test_tc_reads_the_hardware_time_stamp(pipe: Pipeline, batch: list[bytes], timestamp: int):
@@ -202,6 +206,7 @@ def tagged() -> Pipeline:
     return pipe
 
 
+@pytest.mark.root
 def test_a_frame_that_never_was_an_skb_has_no_metadata_at_xdp(veth_pair, generator):
     left, right = veth_pair
     frame = udp_frame(src_mac=left.mac, dst_mac=right.mac).frame
@@ -210,12 +215,14 @@ def test_a_frame_that_never_was_an_skb_has_no_metadata_at_xdp(veth_pair, generat
         assert judged(program, 64) == {"default": 64}
 
 
+@pytest.mark.root
 def test_without_a_device_all_metadata_is_absent_and_the_verdict_the_reference_s():
     frame = bytes(Ether() / IP() / UDP())
     with Program(compile_pipeline(every())) as program, Program(compile_pipeline(every()), explain=True) as explaining:
         assert program.judge(frame)[0].name == explaining.judge(frame)[0].name == "default"
 
 
+@pytest.mark.root
 def test_a_driver_without_the_functions_gives_none_and_attach_says_so(lab):
     namespace = lab.namespace("tap")
     with tap(namespace) as fd, namespace, attach(every(), "tap0", mode="native") as link:
@@ -228,6 +235,7 @@ def test_a_driver_without_the_functions_gives_none_and_attach_says_so(lab):
 # ---- only those who ask pay ----
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("rules", [1, 60], ids=["few", "many"])
 def test_a_pipeline_that_asks_for_none_has_no_call_and_is_bound_to_no_device(veth_pair, rules: int):
     left, right = veth_pair
@@ -251,6 +259,7 @@ def test_a_pipeline_calls_for_what_it_asks_only():
 # ---- attach ----
 
 
+@pytest.mark.root
 def test_what_is_redirected_by_metadata_reaches_its_socket(wire: Port):
     frame = bytes(Ether(src=wire.peer.mac, dst=wire.mac) / IP() / UDP() / b"hello")
     with wire.namespace, attach(tagged(), wire.name) as link, link.sockets() as sockets:
@@ -263,6 +272,7 @@ def test_what_is_redirected_by_metadata_reaches_its_socket(wire: Port):
     assert {r.name: r.packets for r in link.ledger().rules} == {"five": 1, "default": 2}
 
 
+@pytest.mark.root
 def test_in_the_bytes_at_xdp_a_tag_is_vlan_and_not_metadata(wire: Port):
     pipe = Pipeline("both")
     pipe.rule(vlan.id == 5, DROP, name="bytes")
@@ -274,6 +284,7 @@ def test_in_the_bytes_at_xdp_a_tag_is_vlan_and_not_metadata(wire: Port):
         assert judged(program, 2) == {"bytes": 1, "beside": 1}
 
 
+@pytest.mark.root
 def test_a_live_link_starts_and_stops_asking_with_its_rules(wire: Port):
     """Bound and unbound programs follow each other on one link."""
     plain, frame = Pipeline("plain", default=DROP), bytes(64)
@@ -286,6 +297,7 @@ def test_a_live_link_starts_and_stops_asking_with_its_rules(wire: Port):
             assert last[name] == 1
 
 
+@pytest.mark.root
 def test_an_update_that_asks_is_refused_where_attaching_would_be(wire: Port):
     """The kernel looks at the mode at attach only: here it would hand the driver's functions a packet not its own."""
     with wire.namespace, attach(Pipeline("plain"), wire.name, mode="generic") as link:
@@ -294,6 +306,7 @@ def test_an_update_that_asks_is_refused_where_attaching_would_be(wire: Port):
         assert link.pipeline.name == "plain"
 
 
+@pytest.mark.root
 def test_an_update_that_asks_must_come_from_the_device_s_namespace(wire: Port):
     """A device index means another device, or none, elsewhere."""
     with wire.namespace:
@@ -302,6 +315,7 @@ def test_an_update_that_asks_must_come_from_the_device_s_namespace(wire: Port):
         link.update(tagged())
 
 
+@pytest.mark.root
 def test_metadata_may_key_a_set_and_a_limit(wire: Port):
     """Absent, it is no key: the condition is false."""
     pipe = Pipeline("keyed")
@@ -321,6 +335,7 @@ def line_of(pipe: Pipeline) -> str:
     return re.escape(str(next(iter(pipe.metadata.values()))))
 
 
+@pytest.mark.root
 def test_generic_mode_by_name_says_what_would_do(wire: Port):
     pipe = tagged()
     said = (
@@ -330,6 +345,7 @@ def test_generic_mode_by_name_says_what_would_do(wire: Port):
         attach(pipe, wire.name, mode="generic")
 
 
+@pytest.mark.root
 def test_auto_walks_past_native_and_generic_and_says_why(wire: Port):
     """The loopback device of a namespace: a driver without native XDP."""
     pipe = every()
@@ -343,6 +359,7 @@ def test_auto_walks_past_native_and_generic_and_says_why(wire: Port):
         attach(pipe, "lo", mode="native")
 
 
+@pytest.mark.root
 def test_a_kernel_without_the_function_is_not_supported_at_the_rule_s_line(wire: Port):
     """As on a kernel before 6.8: the object asks for a function that is not there."""
     pipe = tagged()
@@ -352,6 +369,7 @@ def test_a_kernel_without_the_function_is_not_supported_at_the_rule_s_line(wire:
         Program(Compiled(pipe, "xdp", code), device=wire.device)
 
 
+@pytest.mark.root
 def test_another_refusal_of_the_verifier_is_still_one(wire: Port):
     """A program for a bound device that is wrong in itself: its exit is gone."""
     code = compile_pipeline(tagged()).object
@@ -361,6 +379,7 @@ def test_another_refusal_of_the_verifier_is_still_one(wire: Port):
         Program(Compiled(tagged(), "xdp", broken), device=wire.device)
 
 
+@pytest.mark.root
 def test_a_packet_socket_has_no_time_stamp_and_got_says_so(wire: Port):
     pipe = Pipeline("stamped")
     pipe.rule(meta.timestamp > 0, REDIRECT)
@@ -371,6 +390,7 @@ def test_a_packet_socket_has_no_time_stamp_and_got_says_so(wire: Port):
 # ---- built ahead, replayed, examined ----
 
 
+@pytest.mark.root
 def test_a_built_file_says_what_metadata_needs_and_runs_bound(wire: Port, tmp_path):
     path = tmp_path / "tagged.xdp"
     write(build(tagged()), path)
@@ -385,6 +405,7 @@ def test_a_built_file_says_what_metadata_needs_and_runs_bound(wire: Port, tmp_pa
         assert link.ledger().rules[0].packets == 1
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("engine", ["kernel", "reference"])
 def test_replay_says_that_captures_carry_no_metadata(tmp_path, engine: str):
     rules, capture = tmp_path / "rules.py", tmp_path / "some.pcap"
@@ -401,6 +422,7 @@ def test_replay_says_that_captures_carry_no_metadata(tmp_path, engine: str):
     assert [rule["packets"] for rule in told["rules"]] == [0, 1, 0]
 
 
+@pytest.mark.root
 def test_the_doctor_tells_what_the_driver_offers(wire: Port, lab):
     with wire.namespace:
         found = {finding.topic: finding for finding in examine_device(wire.name)}["metadata"]

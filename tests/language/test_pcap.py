@@ -15,7 +15,7 @@ from struct import pack
 from typing import Any
 
 import pytest
-from engines import attached, counted, expected, live, packet_socket, wire
+from engines import attached, counted, expected, live, packet_socket
 from hypothesis import example, given, note
 from hypothesis import strategies as st
 from pcap_frames import samples, spoiled
@@ -40,8 +40,6 @@ from xdpkit.kernel.core import check, lib
 from xdpkit.lab import Port
 from xdpkit.language.classic import MAX_TURNS, Classic, Instruction, interpret, run
 from xdpkit.meaning.evaluate import evaluate, walk
-
-__all__ = ["wire"]  # a fixture
 
 FILTERS = tuple(
     line
@@ -129,6 +127,7 @@ def frames_for(text: str) -> list[bytes]:
     return [*chosen, *cut, *(spoiled(rng, rng.choice(whole)) for _ in range(60 if not FUZZ else 5000))]
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("part", range(8))
 def test_every_filter_of_the_corpus_means_the_same_to_all(part: int):
     for text in FILTERS[part::8]:
@@ -204,6 +203,7 @@ def filters() -> st.SearchStrategy[str]:
     )
 
 
+@pytest.mark.root
 @examples(120)
 @given(filters())
 @example("((len = ether[len]) and (0 = ether[len:2]))")  # two sizes at one place: one bound for both
@@ -258,6 +258,7 @@ def programs(draw: st.DrawFn) -> tuple[Instruction, ...]:
     return (*out, Instruction(draw(st.sampled_from((0x06, 0x16))), 0, 0, 1))
 
 
+@pytest.mark.root
 @examples(100)
 @given(programs(), st.randoms(use_true_random=False))
 def test_random_programs_mean_the_same_to_all(program: tuple[Instruction, ...], rng: Random):
@@ -285,6 +286,7 @@ def ip6_chain(headers: int, last: int = 17) -> bytes:
     return bytes(12) + b"\x86\xdd" + ip + chain
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("headers", [0, 1, 63, 64, 65, 180, 1000, MAX_TURNS - 1, MAX_TURNS, MAX_TURNS + 1])
 def test_a_chain_of_headers_is_followed_to_the_documented_bound(headers: int):
     frame, text = ip6_chain(headers), "ip6 protochain 17"
@@ -299,6 +301,7 @@ def test_a_chain_of_headers_is_followed_to_the_documented_bound(headers: int):
             assert program.test_run(frame)[0] == XDP_DROP
 
 
+@pytest.mark.root
 def test_a_chain_that_leads_back_to_itself_does_not_match():
     """libpcap takes the length of an authentication header for an offset, and goes round for ever here."""
     frame = bytearray(bytes(12) + b"\x86\xdd\x60" + bytes(5) + b"\x33\x40" + bytes(32) + b"\x33" * 1000)
@@ -312,6 +315,7 @@ def test_a_chain_that_leads_back_to_itself_does_not_match():
             assert program.test_run(bytes(frame))[0] != XDP_DROP
 
 
+@pytest.mark.root
 def test_several_looping_filters_share_a_program():
     pipe = Pipeline("loops")
     texts = ["ip6 protochain 6", "ip protochain 51", "ip6 protochain 17 and ip6 protochain 60", "protochain 17", "tcp"]
@@ -324,6 +328,7 @@ def test_several_looping_filters_share_a_program():
             assert program.judge(frame)[0].name == evaluate(pipe, frame).name == wanted
 
 
+@pytest.mark.root
 def test_scratch_memory_is_clear_at_the_start():
     """libpcap emits a read of what it has not written here, and 1.10 finds there what was on its stack."""
     text = "not (((ip or geneve) or (ip proto 17)) and ((not vlan) or (tcp and host 192.0.2.1)))"
@@ -335,6 +340,7 @@ def test_scratch_memory_is_clear_at_the_start():
 # ---- beside the rest of the language ----
 
 
+@pytest.mark.root
 def test_strings_join_with_fields_and_each_other():
     pipe = Pipeline("mixed")
     pipe.rule(pcap("port 53") & ~pcap("net 10/8") & (udp.dport == 53), DROP, name="dns")
@@ -430,6 +436,7 @@ except xdpkit.NotSupported as error:
     assert out == "tcpdump strings: libpcap: apt-get install libpcap0.8\n"
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("text", ["tcp port 443", "ip[ip[0] & 15] = 4", "ip6 protochain 6"])
 @pytest.mark.parametrize("hook", ["xdp", "tc", "socket"])
 def test_the_instructions_of_a_string_carry_its_line(text: str, hook: str):
@@ -442,6 +449,7 @@ def test_the_instructions_of_a_string_carry_its_line(text: str, hook: str):
 LONG = " or ".join(f"(host 198.51.100.{i} and tcp port {8000 + i})" for i in range(1, 51))
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("text", [LONG, LONG.replace("tcp port ", "portrange 1-"), "vlan and (" + LONG + ")"])
 @pytest.mark.parametrize("hook", ["xdp", "tc", "socket"])
 def test_long_filters_are_far_from_the_limit_of_the_verifier(text: str, hook: str):
@@ -470,6 +478,7 @@ ON_THE_WIRE = [text for text in FILTERS if any(word in text for word in ("vlan",
 ON_THE_WIRE += FILTERS[::60]
 
 
+@pytest.mark.root
 def test_tc_judges_as_the_reference(wire: Port):
     batch = live(list(samples()))
     for text in ON_THE_WIRE:
@@ -482,6 +491,7 @@ def test_tc_judges_as_the_reference(wire: Port):
             assert counted(program) == expected(pipe, batch), text
 
 
+@pytest.mark.root
 def test_the_socket_filter_judges_as_the_reference(wire: Port):
     batch = live(list(samples()))
     for text in ON_THE_WIRE:
@@ -495,6 +505,7 @@ def test_the_socket_filter_judges_as_the_reference(wire: Port):
                 assert counted(program) == expected(pipe, batch), text
 
 
+@pytest.mark.root
 def test_tcpdump_takes_the_same_packets_of_a_capture(tmp_path: Path):
     capture, kept = tmp_path / "all.pcap", tmp_path / "kept.pcap"
     rng = Random(7)

@@ -17,7 +17,7 @@ from operator import or_
 from random import Random
 
 import pytest
-from engines import TAGS, attached, counted, drain, expected, live, one_by_one, packet_socket, runs, wire
+from engines import TAGS, attached, counted, drain, expected, live, one_by_one, packet_socket, runs
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from strategies import again, batches, examples, frames, listing, pipelines, truncations
@@ -36,10 +36,8 @@ from xdpkit.language.metadata import Metadata
 from xdpkit.language.pipeline import Pipeline
 from xdpkit.meaning.evaluate import evaluate, walk
 
-__all__ = ["wire"]  # a fixture
-
 #: Random rules and rules about every field are in each other's way.
-pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
+pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")]
 
 #: From how many rules on a run of them is a table: from the first, or never.
 TABLES = st.sampled_from([1, 10**6])

@@ -71,6 +71,7 @@ def differing(both: Both) -> dict[str, tuple[int, int]]:
     return {CONDITIONS[int(n)][0]: (ours[n], theirs[n]) for n in ours if ours[n] != theirs[n]}
 
 
+@pytest.mark.root
 def test_every_condition_of_the_page_counts_what_its_translation_counts(translated: Both):
     translated.send(KNOWN)
     ours, _ = translated.counts()
@@ -78,6 +79,7 @@ def test_every_condition_of_the_page_counts_what_its_translation_counts(translat
     assert [CONDITIONS[int(n)][0] for n, count in ours.items() if not count] == []
 
 
+@pytest.mark.root
 @examples(4)
 @given(st.integers(0, 2**32 - 1))
 def test_conditions_and_translations_agree_on_random_frames(translated: Both, seed: int):
@@ -109,6 +111,7 @@ def acting(pipe: Pipeline) -> Pipeline:
     return pipe
 
 
+@pytest.mark.root
 @modes
 @pytest.mark.parametrize(("nft", "python"), [p[1:] for p in PAIRS], ids=[p[0] for p in PAIRS])
 def test_a_ruleset_of_the_page_counts_what_its_translation_counts(veth_pair, nft: str, python: str, mode: str):
@@ -221,6 +224,7 @@ pipe.rule(~limit("1/day", burst=40) & (udp.dport == 53), DROP, name="many")
 ]
 
 
+@pytest.mark.root
 @modes
 @pytest.mark.parametrize(("outside", "rules", "python"), [r[1:] for r in RULESETS], ids=[r[0] for r in RULESETS])
 def test_sets_maps_and_limits_of_every_kind_count_alike(veth_pair, outside: str, rules: str, python: str, mode: str):
@@ -269,6 +273,7 @@ JUDGED = {
 PINNED = [row[0] for row in rows(PAGE, "What is different")]
 
 
+@pytest.mark.root
 @modes
 @pytest.mark.parametrize("name", JUDGED)
 def test_a_packet_that_both_judge_differently_is_one_that_the_page_names(veth_pair, name: str, mode: str):
@@ -288,6 +293,7 @@ def refused(right, rules: str, outside: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.root
 def test_overlapping_prefixes(veth_pair):
     _, right = veth_pair
     kinds = "type ipv4_addr; flags interval; elements ="
@@ -304,6 +310,7 @@ def test_overlapping_prefixes(veth_pair):
 VERDICTS = "10.0.0.0/8 : drop, 10.1.0.0/16 : accept"
 
 
+@pytest.mark.root
 def test_prefixes_in_any_field_of_a_concatenation(veth_pair):
     _, right = veth_pair
     elements = "elements = { 10.0.0.0/8 . 53 }"
@@ -318,6 +325,7 @@ def sources(count: int, each: int = 1) -> list[bytes]:
     return [ether(IP(src=f"10.0.{n >> 8}.{n & 255}") / DNS) for n in range(count) for _ in range(each)]
 
 
+@pytest.mark.root
 @modes
 def test_a_full_set_ends_the_rule_of_nftables_and_is_counted_here(veth_pair, mode: str):
     pipe = Pipeline("full")
@@ -333,6 +341,7 @@ def test_a_full_set_ends_the_rule_of_nftables_and_is_counted_here(veth_pair, mod
     assert "A full set" in PINNED
 
 
+@pytest.mark.root
 @modes
 def test_a_full_meter_forgets_a_source_here_and_takes_no_new_one_there(veth_pair, mode: str):
     """With room for all, both let one packet of each source pass."""
@@ -348,6 +357,7 @@ def test_a_full_meter_forgets_a_source_here_and_takes_no_new_one_there(veth_pair
     assert "A full meter" in PINNED
 
 
+@pytest.mark.root
 @modes
 def test_a_member_that_packets_added_ends_by_itself_in_both(veth_pair, mode: str):
     pipe = Pipeline("ends")
@@ -366,6 +376,7 @@ def test_a_member_that_packets_added_ends_by_itself_in_both(veth_pair, mode: str
     assert ours == theirs == {"known": 0, "noted": 6}
 
 
+@pytest.mark.root
 @modes
 def test_adding_a_member_that_is_there_starts_its_time_out_anew_here_and_only_with_update_there(veth_pair, mode: str):
     pipe = Pipeline("anew")
@@ -384,6 +395,7 @@ def test_adding_a_member_that_is_there_starts_its_time_out_anew_here_and_only_wi
     assert "Adding to a set" in PINNED
 
 
+@pytest.mark.root
 @modes
 def test_a_limit_in_bytes_holds_a_burst_here_and_a_unit_of_the_rate_more_there(veth_pair, mode: str):
     """Also: nftables measures the packet without its Ethernet header."""
@@ -399,6 +411,7 @@ def test_a_limit_in_bytes_holds_a_burst_here_and_a_unit_of_the_rate_more_there(v
     assert "Limits in bytes" in PINNED
 
 
+@pytest.mark.root
 @modes
 def test_limits_let_the_same_number_of_packets_through_as_time_goes_on(veth_pair, mode: str):
     """The two look at the clock a little after one another: a packet at the edge may be on this side or that."""
@@ -427,6 +440,7 @@ def test_what_is_different_is_all_held_to_a_test():
     assert set(PINNED) == tested
 
 
+@pytest.mark.root
 @modes
 def test_counters_have_the_bytes_of_the_frame_here_and_those_of_the_packet_there(veth_pair, mode: str):
     pipe = Pipeline("bytes")
@@ -438,6 +452,7 @@ def test_counters_have_the_bytes_of_the_frame_here_and_those_of_the_packet_there
     assert "Bytes of counters" in PINNED
 
 
+@pytest.mark.root
 def test_bursts_that_are_not_said(veth_pair):
     pipe = Pipeline("bursts")
     pipe.rule(limit("1000/second") & limit("1/day"), COUNT, name="packets")

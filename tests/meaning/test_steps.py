@@ -12,6 +12,8 @@ from traffic import frames, number, until
 from xdpkit import DROP, PASS, REDIRECT, TX, Forward, Mark, Mirror, Pipeline, attach, ip, log, udp
 from xdpkit.lab import Lab
 
+pytestmark = pytest.mark.root
+
 modes = pytest.mark.parametrize("mode", ["native", "generic", "tc_ingress"])
 
 

@@ -28,6 +28,8 @@ from xdpkit.language.errors import PipelineError
 from xdpkit.sets.live import Change, LiveSet
 from xdpkit.sets.pins import FOLDER, Pin, pinned_names
 
+pytestmark = pytest.mark.root
+
 HERE = "sets/test_liveset.py"
 NETS = ["192.0.2.0/24", "198.51.100.7"]
 

@@ -12,6 +12,8 @@ from xdpkit import DROP, Pipeline, PipelineError, attach, ip
 from xdpkit.sets.live import LiveSet
 from xdpkit.sets.pins import Pin, pinned_names, pinned_spec
 
+pytestmark = pytest.mark.root
+
 HEAD = "from xdpkit import DROP, PASS, Pipeline, eth, ip, ip6, limit, tcp, udp\npipe = Pipeline('user')\n"
 
 

@@ -210,6 +210,7 @@ def test_the_parser_in_c_takes_and_refuses_what_the_one_in_python_does(spec, lin
     assert fast == slow, again(f"{HERE}::test_the_parser_in_c_takes_and_refuses_what_the_one_in_python_does")
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @examples(100)
 def test_a_file_of_many_members_is_read_as_its_members_one_by_one(data):
