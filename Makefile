@@ -99,4 +99,4 @@ perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets,
 	$(BIN)/python perf/soak.py
 
 clean: ## Remove what was built
-	rm -rf $(VENV) build dist *.egg-info xdpkit/_core* xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info xdpkit/_core*.so xdpkit/bitcode .pytest_cache .mypy_cache .ruff_cache .hypothesis
