@@ -29,7 +29,10 @@ ffi: FFI
 
 class _Lib:
 '''
+#: What is new in xdpkit.h is Any until the stub is written again.
 TAIL = """
+    def __getattr__(self, name: str) -> Any: ...
+
 lib: _Lib
 """
 

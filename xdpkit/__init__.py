@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from .link.forward import Forwarder, forward
     from .link.ledger import Ledger, LedgerRule, ShadowLedger
     from .link.link import Update
-    from .link.tally import Totals
+    from .link.tally import Forwarding, Totals
     from .sets.columns import Columns
     from .sets.live import LiveMember, LiveSet
     from .sets.members import Change
@@ -115,6 +115,7 @@ __all__ = [
     "Finding",
     "Forward",
     "Forwarder",
+    "Forwarding",
     "FrameError",
     "Frames",
     "Got",
@@ -227,7 +228,7 @@ _MODULES = {
     "link.forward": "Forwarder forward",
     "link.ledger": "Ledger LedgerRule ShadowLedger",
     "link.link": "Update",
-    "link.tally": "Totals",
+    "link.tally": "Forwarding Totals",
     "sets.columns": "Columns",
     "sets.live": "LiveMember LiveSet",
     "sets.members": "Change",

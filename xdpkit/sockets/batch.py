@@ -96,6 +96,14 @@ class AnyBatch:
         """The packets, as read-only views."""
         raise NotImplementedError
 
+    def view(self, index: int) -> memoryview:
+        """Packet ``index`` as a read-only view."""
+        return self.frames[index]
+
+    def buffers(self, index: int) -> list[memoryview]:
+        """Packet ``index`` as read-only views of its buffers, one after the other."""
+        return [self.view(index)]
+
     def end(self) -> None:
         """Give the frames back; idempotent."""
 

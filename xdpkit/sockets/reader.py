@@ -12,7 +12,7 @@ import math
 import os
 import select
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 __all__ = ["Ends", "Source", "Stop", "batches", "batches_async", "epoll_of", "slices"]
@@ -82,7 +82,7 @@ class Stop:
             os.close(fd)
 
 
-def batches(source: Source[B], timeout: float | None, limit: int, stop: Stop | None = None) -> Iterator[B]:
+def batches(source: Source[B], timeout: float | None, limit: int, stop: Stop | None = None) -> Generator[B, None, None]:
     """Batches of ``source``, each ended when the next one is asked for, until ``timeout`` seconds (None: never) pass
     without a packet, or ``stop`` is set."""
     reader = 0
@@ -110,7 +110,7 @@ def _wait(source: Source[B], timeout: float | None, stop: Stop | None) -> bool:
     return False
 
 
-async def batches_async(source: Source[B], timeout: float | None, limit: int, stop: Stop) -> AsyncIterator[B]:
+async def batches_async(source: Source[B], timeout: float | None, limit: int, stop: Stop) -> AsyncGenerator[B, None]:
     """As :func:`batches`, in an event loop, which gets a turn after every batch."""
     epoll = epoll_of([*source.fds, stop.fd])
     reader = 0

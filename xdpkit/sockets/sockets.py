@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 from ..kernel.core import lib
 from ..kernel.got import TC_MODES
@@ -169,7 +169,7 @@ class Sockets:
 
     def batches(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
-    ) -> Iterator[AnyBatch]:
+    ) -> Generator[AnyBatch, None, None]:
         """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
         without a packet, or until :meth:`stop`.  Each batch ends, and its frames go stale, when the next one is asked
         for.
@@ -184,7 +184,7 @@ class Sockets:
 
     def batches_async(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
-    ) -> AsyncIterator[AnyBatch]:
+    ) -> AsyncGenerator[AnyBatch, None]:
         """As :meth:`batches`, for asyncio: ``async for batch in sockets.batches_async()``.  The event loop has a turn
         after every batch and while there is none.  A task that is cancelled in between loses no packet; what it had not
         read stays in the ring."""
@@ -448,3 +448,9 @@ class Copies(Sockets):
             raise ValueError(f"{at.device.name}: no rule of {at.program.pipeline.name!r} mirrors packets")
         outbound = at.got.mode == "tc_egress"
         self._packet = CopiesSocket(at.device.name, at.program, "mirrored", outbound=outbound)
+
+    def batches(
+        self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
+    ) -> Generator[CopiedBatch, None, None]:
+        """As :meth:`Sockets.batches`; these have ``marks``, ``verdicts`` and ``wire_lengths`` besides."""
+        return cast(Generator[CopiedBatch, None, None], super().batches(timeout=timeout, limit=limit, queue=queue))
