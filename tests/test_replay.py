@@ -172,7 +172,7 @@ def test_a_capture_that_was_cut_off_is_counted_as_far_as_it_goes_and_is_an_error
         (["rules.py", "none.pcap"], 2, "none.pcap"),
         (["day.pcap", "day.pcap"], 1, "day.pcap"),
         (["rules.py", "day.pcap", "--engine", "magic"], 2, "auto, kernel, reference"),
-        (["rules.py", "day.pcap", "--verdict", "DROP"], 2, "goes with -w"),
+        (["rules.py", "day.pcap", "--verdict", "LATER"], 2, "one of CONTINUE, DROP"),
         (["rules.py", "day.pcap", "-w", "/no/such/dir/x"], 1, "/no/such/dir/x: No such file"),
         (["rules.py", "day.pcap", "-w", "-", "--json"], 2, "standard output"),
         (["rules.py", "day.pcap", "-w", "./day.pcap"], 2, "that is a capture to read; write to another file"),
@@ -215,11 +215,55 @@ def test_names_of_files_may_be_any_bytes(files):
         assert xdpkit(*command, cwd=files).returncode == 0
 
 
-def test_another_link_type_is_refused_by_name(files):
-    (files / "raw.pcap").write_bytes(pcap([((1, 2), b"E" + bytes(30))], linktype=101))
-    done = xdpkit("replay", "rules.py", "raw.pcap", cwd=files)
-    assert done.returncode == 1
-    assert "link type 101" in done.stderr
+def test_another_link_type_is_skipped_by_name_and_the_rest_is_judged(files):
+    raw = pcap([((1, 2), b"E" + bytes(30))] * 3, linktype=101)
+    (files / "raw.pcap").write_bytes(raw)
+    (files / "broken.pcap").write_bytes((files / "day.pcap").read_bytes()[:-7])
+    for order in (["raw.pcap", "broken.pcap", "day.pcap"], ["day.pcap", "broken.pcap", "raw.pcap"]):
+        done = xdpkit("replay", "rules.py", *order, "--json", cwd=files)
+        assert done.returncode == 1
+        out = json.loads(done.stdout)
+        assert out["packets"] == 200 + 199
+        lines = done.stderr.splitlines()
+        assert sorted(lines) == sorted(f"xdpkit: {line}" for line in out["skipped"])
+        assert "raw.pcap: 3 packets of link type 101 skipped: only Ethernet" in done.stderr
+        assert "broken.pcap: not readable as a capture: it is cut short in packet 200" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
+def test_a_capture_is_read_from_a_pipe(files, name, pack):
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:
+        command = [sys.executable, "-m", "xdpkit.cli.main", "replay", "rules.py", name, "--json"]
+        done = subprocess.Popen(command, cwd=files, stdin=cat.stdout, stdout=subprocess.PIPE, text=True)
+        cat.stdin.write(pack((files / "day.pcap").read_bytes()))
+        cat.stdin.close()
+        out, _ = done.communicate(timeout=60)
+    assert done.returncode == 0
+    assert json.loads(out)["packets"] == 200
+
+
+def test_an_empty_result_has_the_form_of_a_full_one(files):
+    done = xdpkit("replay", "rules.py", "day.pcap", "-w", "none.pcapng", "--verdict", "TX", cwd=files)
+    assert done.returncode == 0
+    assert "0 packets written" in done.stdout
+    read = subprocess.run(["tcpdump", "-nr", "none.pcapng"], cwd=files, capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stdout) == (0, "")
+
+
+def test_a_verdict_alone_filters_the_listing(files):
+    lines = xdpkit("replay", "rules.py", "day.pcap", "--verdict", "drop", cwd=files).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["rule", "bad-net", "all"]
+
+
+def test_a_small_file_that_unpacks_to_records_without_end_is_refused(files):
+    bomb = pcap([]) + bytes(16) * (2 << 20)
+    (files / "bomb.pcap.gz").write_bytes(gzip.compress(bomb, 9))
+    (files / "bomb.pcap.zst").write_bytes(zstandard.ZstdCompressor().compress(bomb))
+    for name in ("bomb.pcap.gz", "bomb.pcap.zst"):
+        with pytest.raises(OSError, match="unpacks to more than 1,000 times its size"):
+            for _ in read_captures([files / name]):
+                pass
 
 
 def packet(data: bytes, number: int = 1) -> CapturedPacket:

@@ -126,13 +126,21 @@ def test_two_pipelines_that_disagree_on_a_shared_set_are_told_both_kinds_and_the
         (("add", "NAME", "10.0.0.1", "--action", "drop"), ["holds no actions"]),
         (("remove", "NAME", "10.0.0.0/33"), ["10.0.0.0/33"]),
         (("replace", "NAME", "BAD"), ["bad.txt:2:", "did you mean 10.0.0.0/8?"]),
+        (("replace", "NAME", "NONE"), ["holds no members, and would empty set", "--allow-empty"]),
+        (("sync", "NAME", "NONE"), ["holds no members, and would empty set", "--allow-empty"]),
     ],
 )
 def test_a_change_that_is_refused_leaves_a_live_set_as_it_is(make_veth, name, tmp_path, args, words):
     left, right = make_veth()
     (tmp_path / "many.txt").write_text("10.0.0.1\n10.0.0.2\n10.0.0.3\n10.0.0.4\n")
+    (tmp_path / "none.txt").write_text("# nothing today\n")
     (tmp_path / "bad.txt").write_text("10.0.0.1\n10.0.0.1/8\n")
-    known = {"NAME": name, "MANY": str(tmp_path / "many.txt"), "BAD": str(tmp_path / "bad.txt")}
+    known = {
+        "NAME": name,
+        "MANY": str(tmp_path / "many.txt"),
+        "BAD": str(tmp_path / "bad.txt"),
+        "NONE": str(tmp_path / "none.txt"),
+    }
     pipe, members = Pipeline("live"), ["192.0.2.1", "198.51.100.1"]
     pipe.rule(pipe.set(name, ip.src, pinned=True, members=members, capacity=3), DROP, name="shared")
     with right.namespace, attach(pipe, right.name) as link:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from setspecs import INTERVAL_SPECS, SPECS, make_spec, members_of
 from strategies import again, examples
 
-from xdpkit import DROP, PASS, ip, ip6, tcp, udp
+from xdpkit import DROP, PASS, ip, ip6, src, tcp, udp
 from xdpkit.language.errors import PipelineError
 from xdpkit.sets import files as setfiles
 from xdpkit.sets.columns import read
@@ -219,3 +219,28 @@ def test_a_file_of_many_members_is_read_as_its_members_one_by_one(data):
     whole = read(spec, members)
     single = {(e.key, e.bits) for m in members for e in spec.entries(m)}
     assert [(e.key, e.bits) for e in map(whole.entry, range(len(whole)))] == sorted(single)
+
+
+def test_an_error_quotes_no_more_than_a_line_of_a_file():
+    with pytest.raises(PipelineError) as caught:
+        parsed(BLOCKED, "x" * 100_000)
+    assert len(str(caught.value)) <= 700
+    assert "characters ..." in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text", "words"),
+    [
+        (
+            BLOCKED,
+            "host,seen\n192.0.2.1,5\n",
+            "f:1: none of the titles host, seen is known: call the",
+        ),
+        (BLOCKED, "192.0.2.1,443\n", "f:1: what is '443' in a file without titles.*443s.*member,timeout"),
+        (make_spec("six", ip6.src), "fe80::1%eth0\n", "f:1: .*zone means one interface"),
+        (make_spec("either", src), "fe80::1%eth0\n", "f:1: .*zone means one interface"),
+    ],
+)
+def test_what_could_be_meant_in_two_ways_is_refused(spec, text, words):
+    with pytest.raises(PipelineError, match=words):
+        parsed(spec, text)

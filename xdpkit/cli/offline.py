@@ -18,14 +18,14 @@ from ..compiler.built import Built, as_built, build, load, needs, write
 from ..compiler.listing import listing
 from ..files import pcapng
 from ..files.output import empty_regular_file
-from ..files.reader import CapturedPacket, read_captures
+from ..files.reader import CapturedPacket, Skipped, read_captures
 from ..kernel.program import may_load
 from ..language.actions import Verdict
 from ..language.rule import Rule
 from ..link.ruleset import Ruleset
 from ..replay import ENGINES, Replay, replay, summary
 from ..sockets.workers import open_capture
-from ..terminal import counted, make_console, make_progress, print_line, visible
+from ..terminal import counted, make_console, make_progress, notice, print_line, visible
 
 PipelineFile = Annotated[
     Path,
@@ -145,11 +145,25 @@ def _show_json(compiled: Compiled, rules_only: bool, cost: dict[str, Any] | None
     return out if cost is None else out | {"ir": compiled.ir, "cost": cost}
 
 
+def _existing(paths: list[Path]) -> list[Path]:
+    """The captures, of which "-" is standard input."""
+    for path in paths:
+        if str(path) != "-" and not path.exists():
+            raise typer.BadParameter(f"file {str(path)!r} does not exist")
+        if path.is_dir():
+            raise typer.BadParameter(f"{str(path)!r} is a directory")
+    return paths
+
+
 def replay_command(
     pipeline: PipelineFile,
     captures: Annotated[
         list[Path],
-        typer.Argument(metavar="CAPTURE...", exists=True, dir_okay=False, help="pcap or pcapng, also .gz, .zst."),
+        typer.Argument(
+            metavar="CAPTURE...",
+            callback=_existing,
+            help="pcap or pcapng, also .gz, .zst; - for standard input.",
+        ),
     ],
     against: Annotated[
         Path | None,
@@ -161,7 +175,10 @@ def replay_command(
         typer.Option("-w", "--write", metavar="FILE", help="Write packets, unaltered, to a pcapng file; - for stdout."),
     ] = "",
     verdict: Annotated[
-        str, typer.Option(metavar="V", help="With -w: packets of this verdict.  Default: all but DROP.")
+        str,
+        typer.Option(
+            metavar="V", help="List the rules of this verdict; with -w, write its packets (default: all but DROP)."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -171,9 +188,8 @@ def replay_command(
     """
     if engine not in (*ENGINES, "auto"):
         raise typer.BadParameter(f"--engine {engine!r}: auto, {', '.join(ENGINES)}")
-    if verdict and (not write_to or verdict.upper() not in Verdict.__members__):
-        names = ", ".join(Verdict.__members__)
-        raise typer.BadParameter(f"--verdict {verdict!r}: goes with -w and is one of {names}")
+    if verdict and verdict.upper() not in Verdict.__members__:
+        raise typer.BadParameter(f"--verdict {verdict!r}: one of {', '.join(Verdict.__members__)}")
     if write_to == "-" and as_json:
         raise typer.BadParameter("-w - and --json both want standard output")
     if write_to not in ("", "-") and any(_same(write_to, p) for p in captures):
@@ -185,18 +201,24 @@ def replay_command(
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None
         progress = stack.enter_context(make_progress())
-        task = progress.add_task("replaying", total=sum(p.stat().st_size for p in captures))
-        packets = read_captures(captures, lambda n: progress.advance(task, n))
-        take = _writer(out, verdict.upper()) if out else lambda *_: False
+        regular = all(p.is_file() for p in captures)
+        task = progress.add_task("replaying", total=sum(p.stat().st_size for p in captures) if regular else None)
+        skipped = Skipped()
+        packets = read_captures(captures, lambda n: progress.advance(task, n), skipped)
+        take = _Writer(out, verdict.upper(), captures) if out else lambda *_: False
         result = replay(packets, built, against=other, engine=engine, take=take)
     if as_json:
         told = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
-        print(json.dumps(told | result.as_dict()))
+        print(json.dumps(told | result.as_dict() | {"skipped": skipped.lines()}))
     else:
         console = make_console(stderr=write_to == "-")
-        _print_replay(console, built, other, engine, result, write_to)
+        _print_replay(console, built, other, engine, result, write_to, verdict.upper())
+    for line in skipped.lines():
+        notice(line)
     if result.error:
         raise result.error
+    if skipped:
+        raise typer.Exit(1)
 
 
 def _same(path: str, other: Path) -> bool:
@@ -204,26 +226,22 @@ def _same(path: str, other: Path) -> bool:
 
 
 class _Writer:
-    """Writes packets as pcapng, one interface for each file they come from."""
+    """Writes packets as pcapng, with one interface for each file that is read, also where none of its packets is
+    kept: readers refuse a file without an interface."""
 
-    def __init__(self, file: IO[bytes], verdict: str):
-        self.file, self.verdict, self.interfaces = file, verdict, dict[str, int]()
+    def __init__(self, file: IO[bytes], verdict: str, captures: list[Path]):
+        self.file, self.verdict = file, verdict
+        names = dict.fromkeys("standard input" if str(path) == "-" else str(path) for path in captures)
+        self.interfaces = {name: number for number, name in enumerate(names)}
         empty_regular_file(file)
-        file.write(pcapng.section("xdpkit replay"))
+        file.write(pcapng.section("xdpkit replay") + b"".join(pcapng.interface(os.path.basename(n)) for n in names))
 
     def __call__(self, packet: CapturedPacket, rule: Rule) -> bool:
         name = rule.action.verdict.name
         if name != self.verdict if self.verdict else name == "DROP":
             return False
-        number = self.interfaces.get(packet.file)
-        if number is None:
-            number = self.interfaces[packet.file] = len(self.interfaces)
-            self.file.write(pcapng.interface(os.path.basename(packet.file)))
-        self.file.write(pcapng.packet(number, packet.time_ns, packet.data, packet.wire_bytes))
+        self.file.write(pcapng.packet(self.interfaces[packet.file], packet.time_ns, packet.data, packet.wire_bytes))
         return True
-
-
-_writer = _Writer
 
 
 def _metadata(*pipelines: Built | None) -> list[str]:
@@ -231,11 +249,15 @@ def _metadata(*pipelines: Built | None) -> list[str]:
     return list(dict.fromkeys(name for built in pipelines if built for name in built.pipeline.metadata))
 
 
-def _print_replay(console: Console, built: Built, other: Built | None, engine: str, result: Replay, path: str) -> None:
+def _print_replay(
+    console: Console, built: Built, other: Built | None, engine: str, result: Replay, path: str, verdict: str
+) -> None:
     table = Table(box=None, pad_edge=False)
     for column, justify in (("rule", "left"), ("verdict", "left"), ("packets", "right"), ("bytes", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for rule in result.rules:
+        if verdict and rule.action.verdict.name != verdict:
+            continue
         table.add_row(
             visible(rule.name),
             visible(("goes on: " if rule.goes_on else "") + rule.then),

@@ -13,7 +13,7 @@ import typer
 
 from ..language.errors import PipelineError
 from ..language.sets import SetSpec
-from ..sets.columns import Source
+from ..sets.columns import Columns, Source, read
 from ..sets.files import action_named, plain, seconds
 from ..sets.live import Change, LiveMember, LiveSet
 from ..sets.pins import Pin, pinned_names, pinned_spec
@@ -36,6 +36,9 @@ File = Annotated[
 ]
 FromFile = Annotated[str, typer.Option("--file", "-f", metavar="FILE", help="Members from a file; - for stdin.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Take a file without members, which removes all there are.")
+]
 
 
 def _seconds(value: str) -> float:
@@ -142,7 +145,7 @@ def test_member(name: Name, member: Annotated[str, typer.Argument(metavar="MEMBE
 
 
 @sets.command("replace")
-def replace_all(name: Name, file: File, as_json: AsJson = False) -> None:
+def replace_all(name: Name, file: File, allow_empty: AllowEmpty = False, as_json: AsJson = False) -> None:
     """Make a file's members all there is, at once.
 
     No look-up sees a mixture of old and new.
@@ -150,7 +153,7 @@ def replace_all(name: Name, file: File, as_json: AsJson = False) -> None:
     Example: ipset save blocked | xdpkit set replace blocked -
     """
     with _open(pinned_spec(name)) as live:
-        count = live.replace(_source(None, file))
+        count = live.replace(_listed(live.spec, _source(None, file), file, allow_empty))
     print_line(json.dumps({"entries": count}) if as_json else f"{name}: {count:,} entries")
 
 
@@ -161,6 +164,7 @@ def sync(
     everything: Annotated[
         bool, typer.Option("--everything", help="Also remove members with a time-out and those that packets added.")
     ] = False,
+    allow_empty: AllowEmpty = False,
     as_json: AsJson = False,
 ) -> None:
     """Come to what a file says by the fewest changes.
@@ -169,8 +173,9 @@ def sync(
 
     Example: xdpkit set sync blocked /etc/blocked.txt
     """
+    spec = pinned_spec(name)
     source = _source(None, file)
-    _change(pinned_spec(name), as_json, lambda live: live.sync(source, everything=everything))
+    _change(spec, as_json, lambda live: live.sync(_listed(spec, source, file, allow_empty), everything=everything))
 
 
 @sets.command()
@@ -209,6 +214,16 @@ def delete(name: Name) -> None:
         pinned_spec(name)  # raises
     with Pin(name) as pin, pin.locked():
         pin.remove()
+
+
+def _listed(spec: SetSpec, source: Source, file: str, allow_empty: bool) -> Columns:
+    """The members of a file, which must have some unless it is said that it may be empty: a feed that comes back empty
+    must not open what it closed."""
+    listed = read(spec, source)
+    if not len(listed) and not allow_empty:
+        name = "standard input" if file == "-" else file
+        raise PipelineError(f"{name} holds no members, and would empty set {spec.name!r}: --allow-empty if it is meant")
+    return listed
 
 
 def _source(members: list[str] | None, file: str) -> Source:

@@ -13,9 +13,11 @@ import os
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..files.output import write_whole
 from ..language.actions import Action, Step, Verdict
@@ -33,6 +35,8 @@ from .compiled import HOOKS, Compiled, TableInfo
 __all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
 FORMAT = 2
+#: What a built file unpacks to at most: 65,535 rules in tables are some 20 MiB.
+MAX_BYTES = 256 << 20
 #: What a program needs of the kernel, by hook.
 NEEDS = {
     "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
@@ -45,7 +49,7 @@ LOOPS = "Linux 5.17: bpf_loop"
 #: What zipfile, json and the decoder raise on a file that is damaged or something else.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
-    KeyError, ValueError, TypeError, AttributeError,
+    LookupError, ValueError, TypeError, AttributeError, OverflowError,
 )  # fmt: skip
 
 
@@ -143,30 +147,46 @@ def read(path: str | Path) -> Built:
     place = Where(str(path), 0)
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                said = f"it unpacks to more than {MAX_BYTES >> 20} MiB: no built pipeline is so large"
+                raise PipelineError(said, place)
             manifest = json.loads(archive.read("manifest.json"))
+            if not isinstance(manifest, dict):
+                raise TypeError("its manifest is no object")
             if manifest.get("format") != FORMAT:
                 raise PipelineError(
                     f"built in format {manifest.get('format')!r}, this xdpkit reads format {FORMAT}: build it again",
                     place,
                 )
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
-            pipe.where = _decode(manifest["where"])
+            pipe.where = _expect(Where, _decode(manifest["where"]))
             tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
-            sets = tuple(_decode(spec) for spec in manifest["sets"])
-            pipe.restore((_decode(rule) for rule in manifest["rules"]), sets)
+            sets = tuple(_expect(SetSpec, _decode(spec)) for spec in _expect(list, manifest["sets"]))
+            rules = [_expect(Rule, _decode(rule)) for rule in _expect(list, manifest["rules"])]
+            pipe.restore(rules, sets)
             programs = {
                 hook: Compiled(
                     pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
                 )
-                for hook in manifest["needs"]
+                for hook in _expect(dict, manifest["needs"])
             }
-    except PipelineError:
-        raise
+            digest = pipe.digest()
     except _DAMAGE as error:
+        if isinstance(error, PipelineError) and error.where == place:
+            raise
         raise PipelineError(f"no pipeline that 'xdpkit build' wrote ({error})", place) from error
-    if pipe.digest() != manifest["digest"]:
+    if digest != manifest.get("digest"):
         raise PipelineError("the rules do not have the digest that was noted when it was built", place)
     return Built(pipe, programs, Path(path).parent)
+
+
+T = TypeVar("T")
+
+
+def _expect(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {kind.__name__} is wanted where {type(value).__name__} is")
+    return value
 
 
 def load(path: str | Path) -> Built:
@@ -219,5 +239,37 @@ def _decode(value: Any) -> Any:
         return Verdict[value["name"]]
     if kind == "bytes":
         return bytes.fromhex(value["hex"])
-    arguments = {k: _decode(v) for k, v in value.items() if k != "kind"}
-    return _kinds()[kind](**arguments)
+    made = _kinds()[kind](**{k: _decode(v) for k, v in value.items() if k != "kind"})
+    _check_types(made)
+    return made
+
+
+def _check_types(made: object) -> None:
+    """TypeError where a field of ``made`` holds something else than its class declares."""
+    kinds: Any = type(made)
+    for name, kind in _types(kinds).items():
+        if not _fits(getattr(made, name), kind):
+            raise TypeError(f"{name!r} of {type(made).__name__} cannot be {type(getattr(made, name)).__name__}")
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    """The fields of a class of values, with the types that they are declared as."""
+    names = {*getattr(kind, "__match_args__", ()), "where"}
+    return {name: hint for name, hint in get_type_hints(kind).items() if name in names}
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """May a field that is declared as ``kind`` hold ``value``?"""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is ...:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, type(None) if kind is None else kind)

@@ -1,26 +1,29 @@
 """Captures on disk: packets out of pcap and pcapng files, plain or compressed with gzip or zstd.
 
-The formats are in capturefile.py; this module adds the compression, and errors that say what is wrong with which file.
+The formats are in formats.py; this module adds the compression, and errors that say what is wrong with which file.
 """
 
 from __future__ import annotations
 
 import gzip
-import os
+import io
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
-from .formats import Damaged, records
+from .formats import Damaged, Stream, records
 from .pcapng import LINKTYPE_ETHERNET
 
-__all__ = ["CapturedPacket", "read_captures"]
+__all__ = ["CapturedPacket", "Skipped", "read_captures"]
 
+#: A capture that unpacks to more bytes than this, and to so many times its size, is none: records without packets, say.
+UNPACKED_BYTES, UNPACKED_TIMES = 16 << 20, 1000
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -41,47 +44,117 @@ class CapturedPacket:
         return self.wire_bytes > len(self.data)
 
 
-def read_captures(paths: list[Path], progress: Callable[[int], None] = lambda _: None) -> Iterator[CapturedPacket]:
-    """The packets of ``paths`` one file after the other.  ``progress`` gets the number of file bytes read since its
-    last call.  OSError names the file that is no capture, not of Ethernet, or ends in mid-packet."""
+@dataclass(slots=True)
+class Skipped:
+    """What of some captures was not read: ``packets`` of link types other than Ethernet, by file and number of the link
+    type; ``errors``: what is wrong with files, each of which was read as far as it could be."""
+
+    packets: Counter[tuple[str, int]] = field(default_factory=Counter)
+    errors: list[OSError] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.packets or self.errors)
+
+    def lines(self) -> list[str]:
+        """A line for each file and reason."""
+        found = [f"{error.filename}: {error.strerror}" for error in self.errors]
+        for (file, linktype), count in self.packets.items():
+            found.append(
+                f"{file}: {count:,} packet{'s' * (count > 1)} of link type {linktype} skipped: "
+                "only Ethernet (1) can be replayed"
+            )
+        return found
+
+
+def read_captures(
+    paths: list[Path], progress: Callable[[int], None] = lambda _: None, skipped: Skipped | None = None
+) -> Iterator[CapturedPacket]:
+    """The packets of ``paths`` one file after the other; "-" is standard input.  ``progress`` gets the number of file
+    bytes read since its last call.
+
+    ``skipped`` notes what cannot be read, and the rest is read all the same.  Without it, OSError names the file that
+    is not a capture, that is not of Ethernet, or that ends in the middle of a packet."""
     for path in paths:
+        name = "standard input" if str(path) == "-" else str(path)
         try:
-            yield from _read(path, progress)
+            yield from _read(path, name, progress, skipped)
         except OSError as error:  # a failed read() does not say of which file
-            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+            named = OSError(error.errno, error.strerror or str(error), error.filename or name)
+            if skipped is None:
+                raise named from None
+            skipped.errors.append(named)
 
 
-def _read(path: Path, progress: Callable[[int], None]) -> Iterator[CapturedPacket]:
+def _read(path: Path, name: str, progress: Callable[[int], None], skipped: Skipped | None) -> Iterator[CapturedPacket]:
     with ExitStack() as stack:
-        raw = stack.enter_context(open(path, "rb"))
-        stream = stack.enter_context(_plain(raw))
+        raw = stack.enter_context(open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-"))
+        source = _Source(raw)
+        stream = stack.enter_context(_plain(source))
         before = 0
-        for packet in _packets(path, stream):
-            now = raw.tell()
-            if now != before:
-                progress(now - before)
-                before = now
+        for packet in _packets(name, _Bounded(stream, source), skipped):
+            if source.taken != before:
+                progress(source.taken - before)
+                before = source.taken
             yield packet
-        progress(os.fstat(raw.fileno()).st_size - before)
+        progress(source.taken - before)
 
 
-def _plain(raw: IO[bytes]) -> Any:
-    magic = raw.read(4)
-    raw.seek(0)
+class _Source(io.RawIOBase):
+    """The bytes of a file or a pipe; ``taken`` of them have been read."""
+
+    def __init__(self, raw: IO[bytes]):
+        self._raw, self._first, self.taken = raw, b"", 0
+
+    def peek(self, size: int) -> bytes:
+        """The first ``size`` bytes, which are read again afterwards."""
+        while len(self._first) < size and (part := self._raw.read(size - len(self._first))):
+            self._first += part
+        return self._first
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes."""
+        data, self._first = self._first[:size], self._first[size:] if size >= 0 else b""
+        data = data or self._raw.read(size)
+        self.taken += len(data)
+        return data
+
+
+class _Bounded:
+    """What a file unpacks to.  A small file that unpacks to more than a capture ever does is refused, before it takes
+    minutes and fills memory."""
+
+    def __init__(self, stream: Stream, source: _Source):
+        self._stream, self._source, self._given = stream, source, 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self._given += len(data)
+        if self._given > UNPACKED_BYTES and self._given > UNPACKED_TIMES * self._source.taken:
+            raise Damaged(f"it unpacks to more than {UNPACKED_TIMES:,} times its size")
+        return data
+
+
+def _plain(source: _Source) -> Any:
+    magic = source.peek(4)
     if magic.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=raw)
+        return gzip.GzipFile(fileobj=source)
     if magic == _ZSTD:
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    return raw
+        return zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)  # type: ignore[arg-type]
+    return source
 
 
-def _packets(path: Path, stream: Any) -> Iterator[CapturedPacket]:
+def _packets(name: str, stream: Stream, skipped: Skipped | None) -> Iterator[CapturedPacket]:
     try:
         for number, (linktype, time_ns, data, wire_bytes) in enumerate(records(stream), 1):
-            if linktype != LINKTYPE_ETHERNET:
-                raise OSError(
-                    0, f"packet {number} has link type {linktype}: only Ethernet (1) can be replayed", str(path)
-                )
-            yield CapturedPacket(str(path), number, time_ns, data, wire_bytes)
+            if linktype == LINKTYPE_ETHERNET:
+                yield CapturedPacket(name, number, time_ns, data, wire_bytes)
+            elif skipped is None:
+                said = f"packet {number} has link type {linktype}: only Ethernet (1) can be replayed"
+                raise OSError(0, said, name)
+            else:
+                skipped.packets[name, linktype] += 1
     except (Damaged, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise OSError(0, f"not readable as a capture: {error}", str(path)) from None
+        raise OSError(0, f"not readable as a capture: {error}", name) from None

@@ -33,11 +33,23 @@ class XdpkitError(Exception):
     """The base of xdpkit's errors."""
 
 
+#: Characters of a message; what is quoted in it may be a whole file.
+MAX_MESSAGE = 600
+
+
+def shortened(message: str) -> str:
+    """``message`` on one line and with at most MAX_MESSAGE characters: the middle of a longer one is left out."""
+    message = message.replace("\n", " ")
+    if len(message) <= MAX_MESSAGE:
+        return message
+    return f"{message[: MAX_MESSAGE - 150]} [... {len(message) - MAX_MESSAGE:,} characters ...] {message[-120:]}"
+
+
 class PipelineError(XdpkitError, ValueError):
     """A declaration that cannot mean anything; the message starts with the place of the rule."""
 
     def __init__(self, message: str, where: Where | None = None):
-        super().__init__(f"{where}: {message}" if where else message)
+        super().__init__(shortened(f"{where}: {message}" if where else message))
         self.where: Where | None = where
 
 

@@ -35,6 +35,9 @@ def parse_value(spec: FieldSpec, value: object) -> int:
     try:
         number = _number(spec, value)
     except ValueError:
+        if spec.kind in ("ipv6", "ip") and "%" in str(value):
+            said = f"{value!r}: an address with a zone means one interface of one machine, and packets carry no zone"
+            raise PipelineError(said, here()) from None
         raise PipelineError(f"{spec.name} compares with {_form(spec)}, not {value!r}", here()) from None
     if not 0 <= number <= spec.maximum:
         raise PipelineError(f"{spec.name} is {spec.bits} bits wide: {value!r} can never match", here())
@@ -48,6 +51,8 @@ def _number(spec: FieldSpec, value: object) -> int:
         if spec.kind != "bytes" or not isinstance(value, bytes) or len(value) != spec.size:
             raise ValueError(value)
         return int.from_bytes(value)
+    if spec.kind in ("ipv6", "ip") and "%" in str(value):
+        raise ValueError(value)
     if spec.kind == "ipv4":
         return int(ipaddress.IPv4Address(value))
     if spec.kind == "ipv6":

@@ -24,8 +24,6 @@ from . import files as setfiles
 
 __all__ = ["Columns", "Source", "read"]
 
-#: What members are read from: members as SetSpec.entries takes them, {member: action}, a file's name, an open file.
-Source = Iterable[object] | Mapping[Any, Any] | str | Path | IO[str] | IO[bytes]
 
 _FAST = {"ipv4": lib.XK_IPV4, "ipv6": lib.XK_IPV6, "uint": lib.XK_NUMBER}
 #: Lines of a list that are not plain: up to as many are read one by one.
@@ -105,9 +103,16 @@ class Columns:
         return found
 
 
+#: What members are read from: columns that were read before, members as SetSpec.entries takes them, {member: action},
+#: the name of a file, an open file.
+Source = Columns | Iterable[object] | Mapping[Any, Any] | str | Path | IO[str] | IO[bytes]
+
+
 def read(spec: SetSpec, source: Source, *, timeout: float = 0, folder: Path | None = None) -> Columns:
     """The members in ``source``, checked, each key once.  ``timeout``: of those that say none; ``folder``: where a
     file's name starts from.  PipelineError names the member, or file and line; OSError if there is no such file."""
+    if isinstance(source, Columns):
+        return source
     if isinstance(source, (str, Path)):
         path = (folder or Path()) / source
         try:

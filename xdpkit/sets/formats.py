@@ -62,7 +62,7 @@ def csv_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
     """Rows of a CSV file: by its header row, or the fields, a verdict map's action, the time-out in this order."""
     rows = csv.reader(text.split("\n"), skipinitialspace=True, strict=True)
     columns: tuple[list[int], int | None, int | None] | None = None
-    wide = len(spec.fields)
+    wide, untitled = len(spec.fields), False
     try:
         for cells in rows:
             at, cells = rows.line_num, [c.strip() for c in cells]
@@ -72,9 +72,14 @@ def csv_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
                 columns = _header(spec, cells, f"{name}:{at}")
                 if columns is not None:
                     continue
+                _refuse_titles(spec, cells, f"{name}:{at}")
                 action = wide if spec.actions else None
                 columns = list(range(wide)), wide + bool(spec.actions), action
+                untitled = True
             members, timeout, action = columns
+            if untitled and (bare := _cell(cells, timeout)) is not None and bare.isdigit() and spec.timeouts:
+                said = f"what is {bare!r} in a file without titles? a time-out is written {bare}s there"
+                raise PipelineError(f"{name}:{at}: {said}, or put a line of titles on top ('member,timeout')")
             if len(members) < wide or (len(cells) == 1 and wide > 1):
                 yield at, _cell(cells, members[0]) or "", _cell(cells, timeout), _cell(cells, action)
                 continue
@@ -85,6 +90,17 @@ def csv_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
             yield at, member, _cell(cells, timeout), _cell(cells, action)
     except csv.Error as error:
         raise PipelineError(f"{name}:{rows.line_num}: no CSV: {error}") from None
+
+
+def _refuse_titles(spec: SetSpec, cells: list[str], place: str) -> None:
+    """A first line of titles of which none is known is not taken for a member."""
+    if any(re.search(r"\d", cell) for cell in cells) or not all(re.fullmatch(r"[\w .-]*", cell) for cell in cells):
+        return
+    names = ", ".join(f.name for f in spec.fields)
+    raise PipelineError(
+        f"{place}: none of the titles {', '.join(cells)} is known: call the column of members 'member' (or {names}), "
+        "and the others 'timeout' and 'action' where there are such"
+    )
 
 
 def _cell(cells: list[str], column: int | None) -> str | None:
