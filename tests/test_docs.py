@@ -3,14 +3,17 @@
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
+from traffic import frames, until
 
+from xdpkit import XdpkitError, attach
 from xdpkit.language.fields import FIELDS, INNER
-from xdpkit.language.pipeline import Pipeline
+from xdpkit.language.pipeline import Pipeline, load_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,6 +42,43 @@ def test_the_readme_example_receives_packets_and_accounts_for_them(make_veth, tm
     assert re.search(r"dns +3 +REDIRECT", out)
     assert re.search(r"delivered +3\b", out)
 
+
+@pytest.mark.root
+@pytest.mark.parametrize("source", blocks("docs/library.md"))
+def test_examples_for_programs_run(make_veth, tmp_path, monkeypatch, source):
+    left, right = make_veth(names=("eth0", "eth1"))
+    (tmp_path / "pipe.py").write_text(PIPELINE)
+    monkeypatch.chdir(tmp_path)
+    ended = threading.Event()
+
+    async def handle(_):
+        pass
+
+    def stop_when_read():
+        until(lambda: sockets.read == 3 or ended.is_set(), "the packets are read")
+        sockets.stop()
+
+    scope = {"threading": threading, "handle": handle, "work": list, "XdpkitError": XdpkitError}
+    with right.namespace:
+        if "attach(" in source:
+            exec(source, scope)
+            return
+        with attach(load_file("pipe.py"), "eth1") as link, link.sockets() as sockets:
+            left.send(frames(left, right, range(3)))
+            stopper = threading.Thread(target=stop_when_read)
+            stopper.start()
+            try:
+                exec(source, {**scope, "link": link, "sockets": sockets})
+            finally:
+                ended.set()
+                stopper.join()
+
+
+PIPELINE = """
+from xdpkit import *
+pipe = Pipeline("dns")
+pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+"""
 
 #: What examples of a line or two take for granted.
 PRELUDE = """
