@@ -333,6 +333,33 @@ int xk_program_name(uint32_t id, char name[16])
 	return error;
 }
 
+int xk_program_has_link(uint32_t id)
+{
+	for (__u32 link = 0; !bpf_link_get_next_id(link, &link);) {
+		struct bpf_link_info info = { 0 };
+		__u32 size = sizeof(info);
+		int fd = bpf_link_get_fd_by_id(link), error;
+
+		if (fd < 0) {
+			if (errno == ENOENT)
+				continue; /* closed in this moment */
+			return xk_fail("bpf(BPF_LINK_GET_FD_BY_ID)", errno);
+		}
+		error = bpf_obj_get_info_by_fd(fd, &info, &size);
+		close(fd);
+		if (!error && info.prog_id == id)
+			return 1;
+	}
+	return errno == ENOENT ? 0 : xk_fail("bpf(BPF_LINK_GET_NEXT_ID)", errno);
+}
+
+int xk_pinned(const char *path)
+{
+	int fd = bpf_obj_get(path);
+
+	return fd < 0 ? xk_fail("bpf(BPF_OBJ_GET)", errno) : fd;
+}
+
 int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags)
 {
 	LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = flags);

@@ -94,6 +94,10 @@ int xk_program_info(int prog_fd, struct xk_program_info *out);
 /* A new fd of a program that is loaded somewhere (CAP_SYS_ADMIN); its name. */
 int xk_program_by_id(uint32_t id);
 int xk_program_name(uint32_t id, char name[16]);
+/* 1 if a bpf_link attaches the program, whoever holds that link (CAP_SYS_ADMIN); else 0. */
+int xk_program_has_link(uint32_t id);
+/* A new fd of what is pinned at `path`: a program, a map or a link. */
+int xk_pinned(const char *path);
 
 /* Attach with a bpf_link: the attachment lives as long as the returned fd.  flags: XDP_FLAGS_DRV_MODE or _SKB_MODE. */
 int xk_link_xdp(int prog_fd, int ifindex, uint32_t flags);

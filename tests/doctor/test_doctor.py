@@ -3,22 +3,26 @@
 import errno
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from io import StringIO
 
 import pytest
+from commands import XDPKIT, fails, process
 from pyroute2 import IPRoute
 from rich.console import Console
 
-from xdpkit import DROP, Pipeline, Program, compile_pipeline
+from xdpkit import DROP, Pipeline, Program, attach, compile_pipeline
 from xdpkit.device import ethtool, netdev
 from xdpkit.doctor import device as doctor_device
 from xdpkit.doctor.device import examine_device
 from xdpkit.doctor.doctor import Finding, as_json, clean, examine, render
 from xdpkit.kernel import holders
+from xdpkit.kernel.bpfmap import mount_bpffs
 from xdpkit.kernel.core import check, lib
 from xdpkit.sockets.options import NATIVE_FRAME_BYTES
 
@@ -240,7 +244,7 @@ def test_a_link_of_another_process_is_named(veth_pair):
         (holder,) = held(left)
         finding = told(left)["holder"]
     assert finding.status == "problem"
-    assert f"(id {holder.prog_id}) is attached, held by a bpf_link of process {owner.pid} (" in finding.text
+    assert f"(id {holder.prog_id}) is held by a bpf_link of process {owner.pid} (" in finding.text
     assert finding.advice == f"stop process {owner.pid}"
 
 
@@ -250,9 +254,9 @@ def test_a_program_that_nobody_holds_is_named_with_the_way_to_detach_it(veth_pai
         attach_for_good(left, "native", program)
         number = program.info()["id"]
     finding = told(left)["holder"]
-    text = f"native program 'xdpkit' (id {number}) is attached, and no process that can be seen from here holds it"
+    text = f"native program 'xdpkit' (id {number}) is attached without a process, as by 'ip link set' or xdp-loader"
     assert (finding.status, finding.text) == ("problem", text)
-    assert finding.advice == "xdpkit doctor --clean left (or ip link set dev left xdpdrv off)"
+    assert finding.advice == "if nobody wants it: xdpkit doctor left --clean (or ip link set dev left xdpdrv off)"
 
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
@@ -262,7 +266,10 @@ def test_clean_detaches_what_was_left(veth_pair, mode):
         attach_for_good(left, mode, program)
         number = program.info()["id"]
     with left.namespace:
-        assert clean("left") == [f"left: {mode} program 'xdpkit' (id {number}) detached"]
+        with pytest.raises(OSError, match=r"may be wanted: .* xdpkit doctor left --clean --force") as caught:
+            clean("left")
+        assert (caught.value.errno, len(held(left))) == (errno.ECANCELED, 1)
+        assert clean("left", force=True) == [f"left: {mode} program 'xdpkit' (id {number}) detached"]
         assert clean("left") == []
     assert held(left) == ()
 
@@ -273,7 +280,7 @@ def test_clean_spares_a_program_that_a_process_still_holds(veth_pair):
         attach_for_good(left, "native", program)
         said = rf"is held by process {os.getpid()} \(.*\): stop it"
         with left.namespace, pytest.raises(OSError, match=said) as caught:
-            clean("left")
+            clean("left", force=True)
     assert caught.value.errno == errno.EBUSY
     assert len(held(left)) == 1
 
@@ -287,15 +294,94 @@ def test_clean_refuses_a_link_and_says_whose_it_is(veth_pair):
 
 
 def test_clean_refuses_a_link_whose_holder_cannot_be_seen(veth_pair, monkeypatch):
-    """As a pinned one: the kernel itself refuses."""
+    """As one of another PID namespace."""
     left, _ = veth_pair
     monkeypatch.setattr(holders, "owners", lambda prog_id: ())
     with loaded() as program, left.namespace:
         link = check(lib.xk_link_xdp(program.fd, left.index, FLAGS["native"]))
-        with pytest.raises(OSError, match="attached by a bpf_link that no visible process holds: remove its pin"):
-            clean("left")
+        with pytest.raises(OSError, match="attached by a bpf_link whose holder or pin cannot be seen from here"):
+            clean("left", force=True)
         assert len(held(left)) == 1
         os.close(link)
+
+
+@pytest.fixture
+def pin():
+    """A path in the bpffs that is free, and removed again."""
+    mount_bpffs("/sys/fs/bpf")
+    path = f"/sys/fs/bpf/xdpkit-test-{os.getpid()}"
+    yield path
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@pytest.mark.parametrize("what", ["program", "link"])
+def test_clean_refuses_what_is_pinned_and_names_the_pin(veth_pair, pin, what):
+    """A firewall that was meant to outlive who loaded it: `xdp-filter load`, `bpftool prog load ... pinned`."""
+    left, _ = veth_pair
+    with loaded() as program, left.namespace:
+        if what == "link":
+            link = check(lib.xk_link_xdp(program.fd, left.index, FLAGS["native"]))
+            subprocess.run(["bpftool", "link", "pin", "id", link_id(link), pin], check=True)
+            os.close(link)
+        else:
+            attach_for_good(left, "native", program)
+            subprocess.run(["bpftool", "prog", "pin", "id", str(program.info()["id"]), pin], check=True)
+        number = program.info()["id"]
+    with left.namespace:
+        said = rf"left: native program 'xdpkit' \(id {number}\) is pinned at {pin}: unload it with the tool"
+        for force in (False, True):
+            with pytest.raises(OSError, match=said) as caught:
+                clean("left", force=force)
+            assert caught.value.errno == errno.EBUSY
+        with pytest.raises(OSError, match=f"left is held by native program 'xdpkit' .*, pinned at {pin}: unload it"):
+            attach(Pipeline("next"), "left")
+    assert f"pinned at {pin}" in told(left)["holder"].text
+    assert "--clean" not in told(left)["holder"].advice
+    assert len(held(left)) == 1
+
+
+def link_id(fd):
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        return re.search(r"link_id:\s*(\d+)", file.read())[1]
+
+
+def test_attaching_beside_a_program_without_a_process_says_that_it_has_none(veth_pair):
+    left, _ = veth_pair
+    with loaded() as program:
+        attach_for_good(left, "native", program)
+    said = (
+        "attached without a process, as by 'ip link set' or xdp-loader: if nobody wants it: xdpkit doctor left --clean"
+    )
+    with left.namespace, pytest.raises(OSError, match=said):
+        attach(Pipeline("next"), "left")
+
+
+@pytest.mark.parametrize(("answer", "status", "left_over"), [("y\n", 0, 0), ("n\n", 1, 1)])
+def test_on_a_terminal_clean_asks_before_it_takes_off_what_nobody_holds(veth_pair, answer, status, left_over):
+    left, _ = veth_pair
+    with loaded() as program:
+        attach_for_good(left, "native", program)
+    ours, theirs = pty.openpty()
+    child = left.namespace.popen([XDPKIT, "doctor", "left", "--clean"], stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    assert child.wait(30) == status
+    said = os.read(ours, 4096).decode()
+    assert "attached without a process" in said
+    assert "Take it off? [y/N]" in said
+    assert len(held(left)) == left_over
+    os.close(ours)
+
+
+def test_without_a_terminal_clean_wants_force(veth_pair):
+    left, _ = veth_pair
+    with loaded() as program:
+        attach_for_good(left, "native", program)
+    done = fails(process(left, "doctor", "left", "--clean"), "without a process", "--clean --force")
+    assert len(held(left)) == 1
+    done = process(left, "doctor", "left", "--clean", "--force")
+    assert (done.returncode, done.stderr, held(left)) == (0, "", ())
 
 
 def test_clean_of_a_missing_device_names_the_others(veth_pair):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -314,8 +315,9 @@ def run_demo(
 def run_doctor(
     device: Annotated[str, typer.Argument(metavar="[DEV]", help="A device to look at as well.")] = "",
     clean_up: Annotated[
-        bool, typer.Option("--clean", help="Take off XDP programs that nobody holds any more.")
+        bool, typer.Option("--clean", help="Take off XDP programs that no process and no pin holds.  Asks first.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --clean: do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
     """Say what kernel, driver and device can do, who holds the device, and what to do about each problem.
@@ -325,8 +327,7 @@ def run_doctor(
     if clean_up and not device:
         raise typer.BadParameter("--clean wants a device")
     if clean_up:
-        for line in clean(device):
-            print_line(line)
+        _clean(device, force)
         return
     findings = examine(device or None)
     if as_json:
@@ -335,6 +336,20 @@ def run_doctor(
         render(findings, make_console())
     if any(f.status == "problem" for f in findings):
         sys.exit(1)
+
+
+def _clean(device: str, force: bool) -> None:
+    """Take off what nothing holds, if the user says so: it may be a firewall."""
+    try:
+        for line in clean(device, force=force):
+            print_line(line)
+    except OSError as error:
+        if error.errno != errno.ECANCELED or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise
+        print_line(str(error.strerror).partition(", and may be wanted")[0])
+        if not typer.confirm("It may be a firewall that somebody wants.  Take it off?"):
+            sys.exit(1)
+        _clean(device, True)
 
 
 app.command("show")(show_command)

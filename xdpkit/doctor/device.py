@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..device import ethtool, napi, netdev
 from ..device.netdev import Device
 from ..device.netlink import iproute, outside_loop
-from ..kernel.holders import describe, owners
+from ..kernel.holders import advice, describe, hold
 from ..language.metadata import offered_names
 from ..sockets.options import KERNEL_HEADROOM, L2_BYTES, NATIVE_FRAME_BYTES
 from .findings import Finding
@@ -185,18 +185,16 @@ def _holders(device: Device) -> Iterator[Finding]:
     if not holders:
         yield Finding("holder", "ok", "no XDP program is attached")
     for holder in holders:
-        held = owners(holder.prog_id)
-        what = describe(holder)
-        if held:
-            text = f"{what} is attached, held by {' and '.join(map(str, held))}"
-            advice = f"stop process {held[0].pid}"
-            if not held[0].link:
-                advice += f", then xdpkit doctor --clean {device.name}"
-        else:
-            text = f"{what} is attached, and no process that can be seen from here holds it"
+        held = hold(holder.prog_id)
+        text, what = f"{describe(holder)} is {held}", advice(held, device.name)
+        if held.loose:
             xdp = {"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}[holder.mode]
-            advice = f"xdpkit doctor --clean {device.name} (or ip link set dev {device.name} {xdp} off)"
-        yield Finding("holder", "problem", text, advice)
+            what += f" (or ip link set dev {device.name} {xdp} off)"
+        elif held.owners:
+            what = f"stop process {held.owners[0].pid}"
+            if not held.owners[0].link:
+                what += f", then xdpkit doctor {device.name} --clean"
+        yield Finding("holder", "problem", text, what)
 
 
 def _offloads(device: Device) -> Iterator[Finding]:

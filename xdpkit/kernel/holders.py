@@ -1,8 +1,16 @@
-"""Who holds the XDP programs of a device, and how to take off those that nobody holds any more.
+"""Who holds the XDP programs of a device, and how to take off those that nobody holds.
 
-The kernel names programs by id.  Which process holds one is read from /proc/PID/fdinfo, where descriptors of programs
-and of bpf_links tell their prog_id (of other users' processes: CAP_SYS_PTRACE).  A bpf_link cannot be replaced
-through netlink: EBUSY, "Can't replace active BPF XDP link" (dev_xdp_attach in net/core/dev.c).
+The kernel names programs by id.  What keeps an attachment alive:
+
+* a bpf_link that a process holds: read from /proc/PID/fdinfo, where descriptors of programs and links say their prog_id
+  (of other users' processes: CAP_SYS_PTRACE);
+* a bpf_link or a program that is pinned in a bpffs, by whoever wants it to outlive the process; the programs behind a
+  libxdp dispatcher are pinned as links whose target it is;
+* nothing: a program attached through netlink (``ip link set dev X xdp``, xdp-loader) stays until somebody takes it off.
+  That no process holds it does not mean that nobody wants it.
+
+A bpf_link cannot be replaced through netlink: EBUSY, "Can't replace active BPF XDP link" (dev_xdp_attach in
+net/core/dev.c).
 """
 
 from __future__ import annotations
@@ -18,9 +26,10 @@ from pathlib import Path
 from ..device import netdev
 from ..device.netdev import Holder
 from ..device.netlink import iproute, outside_loop
+from .core import lib
 from .program import program_name
 
-__all__ = ["Owner", "clean", "describe", "owners"]
+__all__ = ["Hold", "Owner", "advice", "bpffs_mounts", "clean", "describe", "hold", "owners", "pins"]
 
 _FLAGS = {"generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}  # XDP_FLAGS_*_MODE, linux/if_link.h
 
@@ -53,20 +62,86 @@ def describe(holder: Holder) -> str:
     return f"{holder.mode} program {f'{name!r} ' if name else ''}(id {holder.prog_id})"
 
 
-def clean(device: str) -> list[str]:
-    """Detach the XDP programs that were left on ``device`` by processes that are gone; says what it did.
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What keeps a program attached: processes, paths where it or its link is pinned, and whether it is attached by a
+    bpf_link at all (None where that may not be looked at)."""
 
-    OSError EBUSY if a process or a pinned bpf_link holds one of them: then nothing is detached, and the message names
-    who.  ENODEV for a missing device, EPERM without CAP_NET_ADMIN.  Not closed: the race with someone who attaches
-    another program now, and processes of other PID namespaces, which cannot be seen (their bpf_links are refused).
-    """
+    owners: tuple[Owner, ...]
+    pins: tuple[str, ...]
+    link: bool | None
+
+    @property
+    def loose(self) -> bool:
+        """Nothing that can be seen holds it: it was attached through netlink."""
+        return not (self.owners or self.pins or self.link)
+
+    def __str__(self) -> str:
+        by = [f"held by {' and '.join(map(str, self.owners))}"] if self.owners else []
+        by += [f"pinned at {' and '.join(self.pins)}"] if self.pins else []
+        if not by and self.link:
+            return "attached by a bpf_link whose holder or pin cannot be seen from here"
+        return " and ".join(by) or "attached without a process, as by 'ip link set' or xdp-loader"
+
+
+def hold(prog_id: int) -> Hold:
+    """What keeps the program attached."""
+    linked = lib.xk_program_has_link(prog_id)
+    return Hold(owners(prog_id), pins(prog_id), None if linked < 0 else bool(linked))
+
+
+def pins(prog_id: int) -> tuple[str, ...]:
+    """Where the program, or a bpf_link of it, is pinned in the bpffs of this mount namespace."""
+    found = []
+    for mount in bpffs_mounts():
+        for folder, _, names in os.walk(mount):
+            for name in names:
+                path = os.path.join(folder, name)
+                fd = lib.xk_pinned(os.fsencode(path))
+                if fd >= 0:
+                    with suppress(OSError):
+                        if _leads_to(prog_id, Path(f"/proc/self/fdinfo/{fd}").read_text()):
+                            found.append(path)
+                    os.close(fd)
+    return tuple(sorted(found))
+
+
+def bpffs_mounts() -> list[str]:
+    """Where a bpffs is mounted, in this mount namespace (proc_pid_mountinfo(5))."""
+    lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+    return list(dict.fromkeys(line.split()[4] for line in lines if " - bpf " in line))
+
+
+def clean(device: str, *, force: bool = False) -> list[str]:
+    """Detach the XDP programs on ``device`` that nothing holds; says what it did.
+
+    They were attached through netlink, and may be a firewall that somebody wants: OSError ECANCELED without ``force``.
+    EBUSY if a process, a pin or a bpf_link holds one of them: then nothing is detached, and the message names which.
+    ENODEV for a missing device, EPERM without CAP_NET_ADMIN.  Not closed: the race with someone who attaches another
+    program now, and processes of other PID namespaces, which cannot be seen (their bpf_links are refused)."""
     index = netdev.device(device).index
     holders = netdev.xdp_holders(index)
     for holder in holders:
-        if held := owners(holder.prog_id):
-            who = " and ".join(map(str, held))
-            raise OSError(errno.EBUSY, f"{device}: {describe(holder)} is held by {who}: stop it")
+        held = hold(holder.prog_id)
+        what = f"{device}: {describe(holder)} is {held}"
+        if not held.loose:
+            raise OSError(errno.EBUSY, f"{what}: {advice(held, device)}")
+        if not force:
+            raise OSError(
+                errno.ECANCELED, f"{what}, and may be wanted: to take it off, xdpkit doctor {device} --clean --force"
+            )
     return [outside_loop(lambda holder=holder: _detach(device, index, holder)) for holder in holders]  # type: ignore[misc]
+
+
+def advice(held: Hold, device: str) -> str:
+    """What to do about a program that is in the way."""
+    if held.owners:
+        return "stop it"
+    if held.pins:
+        return f"unload it with the tool that pinned it (xdp-loader unload {device} --all), or remove the pin"
+    if held.link:
+        return "look in other PID and mount namespaces"
+    return f"if nobody wants it: xdpkit doctor {device} --clean"
 
 
 def _detach(device: str, index: int, holder: Holder) -> str:
@@ -88,14 +163,21 @@ def _detach(device: str, index: int, holder: Holder) -> str:
 
 def _descriptors(prog_id: int) -> Iterator[tuple[int, bool]]:
     """(pid, is a link) of each descriptor that leads to the program.  Processes come and go, or are not ours to see."""
-    pattern = re.compile(rf"^prog_id:\s*{prog_id}$", re.MULTILINE)
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             for fd in os.listdir(process / "fd"):
                 with suppress(OSError):
                     kind = os.readlink(process / "fd" / fd)
-                    if kind.startswith("anon_inode:bpf") and pattern.search((process / "fdinfo" / fd).read_text()):
+                    if kind.startswith("anon_inode:bpf") and _leads_to(prog_id, (process / "fdinfo" / fd).read_text()):
                         yield int(process.name), "link" in kind
+
+
+def _leads_to(prog_id: int, fdinfo: str) -> bool:
+    """A descriptor of the program, of a link that attaches it, or of a link that puts a program in its place: that is
+    one of attach type 0 (BPF_PROG_TYPE_EXT); those who only trace it are of others."""
+    said = dict(re.findall(r"^(\w+):\s*(\S+)$", fdinfo, re.MULTILINE))
+    target = said.get("target_obj_id") if said.get("attach_type") == "0" else None
+    return str(prog_id) in (said.get("prog_id"), target)
 
 
 def _command(pid: int) -> str:

@@ -26,7 +26,7 @@ from ..device.netdev import Device, Holder
 from ..kernel.core import check, ffi, lib, text
 from ..kernel.features import require
 from ..kernel.got import TC_MODES, Got, ranges
-from ..kernel.holders import describe, owners
+from ..kernel.holders import advice, describe, hold
 from ..kernel.program import Program
 from ..language.actions import Mark
 from ..language.errors import NotSupported
@@ -231,7 +231,7 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)
     if error in (errno.EBUSY, errno.EEXIST) and holders:
-        return OSError(error, f"{what}: {device.name} is held by {'; '.join(map(_held, holders))}")
+        return OSError(error, f"{what}: {device.name} is held by {'; '.join(_held(h, device.name) for h in holders)}")
     said = ffi.new("char[512]")
     lib.xk_attach_reason(program.fd, device.index, _XDP_FLAGS[mode], said, 512)
     reason = text(said) or os.strerror(error)
@@ -247,11 +247,10 @@ def _refused(error: int, program: Program, device: Device, mode: str) -> OSError
     return OSError(error, f"{what}: {reason}")
 
 
-def _held(holder: Holder) -> str:
+def _held(holder: Holder, device: str) -> str:
     """Who holds the device, and how to live beside it."""
-    who = " and ".join(f"process {owner.pid} ({owner.command})" for owner in owners(holder.prog_id))
-    advice = f"of {who}: stop it" if who else "left by a process that is gone: xdpkit doctor DEV --clean takes it off"
-    return f"{describe(holder)}, {advice}, or use mode tc_ingress or af_packet beside it"
+    held = hold(holder.prog_id)
+    return f"{describe(holder)}, {held}: {advice(held, device)}, or use mode tc_ingress or af_packet beside it"
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
