@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from setspecs import SPECS, make_spec, members_of
 from strategies import again, examples
 
-from xdpkit import DROP, PASS, Redirect, ip, ip6, tcp
+from xdpkit import DROP, PASS, Redirect, ip, ip6, src, tcp
 from xdpkit.cli import main as cli
 from xdpkit.kernel.bpfmap import HASH, NO_PREALLOC, VALUE, Map
 from xdpkit.kernel.core import check, ffi, lib
@@ -486,3 +486,18 @@ def test_who_may_not_make_maps_is_told_what_it_needs():
     last = done.stderr.splitlines()[-1]
     assert last.startswith("PermissionError")
     assert "needs CAP_BPF: run as root" in last
+
+
+def test_a_feed_is_synced_leniently_and_what_was_skipped_is_said(name, tmp_path):
+    feed = tmp_path / "feed.csv"
+    feed.write_text('"seen","dst_ip"\n1,192.0.2.1/24\n2,2001:db8::1\n3,bad.example\n')
+    LiveSet(make_spec(name, src, pinned=True)).close()
+    status, _, err = command("sync", name, feed, "--lenient")
+    assert status == 0
+    assert err.splitlines() == [
+        f"xdpkit: {feed}: 1 IPv4 and 1 IPv6 members",
+        f"xdpkit: {feed}: mended 1 line (2): bits beyond the prefix length are set: the network is taken",
+        f"xdpkit: {feed}: skipped 1 line (4): not an address",
+    ]
+    with LiveSet(make_spec(name, src, pinned=True)) as live:
+        assert {m.member for m in live.members()} == {"192.0.2.0/24", "2001:db8::1"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,10 +14,11 @@ import typer
 from ..language.errors import PipelineError
 from ..language.sets import SetSpec
 from ..sets.columns import Columns, Source, read
-from ..sets.files import action_named, plain, seconds
+from ..sets.feeds import read_feed
+from ..sets.files import action_named, content, plain, seconds
 from ..sets.live import Change, LiveMember, LiveSet
 from ..sets.pins import Pin, pinned_names, pinned_spec
-from ..terminal import print_line, visible
+from ..terminal import notice, print_line, visible
 
 sets = typer.Typer(
     name="set",
@@ -36,6 +37,10 @@ File = Annotated[
 ]
 FromFile = Annotated[str, typer.Option("--file", "-f", metavar="FILE", help="Members from a file; - for stdin.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Lenient = Annotated[
+    bool,
+    typer.Option("--lenient", help="A list as others publish it: skip what is no address, and say what was skipped."),
+]
 AllowEmpty = Annotated[
     bool, typer.Option("--allow-empty", help="Take a file without members, which removes all there are.")
 ]
@@ -145,7 +150,9 @@ def test_member(name: Name, member: Annotated[str, typer.Argument(metavar="MEMBE
 
 
 @sets.command("replace")
-def replace_all(name: Name, file: File, allow_empty: AllowEmpty = False, as_json: AsJson = False) -> None:
+def replace_all(
+    name: Name, file: File, lenient: Lenient = False, allow_empty: AllowEmpty = False, as_json: AsJson = False
+) -> None:
     """Make a file's members all there is, at once.
 
     No look-up sees a mixture of old and new.
@@ -153,7 +160,7 @@ def replace_all(name: Name, file: File, allow_empty: AllowEmpty = False, as_json
     Example: ipset save blocked | xdpkit set replace blocked -
     """
     with _open(pinned_spec(name)) as live:
-        count = live.replace(_listed(live.spec, _source(None, file), file, allow_empty))
+        count = live.replace(_listed(live.spec, file, lenient=lenient, allow_empty=allow_empty))
     print_line(json.dumps({"entries": count}) if as_json else f"{name}: {count:,} entries")
 
 
@@ -164,6 +171,7 @@ def sync(
     everything: Annotated[
         bool, typer.Option("--everything", help="Also remove members with a time-out and those that packets added.")
     ] = False,
+    lenient: Lenient = False,
     allow_empty: AllowEmpty = False,
     as_json: AsJson = False,
 ) -> None:
@@ -171,11 +179,14 @@ def sync(
 
     Members with a time-out and those that packets added end by themselves, and stay.
 
-    Example: xdpkit set sync blocked /etc/blocked.txt
+    Example: xdpkit set sync blocked feed.csv --lenient
     """
     spec = pinned_spec(name)
-    source = _source(None, file)
-    _change(spec, as_json, lambda live: live.sync(_listed(spec, source, file, allow_empty), everything=everything))
+
+    def do(live: LiveSet) -> Change:
+        return live.sync(_listed(spec, file, lenient=lenient, allow_empty=allow_empty), everything=everything)
+
+    _change(spec, as_json, do)
 
 
 @sets.command()
@@ -216,12 +227,22 @@ def delete(name: Name) -> None:
         pin.remove()
 
 
-def _listed(spec: SetSpec, source: Source, file: str, allow_empty: bool) -> Columns:
+def _listed(spec: SetSpec, file: str, *, lenient: bool, allow_empty: bool) -> Columns:
     """The members of a file, which must have some unless it is said that it may be empty: a feed that comes back empty
     must not open what it closed."""
-    listed = read(spec, source)
+    name = "standard input" if file == "-" else file
+    if lenient:
+        if len(spec.fields) > 1 or spec.actions or spec.fields[0].kind not in ("ipv4", "ipv6", "ip"):
+            raise PipelineError(f"--lenient reads lists of addresses, and set {spec.name!r} holds {spec.kind}")
+        with ExitStack() as stack:
+            opened = sys.stdin.buffer if file == "-" else stack.enter_context(open(file, "rb"))
+            feed = read_feed(content(opened, name), name)
+        for line in feed.summary():
+            notice(line)
+        listed = read(spec, feed.of(spec.fields[0].kind))
+    else:
+        listed = read(spec, _source(None, file))
     if not len(listed) and not allow_empty:
-        name = "standard input" if file == "-" else file
         raise PipelineError(f"{name} holds no members, and would empty set {spec.name!r}: --allow-empty if it is meant")
     return listed
 

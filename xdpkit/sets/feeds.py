@@ -66,8 +66,8 @@ class Feed:
     skipped: dict[str, Remark] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[str]:
-        """The members for a field of this kind, "ipv4" or "ipv6"; none for another."""
-        return {"ipv4": self.ipv4, "ipv6": self.ipv6}.get(kind, [])
+        """The members for a field of this kind: "ipv4", "ipv6", or "ip" for both; none for another."""
+        return {"ipv4": self.ipv4, "ipv6": self.ipv6, "ip": [*self.ipv4, *self.ipv6]}.get(kind, [])
 
     def summary(self) -> list[str]:
         """What was read, in lines for people."""
