@@ -1,11 +1,16 @@
 """Devices that are not what a pipeline can judge: without Ethernet, without a queue; and names that are long."""
 
+import errno
+import signal
+
 import pytest
+from commands import DNS, FIREWALL, fails, misused, process, start, stop, xdpkit
 from pyroute2 import IPRoute
 
 from xdpkit import REDIRECT, Forward, NotSupported, Pipeline, attach, udp
 from xdpkit.device import netdev
 from xdpkit.doctor.device import examine_device
+from xdpkit.lab import Port
 from xdpkit.link.attach import MODES
 
 
@@ -55,3 +60,66 @@ def test_loopback_and_taps_are_ethernet(lab):
         ip.link("add", ifname="tap0", kind="tuntap", mode="tap")
         assert netdev.device("tap0").is_ethernet
         assert netdev.device("lo").is_ethernet
+
+
+# ---- a tap that no program has opened ----
+
+
+@pytest.fixture
+def tap(lab):
+    """As libvirt makes it before the virtual machine runs: there, and without a queue."""
+    with lab.namespace() as namespace, IPRoute() as ip:
+        ip.link("add", ifname="tap0", kind="tuntap", mode="tap")
+        yield Port(namespace, "tap0", 0, "", 0)
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_a_tap_without_a_queue_cannot_have_sockets_and_is_said_to_be_unopened(tap, mode):
+    with pytest.raises(OSError, match="tap0 has no queue for a socket, because no program has opened it yet") as caught:
+        attach(redirecting(), "tap0", mode=mode)
+    assert caught.value.errno == errno.ENXIO
+    assert netdev.xdp_holders(netdev.device("tap0").index) == ()
+
+
+@pytest.mark.needs("tcx")
+def test_auto_goes_on_to_tc_ingress_on_a_tap_without_a_queue(tap):
+    with attach(redirecting(), "tap0") as link, link.sockets():
+        assert link.got.mode == "tc_ingress"
+        assert "native (tap0 has no queue" in link.got.walk[0]
+
+
+def test_a_pipeline_without_sockets_runs_on_a_tap_without_a_queue(tap):
+    with attach(Pipeline("pass"), "tap0") as link:
+        assert link.got.mode in ("native", "generic")
+        link.check()
+
+
+def test_the_command_says_that_a_tap_is_not_open(tap):
+    fails(xdpkit(tap, "run", DNS, "-i", "tap0", "--mode", "native"), "no program has opened it yet")
+    misused(xdpkit(tap, "run", DNS, "-i", "tap0", "--queues", "0"), "queue 0 is out of range: tap0 has no queue")
+
+
+# ---- promiscuous mode ----
+
+
+def promiscuity(port):
+    with port.namespace, IPRoute() as ip:
+        return ip.link("get", index=port.index)[0].get_attr("IFLA_PROMISCUITY")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_promisc_lasts_as_long_as_the_run_however_it_ends(veth_pair, number):
+    _, right = veth_pair
+    child = start(right, DNS, "--promisc", "--mode", "native")
+    assert promiscuity(right) == 1
+    stop(child, number)
+    assert promiscuity(right) == 0
+
+
+def test_promiscuous_mode_without_the_capability_names_it(veth_pair):
+    done = process(
+        veth_pair[1], "run", FIREWALL, "-i", "right", "--promisc", before=("setpriv", "--bounding-set=-net_raw")
+    )
+    assert done.returncode == 1
+    assert "promiscuous mode" in done.stderr
+    assert "CAP_NET_RAW" in done.stderr

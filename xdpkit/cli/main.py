@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from ..compiler.built import load
+from ..device.netdev import promiscuous
 from ..doctor.doctor import examine
 from ..doctor.findings import as_json as findings_json
 from ..doctor.findings import render
@@ -172,6 +173,9 @@ def run(
         Path | None,
         typer.Option(metavar="PIPELINE", exists=True, dir_okay=False, help="Try these rules beside: they only count."),
     ] = None,
+    promisc: Annotated[
+        bool, typer.Option("--promisc", help="Receive frames for every MAC address while it runs.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the final ledger as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No live table.")] = False,
 ) -> None:
@@ -212,6 +216,8 @@ def run(
             )
             try:
                 with ExitStack() as draining:
+                    if promisc:
+                        draining.enter_context(promiscuous(link.device.index))
                     if Log in pipe.steps:
                         draining.enter_context(telling_events(link))
                     if copied is not None:

@@ -14,7 +14,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -23,7 +23,7 @@ from pyroute2.netlink import NLM_F_REQUEST, genlmsg
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from . import ethtool
-from .netlink import NetlinkError, iproute, outside_loop
+from .netlink import NetlinkError, iproute, oserror, outside_loop
 
 T = TypeVar("T")
 
@@ -156,9 +156,11 @@ def stats(index: int) -> dict[str, int]:
 def promiscuous(index: int) -> Iterator[None]:
     """Receive frames for every MAC address while the block runs; needs CAP_NET_RAW. The kernel counts the
     users of promiscuous mode and takes this one back with the socket, so a killed process leaves nothing."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
-        membership = struct.pack("iHH8x", index, _PACKET_MR_PROMISC, 0)
-        sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
+    with ExitStack() as stack:
+        with oserror(f"set promiscuous mode on network device {index} (needs CAP_NET_RAW)"):
+            sock = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+            membership = struct.pack("iHH8x", index, _PACKET_MR_PROMISC, 0)
+            sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
         yield
 
 

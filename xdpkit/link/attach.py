@@ -45,6 +45,7 @@ MODES = ("native", "generic", "tc_ingress", "af_packet", "tc_egress")
 #: What is never put in the place of something else.
 _APART = ("tc_egress",)
 BINDS = ("zerocopy", "copy")
+_NO_QUEUE = "{} has no queue for a socket, because no program has opened it yet (a virtual machine, if it is a tap)"
 _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 
 
@@ -149,6 +150,8 @@ def _attach(
 ) -> Link:
     if mode in TC_MODES:
         _check_tc(built.pipeline, device, mode, binds, queues)
+    if mode in _XDP_FLAGS and "REDIRECT" in built.pipeline.verdicts and not queues:
+        raise OSError(errno.ENXIO, f"{_NO_QUEUE.format(device.name)}: start that first, or use mode tc_ingress")
     metadata = built.pipeline.metadata
     refuse_generic(metadata, mode, device.name)
     hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp_frags" if frags else "xdp"
@@ -259,9 +262,13 @@ def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ..
 
 
 def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
-    wanted = tuple(range(device.rx_queues)) if queues is None else tuple(sorted(set(queues)))
+    if queues is None:
+        return tuple(range(device.rx_queues))  # none for a tap that no program has opened
+    wanted = tuple(sorted(set(queues)))
     if not wanted:
         raise ValueError("no queue given")
+    if not device.rx_queues:
+        raise ValueError(f"queue {wanted[0]} is out of range: {_NO_QUEUE.format(device.name)}")
     if wanted[0] < 0 or wanted[-1] >= device.rx_queues:
         wrong = next(q for q in wanted if not 0 <= q < device.rx_queues)
         raise ValueError(f"queue {wrong} is out of range: {device.name} has {ranges(range(device.rx_queues))}")
