@@ -62,10 +62,11 @@ test-zerocopy: install vm-deps ## Test AF_XDP zero-copy on emulated NICs: a rece
 test-kernels: install vm-deps ## Survey and test Debian's kernels in QEMU; KERNELS=--write writes docs/kernels.md
 	$(BIN)/python tests/vm/kernels.py $(KERNELS)
 
-lint: install ## ruff and mypy
+lint: install ## ruff, and mypy over the package, the tests and perf
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 docs: install ## The documentation as a site, with the API reference, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, Protocol, cast
+from typing import IO, Protocol, Self, cast
 
 from ..kernel.core import lib
 from ..kernel.got import TC_MODES
@@ -389,7 +389,7 @@ class Sockets:
         if self._epoll is not None:
             self._epoll.close()
 
-    def __enter__(self) -> Sockets:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
