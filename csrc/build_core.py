@@ -6,7 +6,20 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).parent
-SOURCES = ("umem", "xsk", "receive", "transmit", "forward", "packet", "copies", "worker", "loader", "maps", "keys")
+SOURCES = (
+    "umem",
+    "xsk",
+    "receive",
+    "transmit",
+    "forward",
+    "packet",
+    "copies",
+    "sink",
+    "worker",
+    "loader",
+    "maps",
+    "keys",
+)
 
 
 def cdef() -> str:
@@ -22,7 +35,7 @@ ffibuilder.set_source(
     "xdpkit._core",
     '#include "xdpkit.h"',
     sources=[f"csrc/{name}.c" for name in SOURCES],
-    depends=["csrc/xdpkit.h", "csrc/ring.h", "csrc/umem.h"],
+    depends=["csrc/xdpkit.h", "csrc/ring.h", "csrc/umem.h", "csrc/sink.h"],
     include_dirs=["csrc"],
     libraries=["bpf", "pthread"],
     extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],

@@ -168,7 +168,7 @@ static int receive(void *self, struct xk_view *out)
 
 	while (n < XK_BATCH && (got = next_record(c, producer, &copy)) > 0)
 		out[n++] = (struct xk_view){ (const uint8_t *)(copy + 1), copy->len, copy->wire_len,
-					     copy->time_ns + offset, copy->rule, copy->verdict, 0, NULL };
+					     copy->time_ns + offset, copy->rule, copy->verdict, 0, NULL, copy->queue };
 	if (!n && !got)
 		release(c); /* what was discarded would keep poll() awake */
 	return got < 0 ? got : (int)n;
@@ -183,9 +183,36 @@ static void ask_wakeup(void *self)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
+void xk_copies_nap(struct xk_copies *c, int nap)
+{
+	__atomic_store_n(&c->reader->mode, nap ? XK_READER_NAPS : XK_READER_WAITS, __ATOMIC_RELEASE);
+}
+
+static int empty(const void *self)
+{
+	const struct xk_copies *c = self;
+
+	return __atomic_load_n(c->producer, __ATOMIC_ACQUIRE) == c->next;
+}
+
+static uint64_t lost(const void *self)
+{
+	uint64_t packets, lost = 0;
+
+	return xk_copies_stats(self, &packets, &lost) ? 0 : lost;
+}
+
 void xk_copies_source(struct xk_copies *c, struct xk_source *out)
 {
-	*out = (struct xk_source){ receive, release, c->ring_fd, 0, c, ask_wakeup, NULL };
+	*out = (struct xk_source){ .receive = receive,
+				   .release = release,
+				   .fd = c->ring_fd,
+				   .self = c,
+				   .sleep = ask_wakeup,
+				   .disorder_ns = 1000000, /* CPUs take the time first, and then their turn in the ring */
+				   .delay_ns = 50000000,
+				   .empty = empty,
+				   .lost = lost };
 }
 
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,

@@ -176,8 +176,9 @@ int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops)
 
 	if (getsockopt(p->fd, SOL_PACKET, PACKET_STATISTICS, &s, &size))
 		return xk_fail("getsockopt(PACKET_STATISTICS)", errno);
-	*packets = p->packets += s.tp_packets; /* the kernel starts again from zero at each read */
-	*drops = p->drops += s.tp_drops;
+	/* the kernel starts again from zero at each read; a worker's sink reads too */
+	*packets = __atomic_add_fetch(&p->packets, s.tp_packets, __ATOMIC_RELAXED);
+	*drops = __atomic_add_fetch(&p->drops, s.tp_drops, __ATOMIC_RELAXED);
 	return 0;
 }
 
@@ -226,7 +227,7 @@ static int ring_receive(void *self, struct xk_view *out)
 			tag = TAG;
 		}
 		out[n] = (struct xk_view){ data, h->tp_snaplen + tag, h->tp_len + tag,
-					   h->tp_sec * 1000000000ull + h->tp_nsec, XK_NO_RULE, 0, 0, NULL };
+					   h->tp_sec * 1000000000ull + h->tp_nsec, XK_NO_RULE, 0, 0, NULL, 0 };
 		p->next = (struct tpacket3_hdr *)((uint8_t *)h + h->tp_next_offset);
 	}
 	return (int)n;
@@ -255,7 +256,7 @@ static int recvfrom_receive(void *self, struct xk_view *out)
 	if (n < 0)
 		return errno == EAGAIN ? 0 : xk_fail("recvfrom(AF_PACKET)", errno);
 	out[0] = (struct xk_view){ p->vectors[0].iov_base, (uint32_t)n, (uint32_t)n, xk_clock_ns(CLOCK_REALTIME),
-				   XK_NO_RULE, 0, 0, NULL };
+				   XK_NO_RULE, 0, 0, NULL, 0 };
 	return 1;
 }
 
@@ -274,7 +275,7 @@ static int recvmmsg_receive(void *self, struct xk_view *out)
 		uint8_t *data = m->msg_iov->iov_base;
 		uint32_t len = p->messages[i].msg_len;
 
-		out[i] = (struct xk_view){ data, len, len, 0, XK_NO_RULE, 0, 0, NULL };
+		out[i] = (struct xk_view){ data, len, len, 0, XK_NO_RULE, 0, 0, NULL, 0 };
 		for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
 			if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_TIMESTAMPNS) {
 				struct timespec t;
@@ -305,9 +306,23 @@ static int plain_release(void *self)
 	return 0;
 }
 
+static uint64_t lost(const void *self)
+{
+	uint64_t packets, drops = 0;
+
+	return xk_packet_stats((struct xk_packet *)self, &packets, &drops) ? 0 : drops;
+}
+
 void xk_packet_source(struct xk_packet *p, struct xk_source *out)
 {
-	*out = (struct xk_source){ recvfrom_receive, plain_release, p->fd, 0, p, NULL, NULL };
+	*out = (struct xk_source){ .receive = recvfrom_receive,
+				   .release = plain_release,
+				   .fd = p->fd,
+				   .self = p,
+				   .label = { .hook = XK_HOOK_SOCKET },
+				   .disorder_ns = 1000000, /* CPUs take the time first, and then their turn in the ring */
+				   .delay_ns = 50000000 + 2000000ull * p->config.retire_ms,
+				   .lost = lost };
 	if (p->config.kind == XK_RECVMMSG)
 		out->receive = recvmmsg_receive;
 	if (p->config.kind == XK_TPACKET_V3) {

@@ -2,6 +2,7 @@
 /* RX and FILL: packets of one or more buffers, held until their frames are recycled; and a socket as a worker's source. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/bpf.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -183,6 +184,8 @@ static int source_receive(void *self, struct xk_view *out)
 					   .wire_len = b->len[i],
 					   .time_ns = b->time_ns[i],
 					   .rule = b->rule[i],
+					   .verdict = XDP_REDIRECT,
+					   .queue = x->number,
 					   .more = end - first - 1,
 					   .parts = &x->parts[first + 1] };
 		for (uint32_t j = first + 1; j < end; j++)
@@ -210,7 +213,30 @@ void xk_xsk_unread(struct xk_xsk *x, int unread)
 	pool_unlock(x->pool);
 }
 
-void xk_xsk_source(struct xk_xsk *x, struct xk_source *out)
+static int source_empty(const void *self)
 {
-	*out = (struct xk_source){ source_receive, source_release, x->fd, 0, x, NULL, source_nudge };
+	const struct xk_xsk *x = self;
+
+	return xk_ring_load(x->rx.shared_producer) == x->rx.consumer;
+}
+
+static uint64_t source_lost(const void *self)
+{
+	struct xk_xsk_stats s;
+
+	return xk_xsk_stats(self, &s) ? 0 : s.rx_dropped + s.rx_ring_full;
+}
+
+void xk_xsk_source(struct xk_xsk *x, uint32_t queue, struct xk_source *out)
+{
+	x->number = queue;
+	*out = (struct xk_source){ .receive = source_receive,
+				   .release = source_release,
+				   .fd = x->fd,
+				   .self = x,
+				   .nudge = source_nudge,
+				   .label = { .hook = XK_HOOK_XDP, .queues = 1 },
+				   .delay_ns = 50000000, /* from the program to the end of a NAPI poll, and more */
+				   .empty = source_empty,
+				   .lost = source_lost };
 }

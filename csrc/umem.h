@@ -91,7 +91,8 @@ struct xk_xsk {
 	/* the batch that a worker holds */
 	struct xk_batch batch;
 	struct xk_part *parts;
-	uint32_t keep; /* free frames that stay for TX */
+	uint32_t keep;	 /* free frames that stay for TX */
+	uint32_t number; /* of its queue, for the packets of a worker */
 	struct xk_times times;
 };
 

@@ -10,7 +10,7 @@
  *
  *   A *source* delivers packets in batches: an AF_XDP socket, a TPACKET_V3 ring, a plain packet socket, or the copies
  *   that a program writes into a BPF ring buffer.  A *worker* is
- *   a thread that moves batches from one source into one *sink* (count, pcapng) and gives the buffers back.  Python
+ *   a thread that moves batches from one source into one *sink* (count, pcapng, delays) and gives the buffers back.  Python
  *   drains AF_XDP sockets itself with xk_xsk_receive()/xk_xsk_recycle(); both ways never run on one socket at once.
  *
  *   Frames of a UMEM belong to a *pool*, and have one owner at any time:
@@ -450,32 +450,42 @@ int xk_copies_stats(const struct xk_copies *c, uint64_t *packets, uint64_t *lost
 /* Quiet, unmap, free. */
 void xk_copies_close(struct xk_copies *c);
 
-/* ---- sinks and workers (worker.c) ---- */
+/* ---- sinks (sink.c) ---- */
 
 struct xk_sink;
 
-/* Counts and forgets; `limit` packets in all, 0 for no limit. */
-int xk_sink_count(uint64_t limit, struct xk_sink **out);
+/* Counts packets and forgets them; `limit` in all, 0 for no limit.  `workers`: how many will be started with it. */
+int xk_sink_count(uint64_t limit, uint32_t workers, struct xk_sink **out);
 /*
- * Writes a pcapng Enhanced Packet Block per packet to `fd` (not owned), shared by all workers of the sink.  `limit`:
- * packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0 for all.  A reader of a pipe that
- * has stopped reading ends in ETIMEDOUT a second after the order to stop.
+ * Writes a pcapng Enhanced Packet Block per packet to `fd` (not owned), in the order of the packets' times, which delays
+ * them by 0.1 s at most.  `limit`: packets to write in all, 0 for no limit.  `snaplen`: bytes of each packet to keep, 0
+ * for 256 KiB.  `workers`: how many will be started; their interface ids are different.  Every `interval_ms` (0: never)
+ * an Interface Statistics Block for each follows.  After a failed write a regular file ends with its last whole block.
+ * A reader of a pipe that has stopped reading ends in ETIMEDOUT a second after the order to stop.
  */
-int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, struct xk_sink **out);
+int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, uint32_t workers, uint32_t interval_ms,
+		   struct xk_sink **out);
+/* Texts (255 bytes at most are kept) for opt_comment: of packets that rule 0 .. count-1 took, from the next one on. */
+int xk_sink_rules(struct xk_sink *s, uint32_t count, const char *const *texts);
 /*
  * Writes into delay_ns (of the caller, `room` entries, kept until xk_sink_close()) how long ago each packet was sent: the
- * time that stands at `offset` in it, 64 bits big-endian, ns of CLOCK_MONOTONIC.  `written` counts those that found room.
+ * time that stands at `offset` in it, 64 bits big-endian, ns of CLOCK_MONOTONIC.  For one worker.  `written` counts
+ * those that found room.
  */
-int xk_sink_delays(uint32_t offset, uint32_t *delay_ns, uint32_t room, struct xk_sink **out);
-/* 1 once the sink wants no more: its limit is reached or a write failed. */
+int xk_sink_delays(uint32_t offset, uint64_t *delay_ns, uint32_t room, struct xk_sink **out);
+/* 1 once the sink takes no more: its limit is reached or a write failed. */
 int xk_sink_done(const struct xk_sink *s);
+/* Its workers have been joined before. */
 void xk_sink_close(struct xk_sink *s);
+
+/* ---- workers (worker.c) ---- */
 
 struct xk_worker_stats {
 	uint64_t packets;  /* received from the source */
 	uint64_t bytes;
 	uint64_t written;  /* taken by the sink */
 	uint64_t refused;  /* received after the sink's limit, or lost to a failed write */
+	uint64_t failed;   /* of them, lost to a failed write */
 	uint64_t batches;
 	uint64_t looks;    /* looks that found nothing */
 	uint64_t nudges;   /* of them, system calls that let the driver go on (busy poll, need_wakeup) */
@@ -504,8 +514,12 @@ enum { XK_HOOK_XDP, XK_HOOK_TC, XK_HOOK_SOCKET };
 int xk_worker_start_copies(struct xk_copies *c, struct xk_sink *sink, uint32_t interface, int hook, int outbound,
 			   int wait, int cpu, struct xk_worker **out);
 void xk_worker_stats(const struct xk_worker *w, struct xk_worker_stats *out);
-/* Ask all to stop; each drains its source until it is empty, flushes, and ends.  Then the final counts. */
+/*
+ * Ask all workers of a sink to stop: each drains its source until it is empty, and ends.  Wait for all: each may write
+ * what the others received.  Then take the final counts and free them.
+ */
 void xk_worker_stop(struct xk_worker *w);
+void xk_worker_wait(struct xk_worker *w);
 void xk_worker_join(struct xk_worker *w, struct xk_worker_stats *out);
 
 /* ---- forwarding (forward.c) ---- */
@@ -583,11 +597,19 @@ struct xk_view {
 	uint32_t wire_len;
 	uint64_t time_ns; /* CLOCK_REALTIME */
 	uint32_t rule;
-	uint32_t verdict; /* enum xdp_action, where the worker has a place for it */
+	uint32_t verdict; /* enum xdp_action */
 	uint32_t more; /* further buffers */
 	const struct xk_part *parts;
+	uint32_t queue; /* on which it was received */
 };
 #define XK_BATCH 256u
+
+/* What is known of all packets of a source: the options of their pcapng blocks. */
+struct xk_label {
+	int hook;     /* XK_HOOK_*: whose verdicts they are; XK_HOOK_SOCKET: none */
+	int outbound; /* they were leaving the host */
+	int queues;   /* their queue is known */
+};
 
 /* A source as a worker sees it. */
 struct xk_source {
@@ -603,12 +625,26 @@ struct xk_source {
 	void (*sleep)(void *self);
 	/* Called when there was nothing: let the driver go on, where it asks for that; 1 if a system call did. */
 	int (*nudge)(void *self);
+	struct xk_label label;
+	/* A packet may come after one whose time is so much younger. */
+	uint64_t disorder_ns;
+	/* A packet may come so much later than its time. */
+	uint64_t delay_ns;
+	/* Whether nothing waits: called by any thread while the worker rests; NULL: it is when it was. */
+	int (*empty)(const void *self);
+	/* Packets that user space was too slow for, so far: called by any thread; NULL: not known. */
+	uint64_t (*lost)(const void *self);
 };
-void xk_xsk_source(struct xk_xsk *x, struct xk_source *out);
+/* Start a worker on any source, of which it keeps a copy. */
+int xk_worker_start(const struct xk_source *source, struct xk_sink *sink, uint32_t interface, int wait, int cpu,
+		    struct xk_worker **out);
+void xk_xsk_source(struct xk_xsk *x, uint32_t queue, struct xk_source *out);
 /* Whether nobody reads what comes, which says in what order frames are best used: see struct xk_pool. */
 void xk_xsk_unread(struct xk_xsk *x, int unread);
 void xk_packet_source(struct xk_packet *p, struct xk_source *out);
 void xk_copies_source(struct xk_copies *c, struct xk_source *out);
+/* Whether the reader looks by itself, at least every 0.1 s: then the program spares the wake-ups and what they need. */
+void xk_copies_nap(struct xk_copies *c, int nap);
 
 /*
  * XK_WAIT_ADAPTIVE: empty looks at a ring before sleeping, some 20 us where no look is a system call.  Where packets come

@@ -50,6 +50,7 @@ def capture(data):
                 "interface": interface, "time_ns": high << 32 | low, "data": body[20 : 20 + kept], "length": length,
                 "flags": struct.unpack("=I", found[2])[0],
                 "queue": struct.unpack("=I", found[6])[0] if 6 in found else None, "verdict": found.get(7),
+                "comment": found[1].decode() if 1 in found else None,
             })  # fmt: skip
         else:
             assert kind == 5

@@ -696,14 +696,14 @@ def test_a_reader_of_a_pipe_that_does_not_read_cannot_keep_the_workers_from_stop
     with right.namespace, attach(DNS, right.name) as link, link.sockets() as sockets:
         with os.fdopen(writer, "wb", buffering=0) as file:
             workers = sockets.write(file)
-            for queue in (0, 1):  # more than the 64 KiB of the pipe
-                left.send(frames(left, right, range(200), size=1000), queue=queue)
+            for queue in (0, 1):  # more than the MiB of the pipe
+                left.send(frames(left, right, range(800), size=1000), queue=queue)
             until(lambda: full(writer), "a full pipe")
             with pytest.raises(TimeoutError):
                 workers.close()
     os.close(reader)
     ledger = link.ledger()
-    assert (ledger.delivered, ledger.written + ledger.refused, ledger.problems()) == (400, 400, ())
+    assert (ledger.delivered, ledger.written + ledger.refused, ledger.problems()) == (1600, 1600, ())
     assert ledger.refused > 0
 
 

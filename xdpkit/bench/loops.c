@@ -30,7 +30,7 @@
 enum { RING = 2048, FRAMES = 4096, BATCH = 64 }; /* libxdp's defaults, and the examples' batch */
 
 struct delays {
-	uint32_t *ns;
+	uint64_t *ns;
 	uint32_t room, count, offset;
 };
 
@@ -49,7 +49,7 @@ static void note(struct delays *d, const uint8_t *packet, uint64_t now)
 	if (d->count == d->room)
 		return;
 	memcpy(&sent, packet + d->offset, sizeof(sent));
-	d->ns[d->count++] = (uint32_t)(now - be64toh(sent));
+	d->ns[d->count++] = now - be64toh(sent);
 }
 
 /* ---- AF_XDP ---- */

@@ -112,7 +112,7 @@ class Calls:
         self.close()
 
 
-def percentiles(delays_ns: NDArray[np.uint32]) -> tuple[float, float, float] | None:
+def percentiles(delays_ns: NDArray[np.uint32] | NDArray[np.uint64]) -> tuple[float, float, float] | None:
     """50th, 99th and 99.9th percentile in microseconds; None of nothing."""
     if not len(delays_ns):
         return None

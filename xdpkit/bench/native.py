@@ -22,7 +22,7 @@ DELAYS = 1 << 20
 
 ffi = cffi.FFI()
 ffi.cdef("""
-struct delays { uint32_t *ns; uint32_t room, count, offset; };
+struct delays { uint64_t *ns; uint32_t room, count, offset; };
 int plain_open(int ifindex, int queue, uint32_t frame_size);
 uint64_t plain_run(const int *stop, struct delays *delays);
 uint64_t receive_run(int fd, int batch, const int *stop, struct delays *delays);

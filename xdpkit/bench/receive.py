@@ -34,10 +34,10 @@ def _sink(site: Site) -> Iterator[tuple[Any, int]]:
     """A sink of the core that counts, or that keeps delays; and a place for its threads' CPU."""
     out = core.ffi.new("struct xk_sink **")
     if site.stamped:
-        room = core.ffi.from_buffer("uint32_t[]", site.delays_ns, require_writable=True)
+        room = core.ffi.from_buffer("uint64_t[]", site.delays_ns, require_writable=True)
         check(lib.xk_sink_delays(_IN_FRAME, room, len(site.delays_ns), out))
     else:
-        check(lib.xk_sink_count(0, out))
+        check(lib.xk_sink_count(0, 1, out))
     try:
         yield out[0], site.cpu
     finally:
@@ -130,7 +130,7 @@ def _afxdp_python(site: Site) -> Iterator[Running]:
                     self.total_bytes += int(batch.lengths.sum())
                     if site.stamped and self.delays < len(site.delays_ns):
                         sent = int.from_bytes(batch.frames[len(batch) // 2][_IN_FRAME : _IN_FRAME + 8])
-                        site.delays_ns[self.delays] = min(time.monotonic_ns() - sent, 0xFFFFFFFF)
+                        site.delays_ns[self.delays] = time.monotonic_ns() - sent
                         self.delays += 1
                     if timeout and time.monotonic() > deadline:
                         return
@@ -202,7 +202,7 @@ def _python_recv(site: Site) -> Iterator[Running]:
                         self.received += 1
                         if site.stamped and self.delays < len(site.delays_ns):
                             sent = int.from_bytes(packet[_IN_FRAME : _IN_FRAME + 8])
-                            site.delays_ns[self.delays] = min(time.monotonic_ns() - sent, 0xFFFFFFFF)
+                            site.delays_ns[self.delays] = time.monotonic_ns() - sent
                             self.delays += 1
                 except TimeoutError:
                     pass

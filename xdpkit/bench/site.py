@@ -34,7 +34,7 @@ class Site:
     size: int
     cpu: int
     wait: Wait = "adaptive"
-    delays_ns: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    delays_ns: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     @property
     def stamped(self) -> bool:
@@ -43,7 +43,7 @@ class Site:
 
     def ask_delays(self) -> None:
         """Make room for delays."""
-        self.delays_ns = np.zeros(DELAYS, np.uint32)
+        self.delays_ns = np.zeros(DELAYS, np.uint64)
 
 
 class Running:
@@ -93,7 +93,7 @@ def _built(pipe: Pipeline) -> Built:
 def loop(site: Site, me: Running, offset: int, run: Callable[[Any, Any], int]) -> Iterator[Running]:
     """A C loop, ``run(stop, delays)``, in a thread until the block ends; it then drains and is counted."""
     stop = ffi.new("int *")
-    room = ffi.from_buffer("uint32_t[]", site.delays_ns, require_writable=True) if site.stamped else ffi.NULL
+    room = ffi.from_buffer("uint64_t[]", site.delays_ns, require_writable=True) if site.stamped else ffi.NULL
     delays = ffi.new("struct delays *", {"ns": room, "room": len(site.delays_ns), "offset": offset})
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, stop, delays)

@@ -13,7 +13,7 @@
 enum { BUFFERS = 2048, SLOT = 9216, GROUP = 1 };
 
 struct delays {
-	uint32_t *ns;
+	uint64_t *ns;
 	uint32_t room, count, offset;
 };
 
@@ -75,7 +75,7 @@ int64_t uring_run(int fd, const int *stop, struct delays *delays)
 				if (delays->count < delays->room) {
 					memcpy(&sent, data + delays->offset, sizeof(sent));
 					sent = be64toh(sent); /* may have come since we looked at the clock */
-					delays->ns[delays->count++] = sent < now ? (uint32_t)(now - sent) : 0;
+					delays->ns[delays->count++] = sent < now ? now - sent : 0;
 				}
 				io_uring_buf_ring_add(buffers, data, SLOT, id, io_uring_buf_ring_mask(BUFFERS),
 						      (int)returned++);

@@ -144,6 +144,9 @@ class Sockets:
         """Let the REDIRECT of ``program``, which the link runs from now on, find these sockets."""
         if self._queues is not None:
             self._in_map = self._queues.reach(program)
+        for drained in (self, *self._groups.values()):
+            if isinstance(drained._workers, Workers) and not drained._workers.ended:
+                drained._workers._name_rules(program)
 
     def group(self, name: str) -> Group:
         """The sockets of a named group, which ``Redirect(group=...)`` sends to, to be drained by themselves while these

@@ -16,6 +16,7 @@ from typing import IO, Any, Protocol
 from ..device.placement import place
 from ..files import pcapng
 from ..kernel.core import check, ffi, lib
+from ..kernel.program import Program
 from ..language.rule import Rule
 from .attached import Attached
 from .copies import CopiesSocket
@@ -24,6 +25,11 @@ from .packet_socket import PacketSocket
 from .xsk import Socket, SocketStats
 
 __all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
+
+
+#: A capture file says so often how many packets there were and how many were lost, so that one whose writer was killed
+#: says it too.
+STATISTICS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +129,14 @@ class Workers:
         self._file, self._owned = self._target(target)
         sink = ffi.new("struct xk_sink **")
         if self._file is None:
-            check(lib.xk_sink_count(limit, sink), "sink")
+            check(lib.xk_sink_count(limit, len(queues), sink), "sink")
         else:
             self._begin(self._file, self._header(queues, snaplen))
-            check(lib.xk_sink_pcapng(self._file.fileno(), limit, snaplen, sink), "sink")
+            interval_ms = round(STATISTICS_SECONDS * 1000)
+            result = lib.xk_sink_pcapng(self._file.fileno(), limit, snaplen, len(queues), interval_ms, sink)
+            check(result, "capture", "raise 'ulimit -v'" if result == -errno.ENOMEM else "")
         self._sink = sink[0]
+        self._name_rules()
         sockets._started(self)
         try:
             for number, queue in enumerate(queues):
@@ -152,8 +161,7 @@ class Workers:
             appends = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not appends:
                 file.truncate()
-            file.write(header)
-            file.flush()
+            _write_whole(file, header)
         except OSError as error:
             if self._owned:
                 file.close()
@@ -188,6 +196,16 @@ class Workers:
         state = "ended" if self.ended else f"{number} running"
         return f"<Workers on {at.device.name}: packets are {self.name}, {state}>"
 
+    def _name_rules(self, program: Program | None = None) -> None:
+        """Write the names of the program's rules with the packets that they take, where packets come with their rule:
+        called again when the link runs another ``program``."""
+        at = self._sockets._attached
+        program = program or at.program
+        if self._file is None or not (at.got.timestamps or isinstance(self._sockets._packet, CopiesSocket)):
+            return
+        texts = [ffi.new("char[]", f"rule {rule.name}".encode()) for rule in program.pipeline.outcomes]
+        check(lib.xk_sink_rules(self._sink, len(texts), ffi.new("char *[]", texts)), "capture")
+
     @property
     def done(self) -> bool:
         """No more will come: the sink's limit is reached, a write failed, or the pipeline is no longer on the device
@@ -217,6 +235,8 @@ class Workers:
         self._sockets.stop_inflow()
         for handle in self._handles:
             lib.xk_worker_stop(handle)
+        for handle in self._handles:
+            lib.xk_worker_wait(handle)
         raw = ffi.new("struct xk_worker_stats *")
         each = []
         for handle in self._handles:
@@ -237,6 +257,7 @@ class Workers:
             if self._total.error:
                 raise OSError(self._total.error, os.strerror(self._total.error), str(self._file.name))
             stats = [x.stats() for x in self._sockets.xsks] or [self._sockets.stats()]
+            blocks = b""
             for number, (worker, socket) in enumerate(zip(each, stats, strict=False)):
                 lost = socket.rx_dropped + socket.rx_ring_full
                 counts = pcapng.InterfaceStatistics(
@@ -246,8 +267,8 @@ class Workers:
                     os_dropped=lost,
                     delivered=worker.written,
                 )
-                file.write(pcapng.statistics(number, now, self._start_ns, counts))
-            file.flush()
+                blocks += pcapng.statistics(number, now, self._start_ns, counts)
+            _write_whole(file, blocks)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(file.name)) from None
         finally:
@@ -261,6 +282,20 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _write_whole(file: IO[bytes], blocks: bytes) -> None:
+    """Write all of ``blocks``, or, to a regular file, nothing: what a full disk cuts is no block."""
+    file.flush()
+    written = 0
+    try:
+        while written < len(blocks):
+            written += os.write(file.fileno(), blocks[written:])
+    except OSError:
+        status = os.fstat(file.fileno())
+        if written and stat.S_ISREG(status.st_mode):
+            os.ftruncate(file.fileno(), status.st_size - written)
+        raise
 
 
 def wait_number(wait: Wait) -> int:
