@@ -39,6 +39,7 @@
 #define COMMENT_MAX 255u
 #define PATIENCE_MS 1000 /* with a reader that does not read, once told to stop */
 #define PIPE_BYTES (1 << 20)
+#define MOST_WORKERS 64u /* of a sink for delays */
 #define NEVER UINT64_MAX
 
 struct buffer {
@@ -143,7 +144,7 @@ int xk_sink_count(uint64_t limit, uint32_t writers, struct xk_sink **out)
 
 int xk_sink_delays(uint32_t offset, uint64_t *delay_ns, uint32_t room, struct xk_sink **out)
 {
-	int error = new_sink(-1, room, 1, out);
+	int error = new_sink(-1, room, MOST_WORKERS, out);
 
 	if (!error) {
 		(*out)->delays = delay_ns;

@@ -469,7 +469,7 @@ int xk_sink_pcapng(int fd, uint64_t limit, uint32_t snaplen, uint32_t workers, u
 int xk_sink_rules(struct xk_sink *s, uint32_t count, const char *const *texts);
 /*
  * Writes into delay_ns (of the caller, `room` entries, kept until xk_sink_close()) how long ago each packet was sent: the
- * time that stands at `offset` in it, 64 bits big-endian, ns of CLOCK_MONOTONIC.  For one worker.  `written` counts
+ * time that stands at `offset` in it, 64 bits big-endian, ns of CLOCK_MONOTONIC.  For 64 workers at most.  `written` counts
  * those that found room.
  */
 int xk_sink_delays(uint32_t offset, uint64_t *delay_ns, uint32_t room, struct xk_sink **out);

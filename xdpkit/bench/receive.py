@@ -26,6 +26,8 @@ __all__ = ["RECEIVE"]
 _IN_FRAME = 42 + TIME_OFFSET
 _RECVFROM, _RECVMMSG, _TPACKET_V3 = 0, 1, 2
 _ALL = 3  # ETH_P_ALL
+#: Packet sockets of a fanout group, each with a worker.
+MOST_WORKERS = 64
 _FANOUT_LB = 1  # PACKET_FANOUT_LB: in turn
 
 
@@ -37,7 +39,7 @@ def _sink(site: Site) -> Iterator[tuple[Any, int]]:
         room = core.ffi.from_buffer("uint64_t[]", site.delays_ns, require_writable=True)
         check(lib.xk_sink_delays(_IN_FRAME, room, len(site.delays_ns), out))
     else:
-        check(lib.xk_sink_count(0, 1, out))
+        check(lib.xk_sink_count(0, MOST_WORKERS, out))
     try:
         yield out[0], site.cpu
     finally:
