@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
-__all__ = ["counted", "make_console", "make_progress", "notice", "print_line", "si", "visible"]
+__all__ = ["counted", "make_console", "make_progress", "notice", "print_line", "print_table", "si", "visible"]
 
 
 def si(value: float, unit: str = "") -> str:
@@ -65,6 +66,18 @@ def make_console(**options: Any) -> Console:
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def print_table(out: Console, table: Table) -> None:
+    """Print ``table``; where no terminal is, without blanks at the ends of lines."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    out.print(
+        "\n".join(line.rstrip() for line in captured.get().splitlines()), soft_wrap=True, markup=False, highlight=False
+    )
 
 
 def make_progress() -> Progress:

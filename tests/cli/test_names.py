@@ -111,7 +111,7 @@ def test_control_characters_of_wrong_usage_stay_off_the_terminal(make_veth, args
 
 def test_control_characters_of_devices_and_processes_stay_off_the_terminal(make_veth, rules):
     _, right = make_veth()
-    fails(xdpkit(right, "run", rules, "-i", BAD), r"a\x1b[31mb\nc\u202ed")
+    fails(xdpkit(right, "run", rules, "-i", BAD[:-1]), r"a\x1b[31mb\nc\u202ed")
     with make_console(width=100, force_terminal=False, file=open(os.devnull, "w"), record=True) as console:
         render([Finding("holder", "problem", f"held by process 1 ({BAD})", f"stop [red]{BAD}")], console)
     assert SHOWN in console.export_text().replace("\n", "")

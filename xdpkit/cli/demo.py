@@ -6,6 +6,7 @@ Two network namespaces joined by a veth pair; one sends DNS, web and unwanted tr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +14,17 @@ from scapy.layers.dns import DNS, DNSQR
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
-from ..lab.lab import Lab
+from ..lab.lab import Lab, Namespace
 from ..language.pipeline import load_file
 from ..link.attach import Link, attach
 from ..link.ledger import Ledger
 from ..sockets.workers import Workers
+from ..terminal import make_console, print_table, visible
+from .signals import signals
+from .table import headline, table
+from .watch import Watched
 
-__all__ = ["PIPELINE", "RATE_PPS", "demo"]
+__all__ = ["PIPELINE", "RATE_PPS", "demo", "show_demo"]
 
 PIPELINE = Path(__file__).with_name("demo_pipeline.py")
 RATE_PPS = 100_000
@@ -56,3 +61,28 @@ def demo(path: Path, seconds: float, watch: Callable[[Link, Workers, float], Non
                     sent = generator.stop()
                     generator.settle()
         return link.ledger(), sent - generator.dropped
+
+
+def show_demo(write: Path, duration: float) -> None:
+    """``xdpkit demo``: the plan, the live table, and where every packet went."""
+    Namespace("probe").close()  # without privilege it fails here, before it says what it will do
+    console = make_console()
+    console.print(f"pipeline {os.path.relpath(PIPELINE)}:", style="bold")
+    for rule in load_file(PIPELINE).outcomes:
+        console.print(visible(f"  {rule.name:<8} {rule}"))
+    console.print(f"traffic: {RATE_PPS:,} packets/s asked for, {duration:g} s, over a veth pair of two queues\n")
+    with signals() as stop:
+
+        def watch(link: Link, workers: Workers, seconds: float) -> None:
+            Watched(link, stop, seconds, 0, console, False).run(workers)
+
+        ledger, arrived = demo(write, duration, watch)
+    console.print(headline(ledger), soft_wrap=not console.is_terminal)
+    print_table(console, table(ledger))
+    for problem in ledger.problems():
+        raise OSError(f"the ledger does not sum: {problem}")
+    if arrived != ledger.seen:
+        raise OSError(f"{arrived} packets arrived but the program saw {ledger.seen}")
+    size = write.stat().st_size
+    console.print(f"\nevery packet is accounted for: {arrived:,} sent, {ledger.seen:,} seen, {ledger.lost:,} lost")
+    console.print(visible(f"capture: {write} ({size:,} bytes); look at it with: tcpdump -nr {write}"), soft_wrap=True)

@@ -7,18 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..language.errors import PipelineError
-from ..language.sets import SetSpec
-from ..sets.columns import Columns, Source, read
-from ..sets.feeds import read_feed
-from ..sets.files import action_named, content, plain, seconds
-from ..sets.live import Change, LiveMember, LiveSet
-from ..sets.pins import Pin, pinned_names, pinned_spec
 from ..terminal import notice, print_line, visible
+
+if TYPE_CHECKING:
+    from ..language.sets import SetSpec
+    from ..sets.columns import Columns, Source
+    from ..sets.live import Change, LiveMember, LiveSet
 
 sets = typer.Typer(
     name="set",
@@ -47,6 +46,8 @@ AllowEmpty = Annotated[
 
 
 def _seconds(value: str) -> float:
+    from ..sets.files import seconds
+
     try:
         return seconds(value)
     except ValueError as error:
@@ -59,6 +60,8 @@ def list_sets(as_json: AsJson = False) -> None:
 
     Example: xdpkit set list
     """
+    from ..sets.pins import pinned_names, pinned_spec
+
     rows: list[dict[str, Any]] = []
     for name in pinned_names():
         with _open(pinned_spec(name)) as live:
@@ -81,6 +84,8 @@ def show(name: Name, as_json: AsJson = False) -> None:
 
     Example: xdpkit set show blocked > blocked.txt
     """
+    from ..sets.pins import pinned_spec
+
     with _open(pinned_spec(name)) as live:
         members, spec, capacity = live.members(), live.spec, live.capacity
     if as_json:
@@ -111,6 +116,9 @@ def add(
 
     Example: xdpkit set add blocked 192.0.2.7 198.51.100.0/24 --timeout 1h
     """
+    from ..sets.files import action_named
+    from ..sets.pins import pinned_spec
+
     spec, limit = pinned_spec(name), _seconds(timeout)
     source = _source(members, file)
     if action and not file:
@@ -131,6 +139,8 @@ def remove(name: Name, members: Members = None, file: FromFile = "", as_json: As
 
     Example: xdpkit set remove blocked 192.0.2.7
     """
+    from ..sets.pins import pinned_spec
+
     source = _source(members, file)
     _change(pinned_spec(name), as_json, lambda live: live.update(remove=source))
 
@@ -143,6 +153,8 @@ def test_member(name: Name, member: Annotated[str, typer.Argument(metavar="MEMBE
 
     Example: xdpkit set test blocked 192.0.2.7 && echo blocked
     """
+    from ..sets.pins import pinned_spec
+
     with _open(pinned_spec(name)) as live:
         there = member in live
     print_line(f"{member} is {'' if there else 'not '}in set {name}")
@@ -159,6 +171,8 @@ def replace_all(
 
     Example: ipset save blocked | xdpkit set replace blocked -
     """
+    from ..sets.pins import pinned_spec
+
     with _open(pinned_spec(name)) as live:
         count = live.replace(_listed(live.spec, file, lenient=lenient, allow_empty=allow_empty))
     print_line(json.dumps({"entries": count}) if as_json else f"{name}: {count:,} entries")
@@ -181,6 +195,8 @@ def sync(
 
     Example: xdpkit set sync blocked feed.csv --lenient
     """
+    from ..sets.pins import pinned_spec
+
     spec = pinned_spec(name)
 
     def do(live: LiveSet) -> Change:
@@ -195,6 +211,8 @@ def flush(name: Name, as_json: AsJson = False) -> None:
 
     Example: xdpkit set flush blocked
     """
+    from ..sets.pins import pinned_spec
+
     with _open(pinned_spec(name)) as live:
         count = live.flush()
     print_line(json.dumps({"removed": count}) if as_json else f"{name}: {count:,} removed")
@@ -208,6 +226,8 @@ def sweep(name: Name, as_json: AsJson = False) -> None:
 
     Example: xdpkit set sweep blocked
     """
+    from ..sets.pins import pinned_spec
+
     with _open(pinned_spec(name)) as live:
         count = live.sweep()
     print_line(json.dumps({"swept": count}) if as_json else f"{name}: {count:,} swept")
@@ -221,6 +241,8 @@ def delete(name: Name) -> None:
 
     Example: xdpkit set delete blocked
     """
+    from ..sets.pins import Pin, pinned_names, pinned_spec
+
     if name not in pinned_names():
         pinned_spec(name)  # raises
     with Pin(name) as pin, pin.locked():
@@ -230,6 +252,10 @@ def delete(name: Name) -> None:
 def _listed(spec: SetSpec, file: str, *, lenient: bool, allow_empty: bool) -> Columns:
     """The members of a file, which must have some unless it is said that it may be empty: a feed that comes back empty
     must not open what it closed."""
+    from ..sets.columns import read
+    from ..sets.feeds import read_feed
+    from ..sets.files import content
+
     name = "standard input" if file == "-" else file
     if lenient:
         if len(spec.fields) > 1 or spec.actions or spec.fields[0].kind not in ("ipv4", "ipv6", "ip"):
@@ -256,6 +282,9 @@ def _source(members: list[str] | None, file: str) -> Source:
 @contextmanager
 def _open(spec: SetSpec) -> Iterator[LiveSet]:
     """The set; errors of members without a place in Python, for the user has none."""
+    from ..sets.files import plain
+    from ..sets.live import LiveSet
+
     try:
         with LiveSet(spec) as live:
             yield live

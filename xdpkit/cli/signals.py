@@ -12,12 +12,15 @@ __all__ = ["Signals", "signals"]
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 to reload.  No threading.Event: its lock is held for a moment by
-    who waits, and a signal handler that runs in that moment, in the same thread, would wait for it for ever."""
+    """SIGINT, SIGTERM and SIGHUP ask to stop, SIGUSR1 to reload, SIGUSR2 confirms (``confirmed``).
+
+    This is no threading.Event: a thread that waits for one holds its lock for a moment.  A signal handler that runs in
+    this moment, in the same thread, would wait for that lock for ever."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.stopped = False
+        self.confirmed = False
         self._reload = False
 
     def stop(self, *_: object) -> None:
@@ -30,16 +33,21 @@ class Signals:
         self._reload = True
         os.eventfd_write(self._fd, 1)
 
+    def confirm(self, *_: object) -> None:
+        """The handler of SIGUSR2."""
+        self.confirmed = True
+        os.eventfd_write(self._fd, 1)
+
     def wait(self, timeout: float) -> bool:
         """True once a signal to stop came; False after ``timeout`` seconds, or when something else did."""
         if not self.stopped and select.select([self._fd], [], [], timeout)[0]:
             os.eventfd_read(self._fd)
         return self.stopped
 
-    def asked_to_reload(self) -> bool:
+    def reload_wanted(self) -> bool:
         """SIGUSR1 came since the last call."""
-        asked, self._reload = self._reload, False
-        return asked
+        wanted, self._reload = self._reload, False
+        return wanted
 
     def close(self) -> None:
         """Close the descriptor; the handlers are gone."""
@@ -51,9 +59,14 @@ def signals() -> Iterator[Signals]:
     """Take the signals for as long as the block runs."""
     found = Signals()
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), found.stop) | {
-        signal.SIGUSR1: found.reload
+        signal.SIGUSR1: found.reload,
+        signal.SIGUSR2: found.confirm,
     }
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous = {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # nohup has it ignored
+    }
     try:
         yield found
     finally:

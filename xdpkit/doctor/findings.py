@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..terminal import visible
+from ..terminal import print_table, visible
 
 __all__ = ["Finding", "as_json", "render"]
 
@@ -42,7 +42,7 @@ def render(findings: Sequence[Finding], console: Console) -> None:
         )
         if finding.advice:
             table.add_row("", "", Text(visible(f"-> {finding.advice}")))
-    console.print(table)
+    print_table(console, table)
 
 
 def as_json(findings: Sequence[Finding]) -> str:

@@ -169,7 +169,7 @@ class Ledger:
 
     def rows(self) -> list[tuple[str, int, str]]:
         """(stage, packets, remark), in the order of a packet's way."""
-        rows = [("seen", self.seen, f"{self.seen_bytes} bytes")]
+        rows = [("seen", self.seen, f"{self.seen_bytes:,} bytes")]
         for r in self.rules:
             failed = f"; {r.failed} not done: full" if r.failed else ""
             rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action + failed)]

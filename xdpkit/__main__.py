@@ -1,0 +1,5 @@
+"""``python -m xdpkit``: the command ``xdpkit``."""
+
+from .cli.entry import main
+
+main()
