@@ -80,7 +80,7 @@ def test_a_capture_to_a_closed_standard_output_is_one_line_and_nothing_stays_att
 
 @pytest.mark.parametrize(
     ("what", "limit"),
-    [(resource.RLIMIT_NOFILE, n) for n in (4, 6, 12, 18, 24)]
+    [(resource.RLIMIT_NOFILE, n) for n in (6, 12, 18, 24)]
     + [(resource.RLIMIT_AS, megabytes << 20) for megabytes in (60, 150, 250, 350)],
 )
 def test_too_few_descriptors_or_too_little_memory_is_no_traceback(make_veth, what, limit):
