@@ -21,6 +21,7 @@ import typer
 from ..language.errors import FrameError, NotSupported, PipelineError, VerifierError
 from ..terminal import notice, print_line, visible
 from .bench import bench
+from .failure import fail
 from .offline import PipelineFile, build_command, replay_command, show_command
 from .sets import sets
 
@@ -109,15 +110,6 @@ def _show_warning(
 ) -> None:
     """Print a warning about a rule as one line, with its place; ``file`` and ``line`` are not used."""
     notice(f"{filename}:{lineno}: {message}")
-
-
-def fail(error: Exception) -> NoReturn:
-    """Print ``error`` on standard error and exit with 1."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    notice(text)
-    sys.exit(1)
 
 
 def _choice(name: str) -> object:

@@ -24,7 +24,7 @@ from ..link.ledger import Ledger
 from ..sockets.options import WAITS, Bind, Mode, SocketOptions, Wait
 from ..sockets.workers import Workers, open_capture
 from ..terminal import make_console, notice, print_table
-from .main import fail
+from .failure import fail
 from .signals import signals
 from .table import headline, table
 from .watch import Watched, print_events, shown_while
