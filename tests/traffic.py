@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
 
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -68,3 +71,15 @@ def until(condition, what, timeout=10.0):
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         time.sleep(0.002)
     return value
+
+
+def detach_by_force(port, pid="self"):
+    """As `bpftool link detach`, of each link to a device that the process holds; other tests have their own."""
+    texts = []
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):
+            texts.append(path.read_text())
+    found = [re.search(r"link_id:\s*(\d+)", text)[1] for text in texts if re.search(r"link_type:\s*(xdp|tcx)", text)]
+    assert found
+    for number in found:
+        port.namespace.run(["bpftool", "link", "detach", "id", number])

@@ -1,12 +1,13 @@
 """What the library logs, and how its objects show themselves to people."""
 
+import asyncio
 import errno
 import logging
 import subprocess
 import sys
 
 import pytest
-from traffic import frames, until
+from traffic import detach_by_force, frames, until
 
 from xdpkit import DROP, PASS, REDIRECT, Pipeline, attach, ip, udp
 
@@ -68,6 +69,29 @@ def test_a_fallback_is_a_warning(make_veth, messages, monkeypatch):
     assert warnings == [
         f"other on right is at tc_ingress, not {mode} {refused.format(mode)}" for mode in ("native", "generic")
     ]
+
+
+def test_a_link_that_is_detached_by_force_is_a_warning(make_veth, messages):
+    _, right = make_veth()
+    with right.namespace, attach(other(), right.name) as link:
+        detach_by_force(right)
+        assert link.lost
+        assert repr(link) == "<Link other on right: native, lost>"
+    warnings = [text for level, text in messages() if level == "WARNING"]
+    assert warnings == ["other on right: the pipeline was detached by force, as by 'bpftool link detach'"]
+
+
+def test_an_async_reader_says_that_its_link_was_detached_by_force(make_veth):
+    _, right = make_veth()
+
+    async def read(sockets):
+        reader = asyncio.create_task(anext(sockets.batches_async()))
+        await asyncio.to_thread(detach_by_force, right)
+        await asyncio.wait_for(reader, 10)
+
+    with right.namespace, attach(dns(), right.name) as link, link.sockets() as sockets:
+        with pytest.raises(OSError, match="detached by force"):
+            asyncio.run(read(sockets))
 
 
 def test_the_library_is_silent_unless_logging_is_configured():

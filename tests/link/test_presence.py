@@ -3,13 +3,11 @@
 import errno
 import json
 import re
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from commands import DNS, FIREWALL, start, stop
 from pyroute2 import IPRoute
-from traffic import frames, take, until
+from traffic import detach_by_force, frames, take, until
 
 from xdpkit import DROP, REDIRECT, Pipeline, Program, SocketOptions, attach, compile_pipeline, udp
 from xdpkit.device import ethtool
@@ -25,18 +23,6 @@ def dns(action=REDIRECT):
     pipe = Pipeline("dns")
     pipe.rule(udp.dport == 53, action, name="dns")
     return pipe
-
-
-def detach_by_force(port, pid="self"):
-    """As `bpftool link detach`, of each link to a device that the process holds; other tests have their own."""
-    texts = []
-    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        with suppress(FileNotFoundError):
-            texts.append(path.read_text())
-    found = [re.search(r"link_id:\s*(\d+)", text)[1] for text in texts if re.search(r"link_type:\s*(xdp|tcx)", text)]
-    assert found
-    for number in found:
-        port.namespace.run(["bpftool", "link", "detach", "id", number])
 
 
 def delete(port, pid=0):

@@ -98,7 +98,7 @@ class Link:
         self._sweeps()
 
     def __repr__(self) -> str:
-        state = "open" if self._final is None else "closed"
+        state = "closed" if self._final is not None else "open" if self._lost is None else "lost"
         return f"<Link {self.pipeline.name} on {self.device.name}: {self.got.mode}, {state}>"
 
     @property
@@ -133,13 +133,17 @@ class Link:
             if self._lost is None and self._final is None:
                 self._lost = self._presence.lost(self.program)
                 if self._lost is not None:
-                    self._notes += (str(self._lost.strerror),)
+                    self._note(str(self._lost.strerror))
             return None if self._lost is None else str(self._lost.strerror)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What :meth:`check` found, a line each; also in the ledger."""
         return self._notes
+
+    def _note(self, text: str) -> None:
+        self._notes += (text,)
+        logger.warning("%s on %s: %s", self.pipeline.name, self.device.name, text.removeprefix(f"{self.device.name}: "))
 
     def check(self) -> None:
         """Look whether the pipeline is still on its device, and if the device has changed: other numbers of receive
@@ -159,7 +163,7 @@ class Link:
                 state = self._presence.state(self.program)
                 if isinstance(state, OSError):
                     self._lost = state
-                    self._notes += (str(state.strerror),)
+                    self._note(str(state.strerror))
                 elif state is not None:
                     self._follow(state)
         finally:
@@ -175,16 +179,16 @@ class Link:
                 before, rx_queues=queues, mtu=state.mtu
             )
         if queues != before.rx_queues:
-            self._notes += (self._follow_queues(before.rx_queues, queues),)
+            self._note(self._follow_queues(before.rx_queues, queues))
         if state.mtu > before.mtu:
-            self._notes += (self._follow_mtu(before.mtu, state.mtu),)
+            self._note(self._follow_mtu(before.mtu, state.mtu))
         if self.got.mode != "tc_egress":
             unseen = self._unseen.look(self._seen(), state.rx_packets)
             if unseen and not self._said_unseen:
                 self._said_unseen = True
-                self._notes += (
+                self._note(
                     f"{before.name}: {unseen} packets arrived that the pipeline did not see, and it sees none: "
-                    "another program in front of it takes them, or the driver lost it (attach again)",
+                    "another program in front of it takes them, or the driver lost it (attach again)"
                 )
 
     def _seen(self) -> int:
