@@ -261,7 +261,7 @@ def test_a_small_file_that_unpacks_to_records_without_end_is_refused(files):
     (files / "bomb.pcap.gz").write_bytes(gzip.compress(bomb, 9))
     (files / "bomb.pcap.zst").write_bytes(zstandard.ZstdCompressor().compress(bomb))
     for name in ("bomb.pcap.gz", "bomb.pcap.zst"):
-        with pytest.raises(OSError, match="unpacks to more than 1,000 times its size"):
+        with pytest.raises(OSError, match="unpacks to more than 200 times its size"):
             for _ in read_captures([files / name]):
                 pass
 

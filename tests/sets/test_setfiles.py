@@ -141,6 +141,11 @@ def test_an_error_names_the_line_and_what_is_wrong_with_it(spec, text, said):
     assert refused(spec, text).startswith(said)
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_a_small_file_that_unpacks_to_very_much_is_refused(compress):
+    assert "unpacks to more than 200 times its size" in refused(BLOCKED, compress(b"\n" * (64 << 20)))
+
+
 def test_of_several_sets_in_one_file_the_one_of_the_same_name_is_read():
     assert parsed(BLOCKED, "add other 192.0.2.2\nadd blocked 192.0.2.1\n") == TWO[:1]
 

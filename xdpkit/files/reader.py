@@ -1,30 +1,22 @@
 """Captures on disk: packets out of pcap and pcapng files, plain or compressed with gzip or zstd.
 
-The formats are in formats.py; this module adds the compression, and errors that say what is wrong with which file.
+The formats are in formats.py, the compression is in unpack.py; this module adds errors that say what is wrong with
+which file.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
-
-import zstandard
 
 from .formats import Damaged, Stream, records
 from .pcapng import LINKTYPE_ETHERNET
+from .unpack import DAMAGE, unpack
 
 __all__ = ["CapturedPacket", "Skipped", "read_captures"]
-
-#: A capture that unpacks to more bytes than this, and to so many times its size, is none: records without packets, say.
-UNPACKED_BYTES, UNPACKED_TIMES = 16 << 20, 1000
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,62 +80,7 @@ def read_captures(
 def _read(path: Path, name: str, progress: Callable[[int], None], skipped: Skipped | None) -> Iterator[CapturedPacket]:
     with ExitStack() as stack:
         raw = stack.enter_context(open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-"))
-        source = _Source(raw)
-        stream = stack.enter_context(_plain(source))
-        before = 0
-        for packet in _packets(name, _Bounded(stream, source), skipped):
-            if source.taken != before:
-                progress(source.taken - before)
-                before = source.taken
-            yield packet
-        progress(source.taken - before)
-
-
-class _Source(io.RawIOBase):
-    """The bytes of a file or a pipe; ``taken`` of them have been read."""
-
-    def __init__(self, raw: IO[bytes]):
-        self._raw, self._first, self.taken = raw, b"", 0
-
-    def peek(self, size: int) -> bytes:
-        """The first ``size`` bytes, which are read again afterwards."""
-        while len(self._first) < size and (part := self._raw.read(size - len(self._first))):
-            self._first += part
-        return self._first
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to ``size`` bytes."""
-        data, self._first = self._first[:size], self._first[size:] if size >= 0 else b""
-        data = data or self._raw.read(size)
-        self.taken += len(data)
-        return data
-
-
-class _Bounded:
-    """What a file unpacks to.  A small file that unpacks to more than a capture ever does is refused, before it takes
-    minutes and fills memory."""
-
-    def __init__(self, stream: Stream, source: _Source):
-        self._stream, self._source, self._given = stream, source, 0
-
-    def read(self, size: int, /) -> bytes:
-        data = self._stream.read(size)
-        self._given += len(data)
-        if self._given > UNPACKED_BYTES and self._given > UNPACKED_TIMES * self._source.taken:
-            raise Damaged(f"it unpacks to more than {UNPACKED_TIMES:,} times its size")
-        return data
-
-
-def _plain(source: _Source) -> Any:
-    magic = source.peek(4)
-    if magic.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=source)
-    if magic == _ZSTD:
-        return zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)  # type: ignore[arg-type]
-    return source
+        yield from _packets(name, unpack(raw, progress), skipped)
 
 
 def _packets(name: str, stream: Stream, skipped: Skipped | None) -> Iterator[CapturedPacket]:
@@ -156,5 +93,5 @@ def _packets(name: str, stream: Stream, skipped: Skipped | None) -> Iterator[Cap
                 raise OSError(0, said, name)
             else:
                 skipped.packets[name, linktype] += 1
-    except (Damaged, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+    except (Damaged, *DAMAGE) as error:
         raise OSError(0, f"not readable as a capture: {error}", name) from None

@@ -14,16 +14,14 @@ whole: PipelineError names the file, the line and what is wrong.  Nothing here k
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-import zstandard
-
+from ..files.unpack import DAMAGE, unpack
 from ..language.actions import Action
 from ..language.errors import PipelineError
 from ..language.sets import MAX_TIMEOUT, Entry, SetSpec
@@ -31,6 +29,8 @@ from .formats import csv_rows, ipset_rows, nft_elements
 
 __all__ = ["Element", "SetFile", "action_named", "content", "entries", "list_element", "parse", "seconds", "sniff"]
 
+#: Bytes of a file of members, unpacked: more than the largest set needs.
+MAX_FILE_BYTES = 1 << 30
 #: What nftables, iptables and people call our verdicts.
 _SYNONYMS = {"accept": "pass", "allow": "pass", "deny": "drop", "block": "drop", "reject": "drop"}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -62,28 +62,18 @@ class SetFile:
 
 def content(file: IO[bytes] | IO[str], name: str) -> bytes:
     """All of a file as UTF-8 text without a byte order mark, unpacked if it is compressed."""
-    raw = file.read()
+    raw = file.read(MAX_FILE_BYTES + 1)
     data = raw.encode() if isinstance(raw, str) else raw
+    stream, parts, size = unpack(io.BytesIO(data)), list[bytes](), 0
     try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        elif data[:4] == b"\x28\xb5\x2f\xfd":
-            data = _zstd(data)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        while size <= MAX_FILE_BYTES and (part := stream.read(1 << 20)):
+            parts.append(part)
+            size += len(part)
+    except DAMAGE as error:
         raise PipelineError(f"{name}: cannot be unpacked: {error}") from None
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _zstd(data: bytes) -> bytes:
-    """Every frame of ``data``; ZstdError also where the last one is cut short."""
-    parts = []
-    while data:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        parts.append(frame.decompress(data))
-        if not frame.eof:
-            raise zstandard.ZstdError("it is cut short")
-        data = frame.unused_data
-    return b"".join(parts)
+    if size > MAX_FILE_BYTES:
+        raise PipelineError(f"{name}: a file of members has at most {MAX_FILE_BYTES:,} bytes")
+    return b"".join(parts).removeprefix(b"\xef\xbb\xbf")
 
 
 def sniff(spec: SetSpec, data: bytes) -> str:
