@@ -1,5 +1,6 @@
 """What the documentation shows is run, and what it lists is complete."""
 
+import os
 import re
 import subprocess
 import sys
@@ -122,3 +123,19 @@ def test_every_command_has_an_example_in_its_help():
             [sys.executable, "-m", "xdpkit.cli.main", command, "--help"], capture_output=True, text=True, check=True
         )
         assert "Example: xdpkit" in done.stdout, command
+
+
+def test_every_command_of_the_first_hour_runs(make_veth, tmp_path):
+    _, right = make_veth(names=("eth0", "eth1"))
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    page = (ROOT / "docs/first-hour.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands:
+        done = right.namespace.run(
+            ["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+        allowed = (0, 1) if command.startswith("xdpkit doctor") else (0,)  # 1: this machine has a problem
+        assert done.returncode in allowed, (command, done.stderr)
+    assert len(commands) == 10
