@@ -15,14 +15,17 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+#include "checksum.h"
 #include "umem.h"
 
 #define STALLED_MS 1	 /* look again after this long where packets or frames are stuck in a TX ring */
+#define PARTS 18	 /* buffers of a packet whose checksum is completed: MAX_SKB_FRAGS and the head */
 #define PATIENCE_MS 1000 /* with a device that does not transmit, once told to stop */
 
 struct direction {
 	struct xk_xsk *from, *to;
 	struct xk_worker_stats stats;
+	int complete; /* checksums that senders left to their device */
 };
 
 struct xk_forwarder {
@@ -55,7 +58,9 @@ static int move(struct direction *d)
 	struct xk_umem *u = d->from->umem;
 	uint32_t want = rx->size > XK_BATCH && !(d->from->config.bind_flags & XDP_USE_SG) ? XK_BATCH : rx->size;
 	uint32_t n = xk_ring_peek(rx, xk_ring_reserve(tx, want)), whole = 0, packets = 0;
-	uint64_t bytes = 0, all = 0;
+	uint64_t bytes = 0, all = 0, completed = 0;
+	struct iovec parts[PARTS];
+	uint32_t count = 0; /* of parts; PARTS + 1: too many */
 	int start = 1;
 
 	for (uint32_t i = 0; i < n; i++) {
@@ -68,8 +73,14 @@ static int move(struct direction *d)
 			exchange_addresses(u->memory + at);
 		sent[(tx->producer + i) & tx->mask] = (struct xdp_desc){ r->addr, r->len, r->options & XDP_PKT_CONTD };
 		all += r->len;
+		if (count < PARTS)
+			parts[count] = (struct iovec){ u->memory + at, r->len };
+		count += count <= PARTS;
 		start = !(r->options & XDP_PKT_CONTD);
 		if (start) {
+			if (d->complete && count <= PARTS)
+				completed += (uint32_t)xk_complete_checksum(parts, count);
+			count = 0;
 			whole = i + 1;
 			bytes = all;
 			packets++;
@@ -89,6 +100,8 @@ static int move(struct direction *d)
 	add(&d->stats.written, packets);
 	add(&d->stats.bytes, bytes);
 	add(&d->stats.batches, 1);
+	if (completed)
+		add(&d->stats.completed, completed);
 	return (int)whole;
 }
 
@@ -181,7 +194,7 @@ static void *run(void *self)
 	return NULL;
 }
 
-int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, struct xk_forwarder **out)
+int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, struct xk_forwarder **out)
 {
 	struct xk_forwarder *f;
 	int error;
@@ -191,8 +204,8 @@ int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, stru
 	f = calloc(1, sizeof(*f));
 	if (!f)
 		return xk_fail("calloc", ENOMEM);
-	f->directions[0] = (struct direction){ .from = a, .to = b, .stats.cpu = cpu };
-	f->directions[1] = (struct direction){ .from = b, .to = a, .stats.cpu = cpu };
+	f->directions[0] = (struct direction){ .from = a, .to = b, .stats.cpu = cpu, .complete = complete & 1 };
+	f->directions[1] = (struct direction){ .from = b, .to = a, .stats.cpu = cpu, .complete = complete & 2 };
 	f->count = a == b ? 1 : 2;
 	a->keep = b->keep = 0; /* nothing is sent but what was received */
 	f->wait = wait;
@@ -211,6 +224,13 @@ int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, stru
 	return 0;
 }
 
+int xk_forward_complete(uint8_t *data, uint32_t size)
+{
+	struct iovec part = { data, size };
+
+	return xk_complete_checksum(&part, 1);
+}
+
 void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_worker_stats *out)
 {
 	const struct xk_worker_stats *s = &f->directions[direction].stats;
@@ -224,7 +244,8 @@ void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_wor
 					 .nudges = __atomic_load_n(&both->nudges, __ATOMIC_RELAXED),
 					 .waits = __atomic_load_n(&both->waits, __ATOMIC_RELAXED),
 					 .error = __atomic_load_n(&both->error, __ATOMIC_RELAXED),
-					 .cpu = s->cpu };
+					 .cpu = s->cpu,
+					 .completed = __atomic_load_n(&s->completed, __ATOMIC_RELAXED) };
 }
 
 void xk_forward_stop(struct xk_forwarder *f)

@@ -492,6 +492,7 @@ struct xk_worker_stats {
 	uint64_t waits;    /* times it slept in poll() */
 	int32_t error;     /* errno that ended it, or 0 */
 	int32_t cpu;       /* -1: not pinned */
+	uint64_t completed; /* checksums, by forward() */
 };
 
 /* What a worker does when there is nothing: look on for some 20 us, or less where that was in vain, and then sleep; look
@@ -530,9 +531,12 @@ struct xk_forwarder;
  * Start a thread that transmits on `b` what `a` receives and on `a` what `b` receives, in the frames where the kernel put
  * it: RX -> TX -> COMPLETION -> FILL.  Both sockets have a TX ring and the same pool.  a == b: what a socket receives goes
  * back out of it, with the Ethernet addresses exchanged.  Where a TX ring is full packets stay in the RX ring, and what
- * that cannot hold the kernel drops and counts.
+ * that cannot hold the kernel drops and counts.  `complete`: of packets that come from a (1), from b (2), complete the
+ * checksums that senders left to their device.
  */
-int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int wait, int cpu, struct xk_forwarder **out);
+int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, struct xk_forwarder **out);
+/* The packet in `data`, of `size` bytes: complete its checksum; 1 if it was not complete. */
+int xk_forward_complete(uint8_t *data, uint32_t size);
 /* Counts of one direction, 0: a to b, 1: b to a; `written` is what was handed to TX, looks and waits are of both. */
 void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_worker_stats *out);
 /* Ask to stop: what waits in the RX rings goes out first, for a second at most where TX makes no progress.  Then end. */

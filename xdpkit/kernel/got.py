@@ -55,6 +55,11 @@ class Got:
     tx_timestamp: str | None = None
     rx_metadata: tuple[str, ...] = ()
 
+    @property
+    def partial_checksums(self) -> bool:
+        """Packets may come here with TCP and UDP checksums that their sender left to its device."""
+        return self.mode == "generic" or self.driver in ("veth", "tun")
+
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
         if self.queues:

@@ -62,7 +62,8 @@ class Ledger:
     the sums, and rules count on under their names.
 
     ``totals``: what was seen, redirected and forwarded in all.  ``forwarding``: what became of the forwarded ones.
-    ``updates``: rulesets replaced.
+    ``updates``: rulesets replaced.  ``completed``: TCP and UDP checksums that were completed because their sender had
+    left them to its device; these packets are in the other counts too.
     Delivered packets are ``written`` or ``refused`` by the ``sink``, or were ``read`` in batches.
     ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
     ``device_dropped`` and ``device_missed`` are what the device says it dropped in that time, before the hook, so no
@@ -79,6 +80,7 @@ class Ledger:
     rules: tuple[LedgerRule, ...]
     totals: Totals
     updates: int
+    completed: int
     mirrored: int
     mirror_full: int
     forwarding: Forwarding
@@ -205,6 +207,9 @@ class Ledger:
                 rows += [("    refused by the sink", self.refused, "beyond the limit, or a failed write")] * bool(
                     self.refused
                 )
+        rows += [
+            ("checksums completed", self.completed, "left to the device by their sender; in the sums above")
+        ] * bool(self.completed)
         before = [
             ("device dropped", self.device_dropped, "before the program; not in the sums"),
             ("device missed", self.device_missed, "before the program, for want of a buffer; not in the sums"),

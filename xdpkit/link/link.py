@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import RLock
@@ -91,6 +91,7 @@ class Link:
         self._mirrored = SocketStats()
         self._past = SocketStats()
         self._sink, self._read = ("none", 0, 0), 0
+        self._completed: list[Callable[[], int]] = []  # checksums, one for each forward()
         self._dropped_before = self._device_dropped()
         self._start = time.monotonic()
         self._final: Ledger | None = None
@@ -328,6 +329,10 @@ class Link:
 
         return run()
 
+    def _counts_completed(self, count: Callable[[], int]) -> None:
+        """``count`` says how many checksums of this link's packets forward() has completed."""
+        self._completed.append(count)
+
     def _keep_counts(self, sockets: Sockets) -> None:
         """Sockets have closed: keep what they counted."""
         if self._copies is sockets:
@@ -372,6 +377,7 @@ class Link:
             rules=rules,
             totals=self._tally.totals + totals(counts),
             updates=self._updates,
+            completed=sum(count() for count in self._completed),
             mirrored=mirrored.received + mirrored.unread,
             mirror_full=mirrored.rx_ring_full,
             forwarding=self._redirects.counts() if self._redirects is not None else Forwarding(),

@@ -38,7 +38,8 @@ class WorkerStats:
 
     What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a
     system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep.  ``error``: the errno
-    that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not."""
+    that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not.  ``completed``: checksums that
+    :func:`xdpkit.forward` completed."""
 
     packets: int = 0
     bytes: int = 0
@@ -50,6 +51,7 @@ class WorkerStats:
     waits: int = 0
     error: int = 0
     cpus: tuple[int, ...] = ()
+    completed: int = 0
 
     def __add__(self, other: WorkerStats) -> WorkerStats:
         return WorkerStats(
@@ -63,6 +65,7 @@ class WorkerStats:
             self.waits + other.waits,
             self.error or other.error,
             self.cpus + other.cpus,
+            self.completed + other.completed,
         )
 
 
