@@ -43,7 +43,7 @@ __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
 MODES = ("native", "generic", "tc_ingress", "af_packet", "tc_egress")
 #: What is never put in the place of something else.
-_APART = ("tc_egress",)
+_BY_NAME_ONLY = ("tc_egress",)
 BINDS = ("zerocopy", "copy")
 _NO_QUEUE = "{} has no queue for a socket, because no program has opened it yet (a virtual machine, if it is a tap)"
 _XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
@@ -258,7 +258,7 @@ def _held(holder: Holder, device: str) -> str:
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """The order in which to try: all for auto, X first for want:X, X alone for X."""
-    return choices.parse_choice(name, value, known, _APART)
+    return choices.parse_choice(name, value, known, _BY_NAME_ONLY)
 
 
 def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:

@@ -56,16 +56,16 @@ _CHUNKS = (2048, 4096)
 SPREAD_CHUNK = 2048 + 64
 
 
-def parse_choice(name: str, value: str, known: tuple[str, ...], apart: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The order in which to try: all of ``known`` for auto, X first for want:X, X alone for X; what stands ``apart``
-    only by name.  ValueError says what there is."""
+def parse_choice(name: str, value: str, known: tuple[str, ...], by_name_only: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The order in which to try: all of ``known`` for auto, X first for want:X, X alone for X; those of
+    ``by_name_only`` never in the place of another one.  ValueError says what there is."""
     want, _, wanted = str(value).rpartition(":")  # True, say, means nothing either
-    walk = tuple(k for k in known if k not in apart)
+    walk = tuple(k for k in known if k not in by_name_only)
     if value == "auto":
         return walk
     if wanted not in known or want not in ("", "want"):
         raise ValueError(f"{name} {value!r}: auto, {', '.join(known)}, or want:NAME to prefer one of them")
-    if want and wanted in apart:
+    if want and wanted in by_name_only:
         raise ValueError(f"{name} {value!r}: nothing else would do in its place: ask for {wanted}")
     return (wanted, *(k for k in walk if k != wanted)) if want else (wanted,)
 
@@ -138,11 +138,11 @@ class SocketOptions:
             raise ValueError(f"rx_metadata {self.rx_metadata!r}: off, {', '.join(TOLD)}, or want:NAMES to prefer them")
 
     @classmethod
-    def parse(cls, given: Iterable[str]) -> SocketOptions:
+    def parse(cls, texts: Iterable[str]) -> SocketOptions:
         """From "NAME=VALUE"; ValueError says what there is."""
         defaults = {f.name: f.default for f in fields(cls)}
         values: dict[str, Any] = {}
-        for text in given:
+        for text in texts:
             name, equals, value = text.partition("=")
             if not equals:
                 raise ValueError(f"{text!r}: NAME=VALUE is wanted")

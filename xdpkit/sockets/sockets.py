@@ -262,7 +262,10 @@ class Sockets:
         ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see
         :mod:`xdpkit.device.placement`). ``wait``: what a worker does when there is nothing, "adaptive" (look on for a
         moment, then sleep), "busy" (look on for ever), "sleep" or "nap" (look again every 0.5 ms: the least CPU time,
-        the longest delay)."""
+        the longest delay).
+
+        ValueError when the sockets are closed, while others drain them, for a number of ``cpus`` that is not that of
+        the sockets and for an unknown ``wait``; OSError where a thread cannot be started or pinned."""
         self._idle()
         return Workers(self, None, limit=limit, cpus=cpus, wait=wait)
 
@@ -276,7 +279,10 @@ class Sockets:
         wait: Wait = "adaptive",
     ) -> Workers:
         """C workers that write packets to a pcapng file (a path, "-" for standard output, or an open binary file).
-        ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count()."""
+        ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count().
+
+        Errors as for :meth:`count`, and OSError that names the file where it cannot be opened or written; a write that
+        fails later is raised when the workers close."""
         self._idle()
         return Workers(self, target, limit=limit, snaplen=snaplen, cpus=cpus, wait=wait)
 
@@ -304,7 +310,8 @@ class Sockets:
         return self._of_queue(queue)[0]
 
     def complete(self) -> int:
-        """Let the kernel go on with the TX rings, and take back the frames of what has left; how many."""
+        """Let the kernel go on with the TX rings, and take back the frames of what has left; how many.
+        :class:`xdpkit.FrameError` when the sockets are closed, OSError where the kernel refuses."""
         return sum(x.complete() for x in self.xsks)
 
     def _alive(self) -> None:
@@ -334,7 +341,7 @@ class Sockets:
         self._sink = (name, self._sink[1] + total.written, self._sink[2] + total.refused)
 
     def stats(self) -> SocketStats:
-        """Totals over the queues."""
+        """Totals over the queues; after close() the final ones.  OSError ENODEV when the device is gone."""
         running = self._workers.stats() if self._workers is not None and not self._workers.ended else WorkerStats()
         if self._packet is not None:
             return self._packet.stats(running.packets)
@@ -369,7 +376,8 @@ class Sockets:
         lib.xk_quiesce()
 
     def close(self) -> None:
-        """Stop the inflow, end workers (they drain first), close the sockets; idempotent."""
+        """Stop the inflow, end workers (they drain first), close the sockets; idempotent.  OSError where workers could
+        not finish their file: the sockets are closed all the same."""
         if self._closed:
             return
         self._closed = True
