@@ -21,6 +21,7 @@ from ..language.limits import Log
 from ..language.pipeline import Pipeline
 from ..link.attach import Link, attach
 from ..link.ledger import Ledger
+from ..sets.pins import private_bpffs
 from ..sockets.options import WAITS, Bind, Mode, SocketOptions, Wait
 from ..sockets.workers import Workers, open_capture
 from ..terminal import make_console, notice, print_table
@@ -65,6 +66,8 @@ def run(wanted: RunOptions) -> None:
     built = load(wanted.pipeline)
     shadow = load(wanted.shadow).pipeline if wanted.shadow else None
     _can_write(built.pipeline, wanted.pipeline, wanted.write, wanted.copies)
+    if any(found.pinned for found in built.pipeline.sets) and (private := private_bpffs()):
+        notice(f"warning: {private}")
     json = wanted.as_json or bool(wanted.json_lines)
     console = make_console(stderr=json or "-" in (wanted.write, wanted.copies))
     with ExitStack() as stack:

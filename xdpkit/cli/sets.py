@@ -60,7 +60,7 @@ def list_sets(as_json: AsJson = False) -> None:
 
     Example: xdpkit set list
     """
-    from ..sets.pins import pinned_names, pinned_spec
+    from ..sets.pins import none_is_pinned, pinned_names, pinned_spec
 
     rows: list[dict[str, Any]] = []
     for name in pinned_names():
@@ -69,6 +69,8 @@ def list_sets(as_json: AsJson = False) -> None:
     if as_json:
         print_line(json.dumps(rows))
         return
+    if not rows:
+        notice(none_is_pinned())
     wide = max([len("name"), *(len(r["name"]) for r in rows)])
     if rows:
         print_line(f"{'name':<{wide}}  {'members':>12}  {'capacity':>12}  kind")

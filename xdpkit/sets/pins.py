@@ -23,7 +23,7 @@ from ..language.errors import PipelineError, Where
 from ..language.fields import field_named
 from ..language.sets import SetSpec
 
-__all__ = ["FOLDER", "Pin", "Written", "pinned_names", "pinned_spec"]
+__all__ = ["FOLDER", "Pin", "Written", "none_is_pinned", "pinned_names", "pinned_spec", "private_bpffs"]
 
 BPFFS = "/sys/fs/bpf"
 FOLDER = Path(BPFFS, "xdpkit/sets")
@@ -119,6 +119,38 @@ class Pin:
         self.close()
 
 
+def private_bpffs() -> str:
+    """Empty, or that pins made and found here are nobody else's: /sys/fs/bpf is another one than that of the processes
+    above this one, in a mount namespace of its own (mount_namespaces(7)), as ``ip netns exec`` makes one."""
+    first = os.getppid()
+    for pid in _ancestors():
+        try:
+            os.stat(f"/proc/{pid}/root/")
+        except OSError:
+            break  # not ours to look into, process 1 in a container among them
+        first = pid
+    try:
+        if os.stat(BPFFS).st_dev == os.stat(f"/proc/{first}/root{BPFFS}").st_dev:
+            return ""
+    except OSError:
+        return ""
+    return (
+        f"{BPFFS} is private to this process's mount namespace: the machine's pinned sets are out of reach here, and "
+        "those pinned here are out of reach elsewhere (ip netns exec does that; nsenter --net=/run/netns/NAME does not)"
+    )
+
+
+def _ancestors() -> Iterator[int]:
+    """Parent, its parent, and so on (proc_pid_stat(5): the name in parentheses may hold anything)."""
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+
+
 def pinned_names() -> list[str]:
     """The names of the pinned sets.  OSError: EACCES for who may not look."""
     try:
@@ -127,11 +159,17 @@ def pinned_names() -> list[str]:
         return []
 
 
+def none_is_pinned() -> str:
+    """What to say where no set is pinned."""
+    private = private_bpffs()
+    return f"none is pinned; {private}" if private else "none is pinned"
+
+
 def pinned_spec(name: str) -> SetSpec:
     """The declaration behind a pinned set, as far as its members need it.  OSError if there is none."""
     names = pinned_names()
     if name not in names:
-        known = f"there is {', '.join(names)}" if names else "none is pinned"
+        known = f"there is {', '.join(names)}" if names else none_is_pinned()
         raise OSError(errno.ENOENT, f"no pinned set {name!r}: {known}")
     path = FOLDER / name
     with Map.open(str(path / "kind")) as map:
