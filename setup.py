@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import setup
@@ -18,6 +19,36 @@ from setuptools.command.build_ext import build_ext
 CLANG_MAX = 20
 CLANG_MIN = 15
 ROOT = Path(__file__).parent.resolve()
+
+
+#: Each hook: the source of its program, and what is defined for it and for the modules that are linked to it.
+#: XDP: the context is a struct xdp_md, else a socket buffer.  FRAGS: the packet may be in several buffers.
+#: DIRECT_ACCESS: a socket buffer is read in place.
+HOOKS = {
+    "xdp": ("xdp.bpf.c", ("-DXDP",)),
+    "xdp_frags": ("xdp.bpf.c", ("-DXDP", "-DFRAGS")),
+    "tc": ("tc.bpf.c", ("-DDIRECT_ACCESS",)),
+    "socket": ("socket.bpf.c", ()),
+}
+#: What is compiled once: bitcode of the templates of sets and limits, and whole programs.
+ONCE = {
+    "set.bpf.c": "set.bc",
+    "limit.bpf.c": "limit.bc",
+    "generator.bpf.c": "generator.o",
+    "redirects.bpf.c": "redirects.o",
+    "syscalls.bpf.c": "syscalls.o",
+}
+
+
+def variants() -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Everything that is compiled of bpf/: source, definitions, output."""
+    for hook, (source, defines) in HOOKS.items():
+        yield source, defines, f"{hook}.bc"
+        yield source, (*defines, "-DSHADOW"), f"{hook}_shadow.bc"
+        yield "tunnel.bpf.c", defines, f"{hook}_tunnel.bc"
+        yield "mirror.bpf.c", defines, f"{hook}_mirror.bc"
+    for source, output in ONCE.items():
+        yield source, (), output
 
 
 def find_clang() -> str:
@@ -42,7 +73,8 @@ def find_clang() -> str:
 def build_bpf(target: Path) -> None:
     """Compile bpf/ into ``target``: bitcode of the hooks, and the generator as an object."""
     clang = find_clang()
-    target.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)  # nothing that an earlier version made goes into a wheel
+    target.mkdir(parents=True)
     fields = runpy.run_path(str(ROOT / "xdpkit" / "language" / "fields.py"))
     generated = ROOT / "build" / "bpf"
     generated.mkdir(parents=True, exist_ok=True)
@@ -52,29 +84,25 @@ def build_bpf(target: Path) -> None:
         "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3",
         f"-I/usr/include/{triplet}", f"-I{generated}", f"-ffile-prefix-map={ROOT}=/xdpkit",
     ]  # fmt: skip
-    hooks = ("xdp", "xdp_frags", "tc", "socket")
-    modules = [f"{hook}{part}" for hook in hooks for part in ("", "_beside", "_tunnel", "_mirror")]
-    modules += ["set", "limit"]
-    for name, output in (
-        *((m, f"{m}.bc") for m in modules),
-        ("generator", "generator.o"),
-        ("redirects", "redirects.o"),
-        ("syscalls", "syscalls.o"),
-    ):
-        source = str(ROOT / "bpf" / f"{name}.bpf.c")
+    for name, defines, output in variants():
+        source = str(ROOT / "bpf" / name)
         if not output.endswith(".bc"):
             subprocess.run([clang, *flags, "-c", source, "-o", str(target / output)], check=True)
             continue
-        text = generated / f"{name}.ll"
-        subprocess.run([clang, *flags, "-emit-llvm", "-S", source, "-o", str(text)], check=True)
-        text.write_text(barriers_end(text.read_text()))
+        text = (generated / output).with_suffix(".ll")
+        subprocess.run([clang, *flags, *defines, "-emit-llvm", "-S", source, "-o", str(text)], check=True)
+        text.write_text(barriers_return(text.read_text()))
         assemble = ["-target", "bpf", "-x", "ir", "-Xclang", "-disable-llvm-passes", "-emit-llvm", "-c", str(text)]
         subprocess.run([clang, *assemble, "-o", str(target / output)], check=True)
 
 
-def barriers_end(text: str) -> str:
-    """LLVM IR with ``willreturn`` on its inline assembly without side effects: C cannot say it, and LLVM keeps a call
-    that might not return, and with it the walk over headers that no rule reads."""
+def barriers_return(text: str) -> str:
+    """LLVM IR with the attribute ``willreturn`` on inline assembly without side effects.
+
+    LLVM removes an unused call only if it is sure to return; without the attribute it would keep the walk over headers
+    that no rule reads.  Only an edit of the text can set it: clang derives the attributes of inline assembly and takes
+    no others, a function with ``__attribute__((const))`` around it loses its own when it is inlined, and llvmlite can
+    add attributes to functions, not to calls."""
     groups = set(re.findall(r"^  .*\bcall .*? asm (?!sideeffect).* #(\d+)(?:,|$)", text, flags=re.MULTILINE))
     for group in groups:
         text = text.replace(f"\nattributes #{group} = {{ ", f"\nattributes #{group} = {{ willreturn ")

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What every hook shares behind the walk: the generated classify(), and the counters.  What a packet meets on its way
- * through the rules is counted on the way; the rule that takes it is counted by the entry.
+ * What every hook shares behind the walk: the generated classify(), and the counters.  classify() counts the packet for the
+ * rules that it passes, and the entry counts it for the rule that takes it.
  */
 #pragma once
 #include "outcome.h"
@@ -29,7 +29,7 @@ __u32 reads_headers(void);
 const volatile __u32 explain = 0;
 
 /* The clock and the randomness of a program that explains; user space writes them in front of each test run. */
-struct given {
+struct test_input {
 	__u64 now_ns;
 	__u32 random, unused;
 };
@@ -38,34 +38,34 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct given);
-} given SEC(".maps");
+	__type(value, struct test_input);
+} test_input SEC(".maps");
 
-static __always_inline struct given *find_given(void)
+static __always_inline struct test_input *find_test_input(void)
 {
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&given, &zero);
+	return bpf_map_lookup_elem(&test_input, &zero);
 }
 
 GENERATED_CALLS __u64 now(void)
 {
-	struct given *g;
+	struct test_input *g;
 
 	if (!explain)
 		return bpf_ktime_get_ns();
-	g = find_given();
+	g = find_test_input();
 	return g ? g->now_ns : 0;
 }
 
-/* 32 random bits; given ones go on as xdpkit/meaning/state.py says. */
-GENERATED_CALLS __u32 draw(void)
+/* 32 random bits; in a test run the next number of the generator in xdpkit/meaning/state.py. */
+GENERATED_CALLS __u32 random_bits(void)
 {
-	struct given *g;
+	struct test_input *g;
 
 	if (!explain)
 		return bpf_get_prandom_u32();
-	g = find_given();
+	g = find_test_input();
 	return g ? g->random = g->random * 1664525u + 1013904223u : 0;
 }
 
@@ -80,21 +80,21 @@ static __always_inline struct counter *count(__u32 rule, __u32 bytes)
 	return c;
 }
 
-/* Count the packet, by the rule that takes it and by what the rules beside would have made of it. */
-static __always_inline struct counter *take_down(const struct packet *p, const struct steps *a, __u32 outcome)
+/* Count the packet for the rule that takes it and, with a shadow, for the pair of verdicts. */
+static __always_inline struct counter *count_verdict(const struct packet *p, const struct steps *a, __u32 outcome)
 {
 	if (pairs())
 		count(pairs() + 8 * verdict_of(outcome) + a->shadow, p->len);
 	return count(rule_of(outcome), p->len);
 }
 
-/* Called by classify(): a rule that goes on was met; a step of a rule could not be done. */
-GENERATED_CALLS void passed(const struct packet *p, __u32 rule)
+/* classify() calls these: the packet passed a rule that goes on; a step of a rule could not be done. */
+GENERATED_CALLS void count_passed(const struct packet *p, __u32 rule)
 {
 	count(rule, p->len);
 }
 
-GENERATED_CALLS void failed(__u32 rule)
+GENERATED_CALLS void count_failed(__u32 rule)
 {
 	struct counter *c = bpf_map_lookup_elem(&counters, &rule);
 

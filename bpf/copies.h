@@ -42,7 +42,7 @@ enum {
 	READER_NAPS,  /* the reader looks again by itself, within 0.1 s at most: a wake-up may be missed */
 };
 
-struct copied {
+struct copy_counts {
 	__u64 taken; /* records written */
 	__u64 lost;  /* no room in the ring buffer, or the packet could not be read */
 };
@@ -64,7 +64,7 @@ struct copied {
 		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                                               \
 		__uint(max_entries, 1);                                                                                \
 		__type(key, __u32);                                                                                    \
-		__type(value, struct copied);                                                                          \
+		__type(value, struct copy_counts);                                                                          \
 	} name##_count SEC(".maps");
 
 static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len);
@@ -121,7 +121,7 @@ static __always_inline int copy_packet(struct source *s, void *ring, void *count
 				       const struct copy *head)
 {
 	__u32 zero = 0, len = head->len;
-	struct copied *n = bpf_map_lookup_elem(counts, &zero);
+	struct copy_counts *n = bpf_map_lookup_elem(counts, &zero);
 	int done;
 
 	/* Classes: minimal frames, DNS and the like, the usual MTU with tags, jumbo frames, GRO and GSO. */

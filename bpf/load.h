@@ -2,9 +2,10 @@
 /*
  * What generated code calls besides reading `struct packet`: bytes of the packet at any offset, and loops.
  *
- * loadN() is the big-endian number of N bits at `offset`, -1 where the packet ends before it does; fixedN() is the same
- * where the offset is a constant, and knownN() where besides a fixedN() has found bytes there or behind.  Offset 0 is the
- * first byte on the wire: a VLAN tag that the kernel took out is back in its place.  The entry defines them all.
+ * loadN() returns the big-endian number of N bits at `offset`, or -1 where the packet ends before the number does.  fixedN()
+ * is the same for a constant offset.  checkedN() is for a constant offset too, where an earlier fixedN() has already found
+ * bytes at or behind the number.  Offset 0 is the first byte on the wire: a VLAN tag that the kernel took out is back in its
+ * place.  The entry defines all of them.
  *
  * These functions are extern for clang to keep them; the linker makes them internal, LLVM inlines them and drops those
  * that no rule calls.  They carry no debug information, so that what is inlined keeps the line of the rule.
@@ -20,9 +21,9 @@ struct packet;
 
 /* Called by generated code: see act.h. */
 __u64 now(void);
-__u32 draw(void);
-void passed(const struct packet *p, __u32 rule);
-void failed(__u32 rule);
+__u32 random_bits(void);
+void count_passed(const struct packet *p, __u32 rule);
+void count_failed(__u32 rule);
 
 __s64 load8(struct source *s, __u64 offset);
 __s64 load16(struct source *s, __u64 offset);
@@ -30,9 +31,9 @@ __s64 load32(struct source *s, __u64 offset);
 __s64 fixed8(struct source *s, __u64 offset);
 __s64 fixed16(struct source *s, __u64 offset);
 __s64 fixed32(struct source *s, __u64 offset);
-__s64 known8(struct source *s, __u64 offset);
-__s64 known16(struct source *s, __u64 offset);
-__s64 known32(struct source *s, __u64 offset);
+__s64 checked8(struct source *s, __u64 offset);
+__s64 checked16(struct source *s, __u64 offset);
+__s64 checked32(struct source *s, __u64 offset);
 
 /*
  * A loop runs as bpf_loop() (Linux 5.17): the verifier looks at its body once, however many turns it takes.  `words` is

@@ -38,7 +38,7 @@ struct steps {
 	__u32 mark, marked;
 	__u32 mirror; /* bytes to copy; 0: none */
 	__u32 mirror_rule;
-	__u32 shadow; /* the verdict of the rules that are tried beside these */
+	__u32 shadow; /* the verdict of the shadow's rules */
 };
 
 __u32 classify(const struct packet *p, struct source *s, struct steps *a);
@@ -48,9 +48,9 @@ __u32 verdicts(void);
 __u32 marks(void);
 __u32 mirrors(void);
 
-/* Generated, a constant: the first of the counters of pairs of verdicts, 0 where no rules are tried beside these. */
+/* Generated, a constant: the first of the counters of pairs of verdicts, 0 without a shadow. */
 __u32 pairs(void);
 #define MAY(verdict) (verdicts() & 1u << (verdict))
 
-/* Copy the packet to user space as a->mirror says (mirror.h). */
+/* Copy the packet to user space as a->mirror says (mirror.bpf.c). */
 void mirror(struct source *s, __u32 len, __u32 queue, const struct steps *a, __u32 outcome);

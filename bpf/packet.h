@@ -1,33 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The header walk: one pass from the Ethernet header to the transport header, shared by every hook.  tunnel.h goes on
- * into tunnels with the same functions.
- *
- * Rules of the walk, the same in xdpkit/meaning/walk.py:
- *  - a header is present when its fixed part lies wholly inside the packet, else it and all behind it are absent;
- *  - up to two VLAN tags (0x8100, 0x88a8) are walked; a tag that the kernel moved to metadata counts as the outer one;
- *  - IPv4 needs version 4 and ihl >= 5; the transport header is absent in fragments with an offset;
- *  - IPv6 extension headers (hop-by-hop, routing, fragment, AH, destination) are walked, at most
- *    MAX_EXTENSIONS of them; a chain that is longer, cut short, or a fragment with an offset has no transport header;
- *  - TCP has a payload if its data offset is 5 words or more; of its options the first MAX_TCP_OPTIONS are looked at.
- *
- * The walk notes where headers start (`struct headers`, generated from xdpkit/language/fields.py); classify() reads fields there
- * through header().  Nothing is kept that the rules do not read: classify() is inlined behind the walk and LLVM removes
- * the rest; what it cannot remove by itself (helper calls) is asked for with wanted().
- *
- * What the kernel knows of a packet beside its bytes (HAS_META_*) is no matter of the walk: the entry finds it first.
+ * What the walk over headers works with: the packet's bytes, the headers that it notes, and numbers that are hidden from
+ * the verifier.
  *
  * The entry defines `struct source` and take(): `*at` becomes the `size` bytes at `offset`, in place or copied to `room`;
- * 0 where the packet has no such bytes.  It defines IN_PLACE where nothing is ever read from a room.
+ * take() returns 0 where the packet has no such bytes.  The entry defines IN_PLACE where nothing is ever read from a room.
  */
 #pragma once
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "packet_layout.h"
-
-#define MAX_EXTENSIONS 6
-#define MAX_TCP_OPTIONS 10
 
 enum { ETHERTYPE_IP = 0x0800, ETHERTYPE_ARP = 0x0806, ETHERTYPE_TEB = 0x6558, ETHERTYPE_VLAN = 0x8100,
        ETHERTYPE_IP6 = 0x86dd, ETHERTYPE_MPLS = 0x8847, ETHERTYPE_MPLS_MULTICAST = 0x8848, ETHERTYPE_QINQ = 0x88a8 };
@@ -73,20 +56,18 @@ int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const 
 
 /*
  * Generated: the HAS_ bits of the headers that rules read and of all on the way to them, those inside a tunnel in the
- * upper half.  BLUR: see blur().  ROOMY: what the walk finds of a socket buffer that is read in place is kept in a map,
- * because the rules need the stack.
+ * upper half.  HIDE_HEADERS: hide_headers() is called.  HEADERS_IN_MAP: the walk over a socket buffer that is read in
+ * place keeps what it finds in a map, because the rules need the stack.
  */
 __u64 wanted(void);
-#define BLUR (1u << 31)
-#define ROOMY (1u << 30)
-
-/* Into the tunnel, if there is one, behind the outer headers: tunnel.h, or nothing where no rule asks. */
-void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type);
+#define HIDE_HEADERS (1u << 31)
+#define HEADERS_IN_MAP (1u << 30)
 
 /*
- * A zero that the verifier takes for any number.  It follows known numbers (which headers are present, where they start)
- * through all the rules once for every way they can turn out; what it does not know it looks at once.  Each zero is a new
- * one for LLVM too, which would find that two blurs by the same are none.
+ * A zero that the verifier takes for an unknown number.  The verifier follows all rules once for every combination of the
+ * numbers that it knows (which headers are present, where they start), and once only for numbers that it does not know.
+ * So known numbers are combined with such a zero by XOR.  Each use of the macro is a different zero for LLVM too: LLVM would
+ * otherwise remove two XORs with the same one.
  */
 #define ZERO(queue)                                                                                                    \
 	({                                                                                                             \
@@ -97,27 +78,27 @@ void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 
 
 #define MAX_AT 0x7fff /* of the walk: six extension headers of 2 KiB outside and inside, and some */
 
-static __always_inline __u32 blur_at(__u32 at, __u32 zero)
+static __always_inline __u32 hide_offset(__u32 at, __u32 zero)
 {
 	return (at ^ zero) & MAX_AT;
 }
 
-/* What the walk noted, read from a map, where the verifier does not know what it was that was written. */
-static __always_inline __u32 noted_at(__u32 at)
+/* An offset that the walk noted in a map: the verifier does not know what was written there, and needs a bound. */
+static __always_inline __u32 offset_from_map(__u32 at)
 {
 	asm("" : "+r"(at));
 	return at & MAX_AT;
 }
 
-static __always_inline void blur(struct headers *h, __u32 zero)
+static __always_inline void hide_headers(struct headers *h, __u32 zero)
 {
 	h->present ^= zero;
-	h->eth = blur_at(h->eth, zero);
-	h->l3 = blur_at(h->l3, zero);
-	h->frag = blur_at(h->frag, zero);
-	h->l4 = blur_at(h->l4, zero);
-	h->payload = blur_at(h->payload, zero);
-	h->tunnel = blur_at(h->tunnel, zero);
+	h->eth = hide_offset(h->eth, zero);
+	h->l3 = hide_offset(h->l3, zero);
+	h->frag = hide_offset(h->frag, zero);
+	h->l4 = hide_offset(h->l4, zero);
+	h->payload = hide_offset(h->payload, zero);
+	h->tunnel = hide_offset(h->tunnel, zero);
 	h->eth_type ^= zero;
 	h->vlan_tci ^= zero;
 	h->vlan_etype ^= zero;
@@ -125,277 +106,4 @@ static __always_inline void blur(struct headers *h, __u32 zero)
 	h->vlan2_etype ^= zero;
 	h->tcp_mss ^= zero;
 	h->ip6_proto ^= zero;
-}
-
-/* Note headers as present, those that rules ask for: what is left out is a number that LLVM need not carry. */
-#define FOUND(bits) (h->present |= (bits) & wants)
-
-static __always_inline int is_tag(__u16 type)
-{
-	return type == ETHERTYPE_VLAN || type == ETHERTYPE_QINQ;
-}
-
-/*
- * Numbers below 64 as bits.  The barrier keeps LLVM from turning a bit test into a compare and a branch: the verifier
- * follows every branch of the loop over extension headers, and two per turn already cost it 50,000 steps.
- */
-static __always_inline __u64 bit_of(__u8 number, __u64 set)
-{
-	asm("" : "+r"(set));
-	return number < 64 ? set >> number & 1 : 0;
-}
-
-/* The maximum segment size option of a TCP header at `at`, `size` bytes long (RFC 9293 section 3.2). */
-static __always_inline void walk_tcp_options(struct source *s, struct headers *h, __u32 wants, __u32 at, __u32 size,
-						     __u32 queue)
-{
-	__u32 end = at + size;
-
-	at += sizeof(struct tcp_wire);
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < MAX_TCP_OPTIONS && at < end; i++) {
-		struct byte_wire kind_room, length_room;
-
-		at = blur_at(at, ZERO(queue));
-		TAKE(byte_wire, kind, s, at, &kind_room);
-		if (!kind_there || kind->value == 0)
-			return;
-		if (kind->value == 1) {
-			at++;
-			continue;
-		}
-		TAKE(byte_wire, length, s, at + 1, &length_room);
-		if (!length_there || length->value < 2)
-			return;
-		if (kind->value == 2) {
-			struct half_wire mss_room;
-			TAKE(half_wire, mss, s, at + 2, &mss_room);
-			if (length->value == 4 && at + 4 <= end && mss_there) {
-				FOUND(HAS_TCP_MSS);
-				h->tcp_mss = bpf_ntohs(mss->value);
-			}
-			return;
-		}
-		at += length->value;
-	}
-}
-
-/* Types of ICMP with identifier and sequence number: echo, timestamp, information, address mask (RFC 792, RFC 950). */
-#define ICMP_QUERIES (1ull << 0 | 1ull << 8 | 0x3full << 13)
-
-/* The transport header at `at`; `proto` is its protocol, -1 where there is none. */
-static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
-					   __u32 at, int proto)
-{
-	h->l4 = at;
-	if (proto == PROTO_TCP && wants & HAS_TCP) {
-		TAKE(tcp_wire, tcp, s, at, r->l4);
-		__u32 size;
-		if (!tcp_there)
-			return;
-		FOUND(HAS_TCP);
-		size = (tcp->off >> 4) * 4;
-		if (size < sizeof(*tcp))
-			return;
-		FOUND(HAS_PAYLOAD);
-		h->payload = at + size;
-		if (wants & HAS_TCP_MSS)
-			walk_tcp_options(s, h, wants, at, size, queue);
-	} else if (proto == PROTO_UDP && wants & HAS_UDP) {
-		TAKE(udp_wire, udp, s, at, r->l4);
-		if (!udp_there)
-			return;
-		FOUND(HAS_UDP | HAS_PAYLOAD);
-		h->payload = at + sizeof(*udp);
-	} else if (proto == PROTO_ICMP && h->present & HAS_IP && wants & HAS_ICMP) {
-		TAKE(icmp_wire, icmp, s, at, r->l4);
-		if (!icmp_there)
-			return;
-		FOUND(HAS_ICMP | bit_of(icmp->type, ICMP_QUERIES) * HAS_ICMP_QUERY);
-	} else if (proto == PROTO_ICMP6 && h->present & HAS_IP6 && wants & HAS_ICMP6) {
-		TAKE(icmp6_wire, icmp6, s, at, r->l4);
-		if (!icmp6_there)
-			return;
-		FOUND(HAS_ICMP6);
-		if (wants & HAS_ICMP6_QUERY && (icmp6->type & 0xfe) == 128) {
-			TAKE(icmp_wire, echo, s, at, r->l4);
-			if (echo_there)
-				FOUND(HAS_ICMP6_QUERY);
-		}
-	} else if (proto == PROTO_SCTP && wants & HAS_SCTP) {
-		TAKE(sctp_wire, sctp, s, at, r->l4);
-		if (sctp_there)
-			FOUND(HAS_SCTP);
-	} else if (proto == PROTO_GRE && wants & HAS_GRE) {
-		TAKE(gre_wire, gre, s, at, r->l4);
-		if (gre_there)
-			FOUND(HAS_GRE);
-	}
-}
-
-/* IPv4 at `*at`: moves it to the transport header and returns that header's protocol, or -1. */
-static __always_inline int walk_ip(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at)
-{
-	TAKE(ip_wire, ip, s, *at, r->l3);
-
-	if (!ip_there || ip->vihl >> 4 != 4 || (ip->vihl & 15) < 5)
-		return -1;
-	FOUND(HAS_IP);
-	h->l3 = *at;
-	*at += (ip->vihl & 15) * 4;
-	return ip->frag & bpf_htons(0x1fff) ? -1 : ip->proto;
-}
-
-#define EXTENSIONS                                                                                                     \
-	(1ull << PROTO_HOPOPTS | 1ull << PROTO_ROUTING | 1ull << PROTO_FRAGMENT | 1ull << PROTO_AH | 1ull << PROTO_DSTOPTS)
-
-/* IPv6 at `*at`: the same, behind its extension headers. */
-static __always_inline int walk_ip6(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at)
-{
-	TAKE(ip6_wire, ip6, s, *at, r->l3);
-	__u32 present = HAS_IP6;
-	int proto = -1;
-	__u8 next;
-
-	if (!ip6_there || ip6->version >> 4 != 6)
-		return -1;
-	h->l3 = *at;
-	h->ip6_proto = next = ip6->next;
-	*at += sizeof(*ip6);
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < MAX_EXTENSIONS && bit_of(next, EXTENSIONS); i++) {
-		__u64 fragment = bit_of(next, 1ull << PROTO_FRAGMENT), ah = bit_of(next, 1ull << PROTO_AH);
-		struct ext_wire ext_room __attribute__((aligned(8)));
-		TAKE(ext_wire, ext, s, *at, &ext_room);
-
-		if (!ext_there)
-			goto out;
-		if (wants & (HAS_HOPOPTS | HAS_ROUTING | HAS_FRAG | HAS_AH | HAS_DSTOPTS))
-			present |= bit_of(next, 1ull << PROTO_HOPOPTS) * HAS_HOPOPTS | bit_of(next, 1ull << PROTO_ROUTING) * HAS_ROUTING |
-			   fragment * HAS_FRAG | ah * HAS_AH | bit_of(next, 1ull << PROTO_DSTOPTS) * HAS_DSTOPTS;
-		if (wants & HAS_FRAG) {
-			__u64 *kept = (__u64 *)r->frag;
-
-			*kept += (*(const __u64 *)ext - *kept) * fragment;
-			h->frag = (h->frag + (*at - h->frag) * fragment) & MAX_AT;
-		}
-		h->ip6_proto = next = ext->next;
-		if (fragment * (ext->frag & bpf_htons(0xfff8)))
-			goto out;
-		/* (len + 1) * 8 bytes; AH (len + 2) * 4; a fragment header 8 */
-		*at += (ext->len * (1 - fragment) + 1 + ah) * (8 - 4 * ah);
-		*at &= MAX_AT; /* no smaller for it; the verifier before Linux 6.10 knows nothing of a product */
-	}
-	proto = bit_of(next, EXTENSIONS) ? -1 : next;
-out:
-	h->present |= present & wants;
-	return proto;
-}
-
-static __always_inline void walk_arp(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 at)
-{
-	TAKE(arp_wire, arp, s, at, r->l3);
-
-	/* Ethernet and IPv4 addresses only: the other forms have other offsets (RFC 826). */
-	if (!arp_there || arp->htype != bpf_htons(1) || arp->ptype != bpf_htons(ETHERTYPE_IP) || arp->hlen != 6 ||
-	    arp->plen != 4)
-		return;
-	FOUND(HAS_ARP);
-	h->l3 = at;
-}
-
-/*
- * Ethernet and its tags at `*at`: moves it behind them and returns the EtherType of what is there, 0 if nothing is.
- * `tpid` is non-zero when the kernel keeps the outer tag in metadata (socket buffers); then the bytes behind the MAC
- * addresses are the EtherType behind that tag.
- */
-static __always_inline __u32 walk_link(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at, __u16 tpid,
-				       __u16 tci)
-{
-	TAKE(eth_wire, eth, s, *at, r->eth);
-	struct vlan_wire outer_room, inner_room;
-	__u16 type;
-
-	if (!eth_there)
-		return 0;
-	FOUND(HAS_ETH);
-	h->eth = *at;
-	*at += sizeof(*eth);
-	type = bpf_ntohs(eth->type);
-	h->eth_type = tpid ? tpid : type;
-	if (!tpid && !is_tag(type))
-		return type;
-	if (!tpid) {
-		TAKE(vlan_wire, outer, s, *at, &outer_room);
-		if (!outer_there)
-			return 0;
-		*at += sizeof(*outer);
-		tci = bpf_ntohs(outer->tci);
-		type = bpf_ntohs(outer->type);
-	}
-	FOUND(HAS_VLAN);
-	h->vlan_tci = tci;
-	h->vlan_etype = type;
-	if (is_tag(type)) {
-		TAKE(vlan_wire, inner, s, *at, &inner_room);
-		if (!inner_there)
-			return 0;
-		*at += sizeof(*inner);
-		type = bpf_ntohs(inner->type);
-		FOUND(HAS_VLAN2);
-		h->vlan2_tci = bpf_ntohs(inner->tci);
-		h->vlan2_etype = type;
-	}
-	return type;
-}
-
-/* The network header of EtherType `type` at `*at` and the transport header behind it; returns that one's protocol, or -1. */
-static __always_inline int walk_network(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
-					__u32 *at, __u32 type)
-{
-	int proto = -1;
-
-	if (wants & BLUR)
-		*at = blur_at(*at, ZERO(queue));
-	if (type == ETHERTYPE_IP && wants & HAS_IP)
-		proto = walk_ip(s, h, r, wants, at);
-	else if (type == ETHERTYPE_IP6 && wants & HAS_IP6)
-		proto = walk_ip6(s, h, r, wants, at);
-	else if (type == ETHERTYPE_ARP && wants & HAS_ARP)
-		walk_arp(s, h, r, wants, *at);
-	if (wants & (BLUR | HAS_TCP_MSS)) {
-		__u32 zero = ZERO(queue);
-
-		h->present ^= zero;
-		h->l3 = blur_at(h->l3, zero);
-		h->frag = blur_at(h->frag, zero);
-		*at = blur_at(*at, zero);
-		asm("" : "+r"(proto)); /* not known to be one of those that have no transport header */
-	}
-	walk_transport(s, h, r, wants, queue, *at, proto);
-	return proto;
-}
-
-/* Fill `p` from the packet; for `tpid` and `tci` see walk_link(). */
-static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid, __u16 tci)
-{
-	__u32 wants = wanted(), at = 0, type;
-	int proto;
-
-	if (ROOMS && wants & BLUR) { /* the verifier will see them read where no header was copied */
-		__builtin_memset(&p->room, 0, sizeof(p->room));
-		__builtin_memset(&p->inner_room, 0, sizeof(p->inner_room));
-	}
-	type = walk_link(s, &p->outer, &p->room, wants, &at, tpid, tci);
-	proto = walk_network(s, &p->outer, &p->room, wants, p->rx_queue, &at, type);
-	if (wants & BLUR)
-		blur(&p->outer, ZERO(p->rx_queue));
-	walk_tunnel(s, p, at, proto, type);
-	if (wants & BLUR) {
-		__u32 zero = ZERO(p->rx_queue);
-
-		p->outer.present ^= zero;
-		p->outer.tunnel = blur_at(p->outer.tunnel, zero);
-		blur(&p->inner, zero);
-	}
 }

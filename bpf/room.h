@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Room for what the walk finds, where it is not kept on the stack: LLVM cannot take apart what helpers write, and of 512
- * bytes of stack classify() needs most.  What is read from there the verifier takes for any number, however it came there.
- * Programs run with bottom halves off, so none meets another here.
+ * A place in a map for what the walk finds.  Two kinds of programs do not keep it on the stack: those where helpers write
+ * headers there (LLVM cannot split such a struct into registers), and those where classify() needs most of the 512 bytes.
+ * The verifier takes what is read from the map for unknown numbers.  Programs run with bottom halves off, so two never use
+ * the place at the same time.
  */
 #pragma once
 #include "packet.h"

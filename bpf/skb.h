@@ -6,6 +6,7 @@
 #pragma once
 
 #include "skb_source.h"
+#include "walk.h"
 
 /* 1 for a 16-bit number that is not 0, without a branch: the verifier would follow both ways through all that comes. */
 static __always_inline __u32 one_if(__u32 number)
@@ -15,13 +16,13 @@ static __always_inline __u32 one_if(__u32 number)
 	return number >> 16 & 1;
 }
 
-#define KEPT struct skb *
-#define keep(s) ((s)->skb)
-#define kept(skb) source_of(skb)
+#define SAVED_SOURCE struct skb *
+#define save_source(s) ((s)->skb)
+#define restore_source(skb) source_of(skb)
 #include "loop.h"
 #include "room.h"
-#ifdef BESIDE
-#include "beside.h"
+#ifdef SHADOW
+#include "shadow.h"
 #endif
 
 /*
@@ -49,7 +50,7 @@ static __always_inline __u32 wire_length(const struct source *s)
 	return s->skb->len + one_if(s->tpid) * TAG_SIZE;
 }
 
-/* The bytes in place, or NULL where that cannot be had; the barriers are those of xdp.bpf.c. */
+/* The bytes in place, or NULL where they cannot be read in place; the barriers are those of xdp.bpf.c. */
 static GENERATED_CALLS const void *linear(struct source *s, __u64 offset, __u32 size)
 {
 #ifdef DIRECT_ACCESS
@@ -71,8 +72,8 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 {
 #ifdef DIRECT_ACCESS
 	(void)room;
-	if (wanted() & (BLUR | ROOMY))
-		at = noted_at(at);
+	if (wanted() & (HIDE_HEADERS | HEADERS_IN_MAP))
+		at = offset_from_map(at);
 	return in_place(s, at, size, where);
 #else
 	(void)s, (void)at, (void)size;
@@ -85,7 +86,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, vo
 {
 	at += from;
 	/* with many rules always copied: two ways for every rule are too many for the verifier */
-	if (!(wanted() & BLUR) && (*where = linear(s, at, size)))
+	if (!(wanted() & HIDE_HEADERS) && (*where = linear(s, at, size)))
 		return 1;
 	*where = room;
 	return !bpf_skb_load_bytes(s->skb, at, room, size);
@@ -142,7 +143,7 @@ static __attribute__((noinline)) __s64 load_tagged(struct skb *skb, __u32 tag, _
 	{                                                                                                              \
 		return constant##bits(s, offset);                                                                      \
 	}                                                                                                              \
-	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
+	GENERATED_CALLS __s64 checked##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
 		return constant##bits(s, offset);                                                                      \
 	}

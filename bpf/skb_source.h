@@ -88,5 +88,5 @@ static __always_inline struct source source_of(struct skb *skb)
 	return s;
 }
 
-/* The same packet, of which the verifier remembers nothing. */
-#define renewed(s) source_of((s)->skb)
+/* The same packet, read from the context again: the verifier knows nothing of its bounds. */
+#define reload_source(s) source_of((s)->skb)

@@ -22,7 +22,7 @@ int xdpkit(struct skb *skb)
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
 	outcome = classify(p, &s, &a);
-	take_down(p, &a, outcome);
+	count_verdict(p, &a, outcome);
 	if (explain)
 		return outcome;
 	if (mirrors() && a.mirror)

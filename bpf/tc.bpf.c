@@ -9,7 +9,6 @@
  * reason to send it again.  With no reader it falls back as declared, and when the ring buffer is full the packet is lost,
  * as at XDP when the RX ring is.
  */
-#define DIRECT_ACCESS
 #include "skb.h"
 #include "skb_copy.h"
 
@@ -83,7 +82,7 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 static __always_inline int act(struct skb *skb, const struct packet *p, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
-	struct counter *c = take_down(p, a, outcome);
+	struct counter *c = count_verdict(p, a, outcome);
 
 	if (explain)
 		return outcome;
@@ -107,13 +106,13 @@ static __always_inline int act(struct skb *skb, const struct packet *p, __u32 ou
 #define PULL 256
 #define TURNS 10
 
-struct judging {
+struct judge_state {
 	struct skb *skb;
 	__u64 verdict;
 };
 
 /* Bytes that should be linear when the walk has missed something; 0 where all are that there are. */
-static __always_inline __u32 more(struct skb *skb)
+static __always_inline __u32 bytes_to_pull(struct skb *skb)
 {
 	struct source s = source_of(skb);
 	__u32 linear = s.end - s.data, want = linear < PULL / 2 ? PULL : 2 * linear;
@@ -126,7 +125,7 @@ static __always_inline __u32 more(struct skb *skb)
  * only when the walk has seen all that there is.  The verifier follows what one turn wrote into the next; it looks at one
  * turn alone because `verdict` may be anything before that, too.
  */
-static long judge(__u32 n, struct judging *j)
+static long judge(__u32 n, struct judge_state *j)
 {
 	struct skb *skb = j->skb;
 	struct source s = source_of(skb);
@@ -135,19 +134,19 @@ static long judge(__u32 n, struct judging *j)
 	__u32 outcome, want, tpid = s.tpid;
 
 	(void)n;
-	if (wanted() & (BLUR | ROOMY) && !(p = packet_room())) {
+	if (wanted() & (HIDE_HEADERS | HEADERS_IN_MAP) && !(p = packet_room())) {
 		j->verdict = TCX_NEXT;
 		return 1;
 	}
 	p->rx_queue = queue_of(skb);
 	p->len = wire_length(&s);
 	s.missed = ZERO(p->rx_queue);
-	if (wanted() & BLUR)
+	if (wanted() & HIDE_HEADERS)
 		tpid = (s.tpid ^ ZERO(p->rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
 	find_metadata(&s, p);
 	if (reads_headers())
 		walk(&s, p, tpid, s.tci);
-	if (reads_headers() && s.missed && (want = more(skb))) {
+	if (reads_headers() && s.missed && (want = bytes_to_pull(skb))) {
 		if (!bpf_skb_pull_data((void *)skb, want))
 			return 0;
 		j->verdict = TCX_DROP; /* no memory: the stack, too, drops packets whose headers it cannot pull */
@@ -162,10 +161,10 @@ SEC("tc")
 int xdpkit(struct skb *skb)
 {
 	__u64 low = skb->len, high = low << 32;
-	struct judging j;
+	struct judge_state j;
 
 	asm("" : "+r"(high));
-	j = (struct judging){ skb, low - high }; /* what the verifier takes for any number */
+	j = (struct judge_state){ skb, low - high }; /* what the verifier takes for any number */
 	if (reads_headers())
 		bpf_loop(TURNS, judge, &j, 0);
 	else

@@ -3,12 +3,13 @@
  * XDP entry: walk, classify, count, act.
  */
 #include "xdp_source.h"
+#include "walk.h"
 #include "act.h"
 #include "xdp_metadata.h"
 #include "xdp_meta.h"
 #include "loop.h"
-#ifdef BESIDE
-#include "beside.h"
+#ifdef SHADOW
+#include "shadow.h"
 #include "room.h"
 #endif
 
@@ -38,7 +39,7 @@ const volatile __u32 queues = 1;
 const volatile __u32 spread = 1;
 
 /* Bytes of the packet that are not all in its first buffer: 1 if they are there. */
-static GENERATED_CALLS int fetched(struct source *s, __u64 offset, void *to, __u32 size)
+static GENERATED_CALLS int fetch(struct source *s, __u64 offset, void *to, __u32 size)
 {
 #ifdef FRAGS
 	return !bpf_xdp_load_bytes(s->ctx, offset, to, size);
@@ -48,24 +49,24 @@ static GENERATED_CALLS int fetched(struct source *s, __u64 offset, void *to, __u
 #endif
 }
 
-#ifdef BESIDE
-#define NOTED(at) noted_at(at)
+#ifdef SHADOW
+#define OFFSET(at) offset_from_map(at)
 #else
-#define NOTED(at) (at)
+#define OFFSET(at) (at)
 #endif
 
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
-	return take(s, NOTED(at), size, (void *)room, where);
+	return take(s, OFFSET(at), size, (void *)room, where);
 }
 
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const void **where)
 {
-	at = NOTED(at) + from;
+	at = OFFSET(at) + from;
 	if (take(s, at, size, room, where))
 		return 1;
 	*where = room;
-	return fetched(s, at, room, size);
+	return fetch(s, at, room, size);
 }
 
 /*
@@ -79,9 +80,9 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, vo
  * verifier has no bounds for that.  It follows constant offsets by itself.
  */
 #ifdef FRAGS /* found, but perhaps behind the first buffer */
-#define KNOWN(bits, to_host) at##bits(s, offset)
+#define CHECKED(bits, to_host) at##bits(s, offset)
 #else
-#define KNOWN(bits, to_host) to_host(*(const __u##bits *)(s->data + offset))
+#define CHECKED(bits, to_host) to_host(*(const __u##bits *)(s->data + offset))
 #endif
 
 #define LOADS(bits, to_host)                                                                                           \
@@ -97,7 +98,7 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, vo
 		asm("" : "+r"(from));                                                                                  \
 		if ((const void *)(from + 1) <= s->end)                                                                \
 			return to_host(*from);                                                                         \
-		return fetched(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
+		return fetch(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
 	}                                                                                                              \
 	static GENERATED_CALLS __s64 at##bits(struct source *s, __u64 offset)                                          \
 	{                                                                                                              \
@@ -108,15 +109,15 @@ GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, vo
 			return -1;                                                                                     \
 		if ((const void *)(from + 1) <= s->end)                                                                \
 			return to_host(*from);                                                                         \
-		return fetched(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
+		return fetch(s, offset, &room, sizeof(room)) ? to_host(room) : -1;                                     \
 	}                                                                                                              \
 	GENERATED_CALLS __s64 fixed##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
 		return at##bits(s, offset);                                                                            \
 	}                                                                                                              \
-	GENERATED_CALLS __s64 known##bits(struct source *s, __u64 offset)                                              \
+	GENERATED_CALLS __s64 checked##bits(struct source *s, __u64 offset)                                              \
 	{                                                                                                              \
-		return KNOWN(bits, to_host);                                                                                   \
+		return CHECKED(bits, to_host);                                                                                   \
 	}
 
 LOADS(8, (__s64)(__u8))
@@ -215,7 +216,7 @@ SEC("xdp")
 int xdpkit(struct xdp_md *ctx)
 {
 	struct source s = source_of(ctx);
-#ifdef BESIDE
+#ifdef SHADOW
 	struct packet *p = packet_room();
 #else
 	struct packet bare = { 0 }, *p = &bare;
@@ -232,7 +233,7 @@ int xdpkit(struct xdp_md *ctx)
 	if (reads_headers())
 		walk(&s, p, 0, 0);
 	outcome = classify(p, &s, &a);
-	c = take_down(p, &a, outcome);
+	c = count_verdict(p, &a, outcome);
 	if (explain)
 		return outcome;
 	if (mirrors() && a.mirror)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * In front of each redirected packet when want_meta is set: the kernel's clock at the hook, the rule that matched, and what
- * the driver knows of the packet where readers have asked for that.  User space (csrc/xdpkit.h) believes it only where the
- * magic stands; a driver without room for metadata leaves it out.
+ * What stands in front of each redirected packet when want_meta is set: the kernel's clock at the hook, the rule that
+ * matched, and what the driver knows of the packet where readers want that.  User space (csrc/xdpkit.h) believes it only
+ * where the magic number is; a driver without room for metadata leaves it out.
  */
 #pragma once
 #include "xdp_metadata.h"
@@ -22,28 +22,28 @@ struct meta {
 	__u32 magic;
 };
 
-/* The same in a program that tells what the driver knows. */
-struct known {
+/* The same with what the driver knows, in a program whose readers want that. */
+struct driver_meta {
 	__u64 device_ns; /* the device's clock; 0: none */
 	struct meta meta;
 };
-#define KNOWN_VLAN (1ull << 63) /* in device_ns, which has 63 bits (ktime_t is signed): there is a tag */
-_Static_assert(sizeof(struct meta) == 24 && sizeof(struct known) == 32, "shared with csrc/xdpkit.h");
+#define DRIVER_VLAN (1ull << 63) /* in device_ns, which has 63 bits (ktime_t is signed): there is a tag */
+_Static_assert(sizeof(struct meta) == 24 && sizeof(struct driver_meta) == 32, "shared with csrc/xdpkit.h");
 
-/* Generated, a constant: what of it readers have asked for. */
-__u32 tells(void);
-enum { TELL_TIMESTAMP = 1, TELL_HASH = 2, TELL_VLAN = 4 };
+/* Generated, a constant: which of the driver's metadata readers want, READER_ bits. */
+__u32 reader_metadata(void);
+enum { READER_TIMESTAMP = 1, READER_HASH = 2, READER_VLAN = 4 };
 
 static __always_inline int meta_room(void)
 {
-	return tells() ? sizeof(struct known) : sizeof(struct meta);
+	return reader_metadata() ? sizeof(struct driver_meta) : sizeof(struct meta);
 }
 
 /*
- * The driver writes where it stays; what it says besides (the kind of the hash, the tag's protocol) goes where `mark` and
- * `magic` will stand.  A hash of 0 is none as it is.
+ * The driver writes hash and time to their final places.  Its other results (the kind of the hash, the protocol of the
+ * tag) are not wanted: they go to `mark` and `magic`, which are written later.  A hash of 0 means that there is none.
  */
-static __always_inline struct meta *tell(struct xdp_md *ctx, struct known *k)
+static __always_inline struct meta *read_driver_meta(struct xdp_md *ctx, struct driver_meta *k)
 {
 	struct meta *m = &k->meta;
 
@@ -51,16 +51,16 @@ static __always_inline struct meta *tell(struct xdp_md *ctx, struct known *k)
 	m->rule = m->hash = 0;
 	if (!bound)
 		return m;
-	if (tells() & TELL_HASH && bpf_xdp_metadata_rx_hash(ctx, &m->hash, (enum xdp_rss_hash_type *)&m->mark))
+	if (reader_metadata() & READER_HASH && bpf_xdp_metadata_rx_hash(ctx, &m->hash, (enum xdp_rss_hash_type *)&m->mark))
 		m->hash = 0;
-	if (tells() & TELL_TIMESTAMP && bpf_xdp_metadata_rx_timestamp(ctx, &k->device_ns))
+	if (reader_metadata() & READER_TIMESTAMP && bpf_xdp_metadata_rx_timestamp(ctx, &k->device_ns))
 		k->device_ns = 0;
-	k->device_ns &= ~KNOWN_VLAN;
-	if (tells() & TELL_VLAN) {
+	k->device_ns &= ~DRIVER_VLAN;
+	if (reader_metadata() & READER_VLAN) {
 		if (bpf_xdp_metadata_rx_vlan_tag(ctx, (__be16 *)&m->magic, &m->vlan))
 			m->vlan = 0;
 		else
-			k->device_ns |= KNOWN_VLAN;
+			k->device_ns |= DRIVER_VLAN;
 	}
 	return m;
 }
@@ -75,8 +75,8 @@ static __always_inline void put_meta(struct xdp_md *ctx, __u32 rule, __u32 mark)
 	start = (void *)(long)ctx->data_meta;
 	if (start + meta_room() > (void *)(long)ctx->data)
 		return;
-	if (tells()) {
-		m = tell(ctx, start);
+	if (reader_metadata()) {
+		m = read_driver_meta(ctx, start);
 		rule |= m->rule;
 	} else {
 		m = start;

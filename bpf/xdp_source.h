@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The packet behind an XDP context: read in place.  Of a packet of several buffers that is the first one, which holds the
- * headers; what is behind it is fetched() in programs for
- * such packets: those that define FRAGS.
+ * The packet behind an XDP context, read in place.  Of a packet of several buffers that is the first one, which holds the
+ * headers; programs for such packets, compiled with FRAGS, fetch() the bytes behind it.
  */
 #pragma once
 #define IN_PLACE
@@ -13,9 +12,9 @@ struct source {
 	struct xdp_md *ctx;
 };
 
-#define KEPT struct source
-#define keep(s) (*(s))
-#define kept(source) (source)
+#define SAVED_SOURCE struct source
+#define save_source(s) (*(s))
+#define restore_source(source) (source)
 
 /*
  * The packet's bounds.  The kernel turns the 32-bit loads into loads of pointers; LLVM, which does not know that, must not
@@ -30,7 +29,7 @@ static __always_inline struct source source_of(struct xdp_md *ctx)
 }
 
 /* The same packet, of which the verifier remembers nothing. */
-#define renewed(s) source_of((s)->ctx)
+#define reload_source(s) source_of((s)->ctx)
 
 static __always_inline int take(struct source *s, __u32 offset, __u32 size, void *room, const void **at)
 {

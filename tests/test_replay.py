@@ -390,7 +390,7 @@ def test_a_built_file_says_what_its_loops_need(files, rule: str, loops: bool):
 def test_what_the_loops_of_a_shadow_need_is_said_too():
     shadow = Pipeline("shadow")
     shadow.rule(limit("10/second"), DROP)
-    assert "Linux 5.17: bpf_loop" in needs(Pipeline("live").beside(shadow), "xdp")
+    assert "Linux 5.17: bpf_loop" in needs(Pipeline("live").with_shadow(shadow), "xdp")
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_a_shadow_counts_what_it_would_do_alone_and_changes_nothing(
     stream = [a for a in stream if runs(hook, a.frame)]
     mine, theirs = State(pipe), State(shadow := other.shadow())
     counts, pairs = Counter[str](), Counter[tuple[Verdict, Verdict]]()
-    with Ruleset(Built(pipe.beside(other), {}), hook, explain=True) as ruleset:
+    with Ruleset(Built(pipe.with_shadow(other), {}), hook, explain=True) as ruleset:
         for arrival in stream:
             theirs.now_ns = mine.now_ns = arrival.now_ns
             theirs.random = arrival.random
@@ -133,7 +133,7 @@ def test_the_socket_filter_tries_a_shadow_as_the_reference_does(
         counts.update(rule.name for rule in (would.rule, *would.passed))
         pairs[outcome.rule.action.verdict, would.rule.action.would.verdict] += 1
         wanted += [frame] if outcome.rule.action.verdict is Verdict.REDIRECT else []
-    with wire.namespace, Ruleset(Built(pipe.beside(other), {}), "socket") as ruleset, wire.capture() as seen:
+    with wire.namespace, Ruleset(Built(pipe.with_shadow(other), {}), "socket") as ruleset, wire.capture() as seen:
         with packet_socket(wire, ruleset.program, lib.XK_RECVMMSG) as sock:
             wire.peer.send(batch)
             assert seen.wait(len(batch)) == batch, "the wire itself"
@@ -188,5 +188,5 @@ def verified(pipe: Pipeline, hook: str) -> int:
 @pytest.mark.parametrize(("live", "shadow"), [(wild, tame), (tame, wild), (wild, chained), (chained, wild)])
 def test_a_shadow_costs_the_verifier_its_own_steps_and_not_those_of_the_live_rules_again(live, shadow, hook: str):
     """Ways through one ruleset are not followed for each way through the other."""
-    both = verified(live().beside(shadow()), hook)
+    both = verified(live().with_shadow(shadow()), hook)
     assert both <= 1.5 * (verified(live(), hook) + verified(shadow(), hook))

@@ -28,7 +28,7 @@ from xdpkit.compiler.built import build, read, write
 from xdpkit.kernel.program import Program
 from xdpkit.lab import Lab, Port
 from xdpkit.language.actions import Mark
-from xdpkit.language.metadata import TOLD, Metadata, told
+from xdpkit.language.metadata import READER_METADATA, Metadata, choose_reader_metadata
 from xdpkit.link.forward import forward
 from xdpkit.sockets.batch import NO_RULE, NO_VLAN
 
@@ -72,7 +72,7 @@ def columns(sockets, count: int) -> dict[int, tuple[int, int, int]]:
     raise AssertionError(f"{len(got)} of {count} packets came")
 
 
-def expected(known: list[Metadata], names: tuple[str, ...] = TOLD) -> dict[int, tuple[int, int, int]]:
+def expected(known: list[Metadata], names: tuple[str, ...] = READER_METADATA) -> dict[int, tuple[int, int, int]]:
     return {
         n: (
             0,
@@ -96,7 +96,7 @@ def a_batch(seed: int, count: int = 50) -> list[Metadata]:
 def test_readers_get_hash_and_tag_of_every_packet(wire: Port, bind: str):
     known = [Metadata(hash=h, vlan=v) for h in HASHES for v in TAGS]
     with wire.namespace, attach(every(), wire.name, bind=bind, options=ALL) as link, link.sockets() as sockets:
-        assert link.got.rx_metadata == TOLD
+        assert link.got.rx_metadata == READER_METADATA
         assert "RX metadata timestamp and hash and vlan" in str(link.got)
         send(wire.peer, zip(numbered(wire, len(known)), known, strict=True))
         assert columns(sockets, len(known)) == expected(known)
@@ -104,12 +104,12 @@ def test_readers_get_hash_and_tag_of_every_packet(wire: Port, bind: str):
 
 
 @examples(20, shrink=False)
-@given(st.sets(st.sampled_from(TOLD), min_size=1), st.integers(0, 2**32 - 1))
+@given(st.sets(st.sampled_from(READER_METADATA), min_size=1), st.integers(0, 2**32 - 1))
 def test_readers_get_what_they_asked_for_and_no_more(wire: Port, names: set[str], seed: int):
     note(again("sockets/test_rx_metadata.py"))
     known, options = a_batch(seed), option(",".join(sorted(names)))
     with wire.namespace, attach(every(), wire.name, options=options) as link, link.sockets() as sockets:
-        assert link.got.rx_metadata == tuple(name for name in TOLD if name in names)
+        assert link.got.rx_metadata == tuple(name for name in READER_METADATA if name in names)
         send(wire.peer, zip(numbered(wire, len(known)), known, strict=True))
         assert columns(sockets, len(known)) == expected(known, link.got.rx_metadata)
 
@@ -182,7 +182,7 @@ def test_frames_may_be_laid_out_in_any_way(wire: Port, options: SocketOptions):
 def test_what_does_not_ask_gets_none_and_pays_nothing(wire: Port):
     compiled = compile_pipeline(every())
     assert b"metadata_rx" not in compiled.object
-    called = set(re.findall(rb"bpf_xdp_metadata_rx_(\w+)", compile_pipeline(every(), tells=("vlan",)).object))
+    called = set(re.findall(rb"bpf_xdp_metadata_rx_(\w+)", compile_pipeline(every(), reader_metadata=("vlan",)).object))
     assert called == {b"vlan_tag"}
     with wire.namespace, attach(compiled, wire.name, timestamps=True) as link, link.sockets() as sockets:
         send(wire.peer, [(numbered(wire, 1)[0], Metadata(hash=1, vlan=5))])
@@ -284,16 +284,16 @@ def test_modes_without_it_are_refused_or_done_without(wire: Port):
 
 def test_what_a_driver_has_is_what_readers_get():
     some = frozenset({"timestamp", "vlan-tag"})
-    assert told(TOLD, False, "native", some, "eth1") == (
+    assert choose_reader_metadata(READER_METADATA, False, "native", some, "eth1") == (
         ("timestamp", "vlan"),
         ("RX metadata hash (the driver offers timestamp, vlan)",),
     )
-    assert told(("vlan",), True, "native", some, "eth1") == (("vlan",), ())
-    assert told((), True, "generic", some, "eth1") == ((), ())
+    assert choose_reader_metadata(("vlan",), True, "native", some, "eth1") == (("vlan",), ())
+    assert choose_reader_metadata((), True, "generic", some, "eth1") == ((), ())
     with pytest.raises(
         NotSupported, match="rx_metadata hash on eth1: a driver that has it: the driver offers timestamp, v"
     ):
-        told(TOLD, True, "native", some, "eth1")
+        choose_reader_metadata(READER_METADATA, True, "native", some, "eth1")
 
 
 def test_a_built_file_where_nothing_can_be_compiled_is_refused_or_done_without(wire: Port, monkeypatch):
@@ -313,7 +313,7 @@ def test_a_built_file_where_nothing_can_be_compiled_is_refused_or_done_without(w
 
 def test_a_kernel_without_the_function_is_not_supported(wire: Port):
     """As on a kernel before 6.8: the object asks for a function that is not there."""
-    compiled = compile_pipeline(every(), tells=("vlan",))
+    compiled = compile_pipeline(every(), reader_metadata=("vlan",))
     code = compiled.object.replace(b"bpf_xdp_metadata_rx_vlan_tag", b"bpf_xdp_metadata_rx_no_such_")
     said = r"^meta.vlan on right \(driver veth\): Linux \S+ has no bpf_xdp_metadata_rx_no_such_\(\); needs"
     with wire.namespace, pytest.raises(NotSupported, match=said):
@@ -321,7 +321,7 @@ def test_a_kernel_without_the_function_is_not_supported(wire: Port):
 
 
 def test_a_program_that_tells_runs_without_a_device_and_tells_nothing():
-    with Program(compile_pipeline(every(), tells=TOLD), metadata=True) as program:
+    with Program(compile_pipeline(every(), reader_metadata=READER_METADATA), metadata=True) as program:
         assert program.test_run(bytes(64))[0] == 2  # PASS: there is no socket
 
 

@@ -66,11 +66,11 @@ class Built:
         """The program for ``hook``; compiled now if it was not built ahead."""
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
 
-    def telling(self, hook: str, tells: tuple[str, ...]) -> Built:
-        """With the program for ``hook`` that tells readers this metadata; compiled now unless it is there."""
+    def with_reader_metadata(self, hook: str, names: tuple[str, ...]) -> Built:
+        """With a program for ``hook`` that writes this metadata for readers; compiled now unless it is there."""
         found = self.programs.get(hook)
-        if found is None or found.tells != tells:
-            found = compile_pipeline(self.pipeline, hook, tells=tells)
+        if found is None or found.reader_metadata != names:
+            found = compile_pipeline(self.pipeline, hook, reader_metadata=names)
         return replace(self, programs={**self.programs, hook: found})
 
 
@@ -100,7 +100,7 @@ def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = No
             raise TypeError(f"{given!r} is no Pipeline, Compiled or Built{advice}")
     if shadow is not None:
         base = pipeline if isinstance(pipeline, Pipeline) else pipeline.pipeline
-        return Built(base.beside(shadow), {}, pipeline.folder if isinstance(pipeline, Built) else None)
+        return Built(base.with_shadow(shadow), {}, pipeline.folder if isinstance(pipeline, Built) else None)
     match pipeline:
         case Built():
             return pipeline

@@ -24,14 +24,14 @@ VOID, POINTER = ir.VoidType(), I8.as_pointer()
 MARK, MARKED, MIRROR, MIRROR_RULE, SHADOW = 0, 4, 8, 12, 16
 #: Functions of the data plane that generated code calls (bpf/load.h): result, then arguments.
 EXTERNAL = {
-    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "known") for bits in (8, 16, 32)},
+    **{f"{kind}{bits}": (I64, POINTER, I64) for kind in ("load", "fixed", "checked") for bits in (8, 16, 32)},
     "loop": (I32, POINTER, POINTER, I32, I32),
     "descend": (I32, POINTER, I32, I32, POINTER, I32, I32),
-    "draw": (I32,),
-    "passed": (VOID, POINTER, I32),
-    "failed": (VOID, I32),
+    "random_bits": (I32,),
+    "count_passed": (VOID, POINTER, I32),
+    "count_failed": (VOID, I32),
     "log_packet": (VOID, POINTER, POINTER, I32),
-    "begin_again": (VOID, POINTER, POINTER, POINTER),
+    "end_shadow": (VOID, POINTER, POINTER, POINTER),
     "header": (I32, POINTER, I32, I32, POINTER, POINTER.as_pointer()),
     "bytes": (I32, POINTER, I32, I32, I32, POINTER, POINTER.as_pointer()),
 }
@@ -89,7 +89,7 @@ class Classify:
         builder.position_at_end(start)
         builder.debug_metadata = self.debug.location(self.pipeline.where)
         packet, source, steps = self.function.args
-        builder.call(self.external("begin_again"), [source, packet, steps])
+        builder.call(self.external("end_shadow"), [source, packet, steps])
         acting = self.block("acting")
         builder.branch(acting)
         builder.position_at_end(acting)
@@ -141,7 +141,7 @@ class Classify:
         function.attributes.add("alwaysinline")
         ir.IRBuilder(function.append_basic_block()).ret_void()
 
-    def surely(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
+    def require(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
         """What is first of a section goes on only where ``holds``, as it always does; else the last rule takes the
         packet.  ``builder`` stands at the end of the first block."""
         more, never = self.block("more"), self.block("never")
@@ -161,7 +161,7 @@ class Classify:
         if self.after_shadow is None:
             builder.ret(outcome)
             return
-        builder.call(self.external("passed"), [self.function.args[0], builder.lshr(outcome, I32(16))])
+        builder.call(self.external("count_passed"), [self.function.args[0], builder.lshr(outcome, I32(16))])
         self.store(builder, SHADOW, builder.and_(outcome, I32(7)))
         builder.branch(self.after_shadow)
 

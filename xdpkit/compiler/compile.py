@@ -12,11 +12,11 @@ __all__ = ["compile_pipeline"]
 
 
 def compile_pipeline(
-    pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, tells: tuple[str, ...] = ()
+    pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, reader_metadata: tuple[str, ...] = ()
 ) -> Compiled:
-    """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly; ``tells``: see
-    :class:`Compiled`.  Raises NotSupported where llvmlite is missing, PipelineError where the rules are too many for
-    one program."""
+    """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly;
+    ``reader_metadata``: see :class:`Compiled`.  Raises NotSupported where llvmlite is
+    missing, PipelineError where the rules are too many for one program."""
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     try:
@@ -32,7 +32,7 @@ def compile_pipeline(
         steps.append((name, now - last))
         last = now
 
-    rules = lower(pipeline, tells)
+    rules = lower(pipeline, reader_metadata)
     step("lower")
     module = link_module(rules, hook)
     step("link")
@@ -43,4 +43,4 @@ def compile_pipeline(
     check_reach(module, machine, rules)
     code = emit_object(module, machine)
     step("emit")
-    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables, tells)
+    return Compiled(pipeline, hook, code, rules.text, text, tuple(steps), rules.tables, reader_metadata)

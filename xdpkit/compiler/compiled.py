@@ -34,8 +34,9 @@ class TableInfo:
 class Compiled:
     """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters.  ``ir``: the LLVM
     IR of classify() before linking; ``assembly``: BPF assembly, empty unless asked for; ``steps_ns``: what each step of
-    compiling took; ``tables``: the rules that became decision trees; ``tells``: metadata that an XDP program puts in
-    front of redirected packets for readers (names of :data:`xdpkit.language.metadata.TOLD`)."""
+    compiling took; ``tables``: the rules that became decision trees; ``reader_metadata``: the
+    metadata that an XDP program writes in front of redirected packets for readers (names of
+    :data:`xdpkit.language.metadata.READER_METADATA`)."""
 
     pipeline: Pipeline
     hook: str
@@ -44,4 +45,4 @@ class Compiled:
     assembly: str = field(default="", repr=False)
     steps_ns: tuple[tuple[str, int], ...] = ()
     tables: tuple[TableInfo, ...] = ()
-    tells: tuple[str, ...] = ()
+    reader_metadata: tuple[str, ...] = ()

@@ -52,7 +52,7 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     It has a context of its own, which goes with it: in LLVM's global one constants, types and debug information stay
     until the process ends, half a megabyte for each pipeline."""
     context = create_context()
-    module = llvm.parse_bitcode(shipped(f"{hook}_beside.bc" if rules.spacious else f"{hook}.bc"), context)
+    module = llvm.parse_bitcode(shipped(f"{hook}_shadow.bc" if rules.packet_in_map else f"{hook}.bc"), context)
     for part in rules.parts:
         module.link_in(llvm.parse_bitcode(shipped(f"{hook}_{part}.bc"), context))
     for symbol, template in rules.templates.items():

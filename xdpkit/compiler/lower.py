@@ -20,7 +20,7 @@ from ..language.errors import Where
 from ..language.expr import And
 from ..language.fields import METADATA
 from ..language.limits import Log
-from ..language.metadata import TOLD
+from ..language.metadata import READER_METADATA
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
 from ..language.sets import Member
@@ -41,10 +41,13 @@ POINTER = ir.IntType(8).as_pointer()
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """The IR of ``classify`` as text; the ``parts`` of the data plane it needs besides the hook's own; the copies of
-    ``templates`` it calls, by symbol; how many rules are ``chained``, tested one by one, whether those are a ``large``
-    program, and the ``tables`` of the others; ``name`` and ``where`` are the pipeline's.  ``spacious``: what the walk
-    finds is kept in a map at every hook, because rules are tried beside those that act, or many read many headers."""
+    """A pipeline as LLVM IR, and what linking must know of it.
+
+    ``text``: the IR of ``classify``; ``parts``: the modules of the data plane that it needs besides the hook's own;
+    ``templates``: the copies of templates that it calls, symbol to template; ``chained``: how many rules are tested one
+    by one; ``large``: those are a large program; ``tables``: the rules that are looked up; ``packet_in_map``: what the
+    walk finds is kept in a map at every hook, because there is a shadow or many rules read many headers; ``name`` and
+    ``where`` are the pipeline's."""
 
     text: str
     parts: tuple[str, ...]
@@ -52,13 +55,13 @@ class Lowered:
     chained: int
     large: bool
     tables: tuple[TableInfo, ...]
-    spacious: bool
+    packet_in_map: bool
     name: str
     where: Where
 
 
-def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
-    """The IR of ``classify`` for ``pipeline``; ``tells``: metadata for readers, names of TOLD."""
+def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
+    """The IR of ``classify`` for ``pipeline``; ``reader_metadata``: what readers want, names of READER_METADATA."""
     plan = make_plan(pipeline)
     classify = Classify(plan)
     rules = RuleLowering(classify)
@@ -71,7 +74,7 @@ def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
     builder.unreachable()
     copies = not pipeline.steps.isdisjoint({Mirror, Log})
     parts = ("tunnel",) * plan.tunnels + ("mirror",) * copies
-    _constants(classify, rules.reader, tells)
+    _constants(classify, rules.reader, reader_metadata)
     if "tunnel" not in parts:
         classify.empty("walk_tunnel", POINTER, POINTER, I32, I32, I32)
     if "mirror" not in parts:
@@ -83,13 +86,13 @@ def lower(pipeline: Pipeline, tells: Sequence[str] = ()) -> Lowered:
         plan.chained,
         plan.large,
         tuple(rules.tables.made),
-        spacious=bool(plan.shadow) or (plan.large and plan.hides_headers),
+        packet_in_map=bool(plan.shadow) or (plan.large and plan.hides_headers),
         name=pipeline.name,
         where=pipeline.where,
     )
 
 
-def _constants(classify: Classify, reader: Reader, tells: Sequence[str]) -> None:
+def _constants(classify: Classify, reader: Reader, reader_metadata: Sequence[str]) -> None:
     """The functions by which the data plane asks what the rules need: LLVM removes what they do not."""
     plan, pipeline = classify.plan, classify.pipeline
     classify.constant("reads_headers", I32(int(not plan.read <= set(METADATA))))
@@ -97,7 +100,7 @@ def _constants(classify: Classify, reader: Reader, tells: Sequence[str]) -> None
     classify.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
     classify.constant("marks", I32(int(Mark in pipeline.steps)))
     classify.constant("mirrors", I32(int(Mirror in pipeline.steps)))
-    classify.constant("tells", I32(sum(1 << TOLD.index(name) for name in tells)))
+    classify.constant("reader_metadata", I32(sum(1 << READER_METADATA.index(name) for name in reader_metadata)))
     classify.constant("pairs", I32(len(pipeline.every_rule) if plan.shadow else 0))
 
 
@@ -174,7 +177,7 @@ class RuleLowering:
     def _end(self, index: int, rule: Rule, builder: ir.IRBuilder, skip: ir.Block) -> None:
         """What a rule that holds does: its steps, and then its verdict, or the next rule."""
         if rule.goes_on:
-            builder.call(self.classify.external("passed"), [self.classify.function.args[0], I32(index)])
+            builder.call(self.classify.external("count_passed"), [self.classify.function.args[0], I32(index)])
         for step in rule.steps:
             self.memory.do(builder, step, index, rule)
         if rule.goes_on:

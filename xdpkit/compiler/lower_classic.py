@@ -134,10 +134,10 @@ class Program:
 
     def packet(self, at: int, ins: Instruction, offset: Any, builder: ir.IRBuilder) -> Any:
         """Bytes of the packet; where it has none, the program ends in ``no``."""
-        known = ins.mode != IND and ins.k + ins.size <= self.found[at]
-        name = f"{'load' if ins.mode == IND else 'known' if known else 'fixed'}{8 * ins.size}"
+        checked = ins.mode != IND and ins.k + ins.size <= self.found[at]
+        name = f"{'load' if ins.mode == IND else 'checked' if checked else 'fixed'}{8 * ins.size}"
         value = builder.call(self.classify.external(name), [self.source, offset])
-        if known:
+        if checked:
             return builder.trunc(value, I32)
         there = self.registers.function.append_basic_block("there")
         builder.cbranch(builder.icmp_signed("<", value, I64(0)), self.no, there)

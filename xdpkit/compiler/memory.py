@@ -65,7 +65,7 @@ class Memory:
         def ask(at: ir.IRBuilder) -> ir.Value:
             members = self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
             if often > FEW_SETS:
-                self.classify.surely(at, at.icmp_unsigned("!=", members, POINTER(None)))
+                self.classify.require(at, at.icmp_unsigned("!=", members, POINTER(None)))
             return members
 
         found = self.lookups[self.classify.after_shadow is not None]
@@ -138,7 +138,7 @@ class Memory:
 
     def sampled(self, builder: ir.IRBuilder, sample: Sample) -> ir.Value:
         """i1: drawn."""
-        drawn = builder.zext(builder.call(self.classify.external("draw"), []), I64)
+        drawn = builder.zext(builder.call(self.classify.external("random_bits"), []), I64)
         return builder.icmp_unsigned("<", drawn, I64(sample.threshold))
 
     def do(self, builder: ir.IRBuilder, step: Step, index: int, rule: Rule) -> None:
@@ -172,7 +172,7 @@ class Memory:
                 full = self.classify.block("full")
                 builder.cbranch(builder.icmp_unsigned("!=", done, I32(0)), after, full)
                 builder.position_at_end(full)
-                builder.call(self.classify.external("failed"), [I32(index)])
+                builder.call(self.classify.external("count_failed"), [I32(index)])
         builder.branch(after)
         builder.position_at_end(after)
 

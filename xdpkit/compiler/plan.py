@@ -18,7 +18,7 @@ from .rule_tables import Table, tables
 
 #: Up to so many rules that are tested one by one get all that LLVM's -O2 does, unless they branch much: of more than so
 #: many rules that ask sets, the headers inside or the payload, and for more than so many different things.
-FEW, FEW_ASK, FEW_ASKED = 32, 8, 2
+FEW, FEW_BRANCHY_RULES, FEW_BRANCHY_FIELDS = 32, 8, 2
 #: Of more than so many rules LLVM keeps where headers start in halves of words of the stack, where the verifier does
 #: not follow bounds: at TC they are bounded again where they are used, and what the walk finds is kept in a map.
 FEW_BOUNDS = 11
@@ -151,7 +151,7 @@ def is_branchy(rules: Iterable[Rule]) -> bool:
         for spec in fields_read(rule):
             mine |= {spec.name} if spec.kind == "bytes" else {INNER} if spec.name.startswith(INNER) else set()
         asking, asked = asking + bool(mine), asked | mine
-    return asking > FEW_ASK and len(asked) > FEW_ASKED
+    return asking > FEW_BRANCHY_RULES and len(asked) > FEW_BRANCHY_FIELDS
 
 
 def required(expr: Expr) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """Reading: which headers a packet has, and the fields in them, as LLVM values.
 
-The walk (``bpf/packet.h``) notes where headers start; a field is read there when a rule asks for it.  Members of
+The walk (``bpf/walk.h``) notes where headers start; a field is read there when a rule asks for it.  Members of
 ``struct packet`` are loaded in the function's first block, and fields that a group of rules tests more than once in
 front of the group.
 """
@@ -24,8 +24,8 @@ POINTER = I8.as_pointer()
 OFFSETS = offsets()
 #: Bit of each header in ``headers.present``.
 HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
-#: BLUR and ROOMY in bpf/packet.h.
-BLUR, ROOMY = 1 << 31, 1 << 30
+#: HIDE_HEADERS and HEADERS_IN_MAP in bpf/packet.h.
+HIDE_HEADERS, HEADERS_IN_MAP = 1 << 31, 1 << 30
 #: So many fields a group of rules reads in front: more would not fit on the stack.
 HOIST_FIELDS = 16
 
@@ -50,8 +50,8 @@ class Reader:
         bits = sum(HEADER_BITS[n.removeprefix(INNER)] << (32 if n.startswith(INNER) else 0) for n in wanted)
         return (
             bits
-            | (BLUR if self.classify.plan.hides_headers else 0)
-            | (ROOMY if self.classify.plan.headers_in_map else 0)
+            | (HIDE_HEADERS if self.classify.plan.hides_headers else 0)
+            | (HEADERS_IN_MAP if self.classify.plan.headers_in_map else 0)
         )
 
     def member(self, name: str) -> ir.Value:

@@ -30,7 +30,7 @@ class Got:
     ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
     buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
     rules test and no packet has here; ``rx_metadata``: what readers get with each packet, as far as the driver knows it
-    (:data:`xdpkit.language.metadata.TOLD`).
+    (:data:`xdpkit.language.metadata.READER_METADATA`).
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
     ``shared_umem``, ``unaligned``, ``chunk_size``; what they mean is in :class:`xdpkit.SocketOptions`.

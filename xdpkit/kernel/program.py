@@ -65,7 +65,7 @@ class Program:
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
         ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*``, or which
-        tells readers of it, is bound to it, for good; without a device all metadata is absent.
+        writes it for readers, is bound to it, for good; without a device all metadata is absent.
         ``spread``: sockets of each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
@@ -76,8 +76,8 @@ class Program:
         self.pipeline: Pipeline = compiled.pipeline
         self.hook: str = compiled.hook
         self._rules = self.pipeline.every_rule
-        self._tells = compiled.tells if self.is_xdp else ()
-        asks = bool(self._tells) or (self.is_xdp and bool(self.pipeline.metadata))
+        self._reader_metadata = compiled.reader_metadata if self.is_xdp else ()
+        asks = bool(self._reader_metadata) or (self.is_xdp and bool(self.pipeline.metadata))
         self._bound_to = device if asks else None
         code = unbound(compiled.object) if asks and device is None else compiled.object
         self._timed = self.pipeline.is_timed
@@ -128,7 +128,7 @@ class Program:
             check(-errno.EPERM, "load", "loading eBPF needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run as root")
         if self._bound_to is not None and (reason := self._refused_to_bind(-result, said)):
             fields, driver = self.pipeline.metadata, self._bound_to.driver or "none"
-            names = [*fields, *(f"meta.{name}" for name in self._tells if f"meta.{name}" not in fields)]
+            names = [*fields, *(f"meta.{name}" for name in self._reader_metadata if f"meta.{name}" not in fields)]
             where = f"{next(iter(fields.values()))}: " if fields else ""
             feature = f"{where}{', '.join(names)} on {self._bound_to.name} (driver {driver})"
             raise NotSupported(feature, f"{reason}; needs {kernel_needs(names)}")
@@ -232,12 +232,12 @@ class Program:
 
     def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
         """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself, with the clock and the random bits it is given; else it is read off the counters around the
+        answers itself, with the clock and the random bits of the call; else it is read off the counters around the
         run."""
         if self.explains:
             if self._timed:
-                given = ffi.new("uint64_t[2]", [now_ns, random])
-                check(lib.xk_map_update(self.map_fd("given"), ffi.new("uint32_t *"), given, 0), "clock")
+                values = ffi.new("uint64_t[2]", [now_ns, random])
+                check(lib.xk_map_update(self.map_fd("test_input"), ffi.new("uint32_t *"), values, 0), "clock")
             rule = self._rules[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict
         before = self.counts()

@@ -1,6 +1,6 @@
 """The field table: every header and field a rule can name, where its value comes from, and how it is written.
 
-One table feeds everything.  ``bpf/packet.h`` finds the headers and notes where they start (in ``struct packet``, whose
+One table feeds everything.  ``bpf/walk.h`` finds the headers and notes where they start (in ``struct packet``, whose
 layout is generated from here when the package is built), the compiler reads fields there, the reference evaluator does
 the same with bytes, and the objects that users write (``udp.dport``) are made from the same rows.  A field of a header
 that is walked already is one row here and nothing else.

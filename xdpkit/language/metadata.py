@@ -1,10 +1,11 @@
 """What the kernel may know of a packet beside its bytes: ``meta.timestamp``, ``meta.hash``, ``meta.vlan`` (pure).
 
-Each is present or absent by itself, packet by packet, and a test on one that is absent is false.  At XDP the driver
-tells (Documentation/networking/xdp-rx-metadata.rst), and only a program that is bound to its device may ask; at TC and
-in the socket filter it is in the skb.  A time of 0 and a hash of 0 are none, as in the kernel's own skb.
+Each is present or absent by itself, packet by packet, and a test on one that is absent is false.  At XDP the driver has
+it (Documentation/networking/xdp-rx-metadata.rst), and only a program that is bound to its device can read it; at TC and
+in the socket filter it is in the skb.  A time of 0 and a hash of 0 mean that there is none, as in the kernel's own skb.
 
-Readers of sockets get the same with each packet where they ask for it (``SocketOptions.rx_metadata``): :func:`told`.
+Readers of sockets get the same with each packet if they want it (``SocketOptions.rx_metadata``):
+:func:`choose_reader_metadata`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ from .limits import Limit
 from .rule import Rule
 from .sets import Add, Member
 
-__all__ = ["TOLD", "Metadata", "absent_at", "asked", "kernel_needs", "offered_names", "refuse_generic", "told"]
+__all__ = [
+    "READER_METADATA",
+    "Metadata",
+    "absent_at",
+    "choose_reader_metadata",
+    "kernel_needs",
+    "metadata_fields",
+    "offered_names",
+    "refuse_generic",
+]
 
-#: What readers can ask for, in the order of the bits in bpf/xdp_meta.h.
-TOLD = ("timestamp", "hash", "vlan")
+#: The metadata that readers of sockets may want, in the order of the bits in bpf/xdp_meta.h.
+READER_METADATA = ("timestamp", "hash", "vlan")
 
 #: The kernel that brought each to XDP, and what the generic netlink family `netdev` calls it.
 _SINCE = {"meta.timestamp": "6.3", "meta.hash": "6.3", "meta.vlan": "6.8"}
@@ -44,7 +54,7 @@ class Metadata:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def asked(rules: Iterable[Rule]) -> dict[str, Where]:
+def metadata_fields(rules: Iterable[Rule]) -> dict[str, Where]:
     """The metadata fields that ``rules`` read, each with the first line that does."""
     found: dict[str, Where] = {}
     for rule in rules:
@@ -97,12 +107,12 @@ def kernel_needs(fields: Iterable[str]) -> str:
     return f"a device-bound program in native mode (Linux 6.3{later})"
 
 
-def told(
+def choose_reader_metadata(
     wanted: tuple[str, ...], required: bool, mode: str, offered: frozenset[str], device: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which of the ``wanted`` names of TOLD readers get in attach mode ``mode`` from a driver with the ``offered``
-    functions, and why they do not get the others.  NotSupported where one is ``required`` and cannot be."""
-    there = [name for name in TOLD if _FEATURES[f"meta.{name}"] in offered]
+    """Which of the ``wanted`` names of READER_METADATA readers get in attach mode ``mode`` from a driver with the
+    ``offered`` functions, and why they do not get the others.  NotSupported where one is ``required`` and cannot be."""
+    there = [name for name in READER_METADATA if _FEATURES[f"meta.{name}"] in offered]
     offers = f"the driver offers {', '.join(there) or 'none'}"
     if mode == "native":
         found, why, needs = tuple(name for name in wanted if name in there), offers, f"a driver that has it: {offers}"

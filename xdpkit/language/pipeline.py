@@ -20,7 +20,7 @@ from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Not, Or, as_expr, here
 from .fields import families
 from .limits import Limit, Log, Sample
-from .metadata import asked
+from .metadata import metadata_fields
 from .rule import Rule
 from .sets import DEFAULT_CAPACITY, Add, Member, Set, SetSpec, declare
 
@@ -52,7 +52,7 @@ class Pipeline:
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
         self._targets = set[str]()
-        #: The rules that are tried beside these: see :meth:`beside`.
+        #: The rules that are tried beside these: see :meth:`with_shadow`.
         self.shadowed: Pipeline | None = None
         self._seen, self._findings = Seen(), list[Finding]()
 
@@ -244,7 +244,7 @@ class Pipeline:
         """The outcomes, and those of a shadow behind them: as they are numbered."""
         return self.outcomes + (self.shadowed.outcomes if self.shadowed is not None else ())
 
-    def beside(self, other: Pipeline) -> Pipeline:
+    def with_shadow(self, other: Pipeline) -> Pipeline:
         """These rules, and the shadow of ``other`` beside them: each packet is judged by both, these act.  Sets of the
         same name are one; PipelineError if they are not of one kind."""
         mine = {spec.name: spec for spec in self._sets.values()}
@@ -271,7 +271,7 @@ class Pipeline:
     @property
     def metadata(self) -> dict[str, Where]:
         """The metadata fields that rules test (``meta.hash``), each with the first line that does."""
-        return asked(self.every_rule)
+        return metadata_fields(self.every_rule)
 
     def digest(self) -> str:
         """SHA-256 of what the pipeline means: names, sets, conditions, actions; not where it stands."""

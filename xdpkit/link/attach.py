@@ -30,7 +30,7 @@ from ..kernel.holders import advice, describe, hold
 from ..kernel.program import Program
 from ..language.actions import Mark
 from ..language.errors import NotSupported
-from ..language.metadata import absent_at, refuse_generic, told
+from ..language.metadata import absent_at, choose_reader_metadata, refuse_generic
 from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sockets import options as choices
@@ -155,8 +155,8 @@ def _attach(
     metadata = built.pipeline.metadata
     refuse_generic(metadata, mode, device.name)
     hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp_frags" if frags else "xdp"
-    built, tells, untold = _telling(built, device, mode, hook, options)
-    timestamps = timestamps or bool(tells)
+    built, rx_metadata, missing = _with_reader_metadata(built, device, mode, hook, options)
+    timestamps = timestamps or bool(rx_metadata)
     ruleset = Ruleset(
         built,
         hook,
@@ -178,7 +178,7 @@ def _attach(
                 raise _refused(-fd, program, device, mode)
         absent = absent_at(mode, device.rx_metadata, metadata)
         got = Got(
-            device.name, device.driver, mode, None, queues, timestamps, untold, absent=absent, rx_metadata=tells,
+            device.name, device.driver, mode, None, queues, timestamps, missing, absent=absent, rx_metadata=rx_metadata,
         )  # fmt: skip
         return Link(ruleset, device, fd, got, binds, options, redirects)
     except BaseException:
@@ -190,19 +190,21 @@ def _attach(
         raise
 
 
-def _telling(
+def _with_reader_metadata(
     built: Built, device: Device, mode: str, hook: str, options: SocketOptions
 ) -> tuple[Built, tuple[str, ...], tuple[str, ...]]:
-    """With a program that tells readers the metadata that they want, what that is, and why it is not all."""
-    tells, untold = told(options.rx_wanted, options.rx_required, mode, device.rx_metadata, device.name)
-    if not tells:
-        return built, (), untold
+    """The object with the metadata that readers want, the names of that metadata, and why others are missing."""
+    names, missing = choose_reader_metadata(
+        options.rx_wanted, options.rx_required, mode, device.rx_metadata, device.name
+    )
+    if not names:
+        return built, (), missing
     try:
-        return built.telling(hook, tells), tells, untold
+        return built.with_reader_metadata(hook, names), names, missing
     except NotSupported as error:  # built ahead, and no llvmlite here
         if options.rx_required:
             raise
-        return built, (), (*untold, f"RX metadata {', '.join(tells)} ({error.needs})")
+        return built, (), (*missing, f"RX metadata {', '.join(names)} ({error.needs})")
 
 
 def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...], queues: tuple[int, ...]) -> None:

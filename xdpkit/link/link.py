@@ -230,7 +230,7 @@ class Link:
             start, old = time.perf_counter_ns(), self._ruleset
             built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
-            built = built.telling(old.program.hook, self.got.rx_metadata)
+            built = built.with_reader_metadata(old.program.hook, self.got.rx_metadata)
             compiled = time.perf_counter_ns()
             new = Ruleset(
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,

@@ -1,5 +1,5 @@
 """The walk into a tunnel, for the reference evaluator: where the inner headers start.  The rules are those at the head
-of ``bpf/tunnel.h``; one level is walked.
+of ``bpf/tunnel.bpf.c``; one level is walked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The header walk in plain Python, for the reference evaluator.  Its rules are those at the head of ``bpf/packet.h``:
+"""The header walk in plain Python, for the reference evaluator.  Its rules are those at the head of ``bpf/headers.h``:
 
 * a header is present when its fixed part lies wholly inside the frame, else it and all behind it are absent;
 * up to two VLAN tags (0x8100, 0x88a8) are walked (IEEE 802.1Q, 802.1ad);

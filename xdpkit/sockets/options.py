@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ..language.metadata import TOLD
+from ..language.metadata import READER_METADATA
 
 __all__ = [
     "KERNEL_HEADROOM",
@@ -133,9 +133,11 @@ class SocketOptions:
             raise ValueError(f"chunk_size {self.chunk_size}: 2048 or 4096, or any number between with unaligned=on")
         if self.switch("tx_timestamp", auto=False)[0] and not self.tx:
             raise ValueError(f"tx_timestamp {self.tx_timestamp!r} without a TX ring: tx=True")
-        unknown = [name for name in self.rx_wanted if name not in TOLD]
+        unknown = [name for name in self.rx_wanted if name not in READER_METADATA]
         if unknown:
-            raise ValueError(f"rx_metadata {self.rx_metadata!r}: off, {', '.join(TOLD)}, or want:NAMES to prefer them")
+            raise ValueError(
+                f"rx_metadata {self.rx_metadata!r}: off, {', '.join(READER_METADATA)}, or want:NAMES to prefer them"
+            )
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> SocketOptions:
@@ -169,9 +171,10 @@ class SocketOptions:
 
     @property
     def rx_wanted(self) -> tuple[str, ...]:
-        """The metadata that readers want, names of TOLD."""
+        """The metadata that readers want, names of READER_METADATA."""
         names = [] if self.rx_metadata == "off" else self.rx_metadata.removeprefix("want:").split(",")
-        return tuple(sorted(set(names), key=lambda name: (TOLD.index(name) if name in TOLD else len(TOLD), name)))
+        known = [name for name in READER_METADATA if name in names]
+        return (*known, *sorted(set(names) - set(known)))
 
     @property
     def rx_required(self) -> bool:

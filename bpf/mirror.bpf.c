@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What rules tell user space: copies of packets that go on (Mirror), and that a packet was met (log).
+ * Copies of packets that go on (Mirror), and events (log), for user space.
  *
- * It is a module of bitcode of its own, linked only where a rule asks.  The entry of a module defines struct source and
- * copy_bytes().
+ * This is a module of its own, compiled for each hook and linked only where a rule has such a step.
  */
-#pragma once
-#include "copies.h"
+#ifdef XDP
+#include "xdp_source.h"
+#include "xdp_copy.h"
+#else
+#include "skb_source.h"
+#include "skb_copy.h"
+#endif
 
 RING(mirrored)
 RING(events)
@@ -22,7 +26,7 @@ GENERATED_CALLS void mirror(struct source *s, __u32 len, __u32 queue, const stru
 			     .verdict = verdict_of(outcome) == FORWARD ? XDP_REDIRECT : verdict_of(outcome) };
 
 	if (r && !copy_packet(s, &mirrored, &mirrored_count, r, &head))
-		failed(a->mirror_rule);
+		count_failed(a->mirror_rule);
 }
 
 GENERATED_CALLS void log_packet(struct source *s, const struct packet *p, __u32 rule)
@@ -32,5 +36,5 @@ GENERATED_CALLS void log_packet(struct source *s, const struct packet *p, __u32 
 			     .wire_len = p->len, .queue = p->rx_queue };
 
 	if (r && !copy_packet(s, &events, &events_count, r, &head))
-		failed(rule);
+		count_failed(rule);
 }

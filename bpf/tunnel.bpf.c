@@ -8,12 +8,12 @@
  *  - GTP-U, UDP to port 2152, version 1, message 255, behind at most MAX_GTPU_EXTENSIONS extension headers
  *    (3GPP TS 29.281); what is inside is IPv4 or IPv6 by its first four bits;
  *  - MPLS, EtherTypes 0x8847 and 0x8848, at most MAX_LABELS labels (RFC 3032), with IPv4 or IPv6 by the first four bits.
- * The rules are those of packet.h, the same in xdpkit/meaning/tunnels.py.
+ * The rules are those of headers.h, the same in xdpkit/meaning/tunnels.py.
  *
- * It is a module of bitcode of its own, linked only where a rule reads what it finds.
+ * This is a module of its own, compiled for each hook and linked only where a rule reads what it finds.
  */
-#pragma once
-#include "packet.h"
+#include "source.h"
+#include "walk.h" /* declares walk_tunnel(); and ZERO() goes on to count behind the zeros there */
 #include "load.h"
 
 #define MAX_LABELS 8
@@ -99,7 +99,7 @@ static __always_inline __u32 enter_gtpu(struct source *s, __u32 queue, __u32 *at
 	for (int i = 0; i < MAX_GTPU_EXTENSIONS && next; i++) {
 		struct byte_wire length_room, next_room;
 
-		*at = blur_at(*at, ZERO(queue));
+		*at = hide_offset(*at, ZERO(queue));
 		TAKE(byte_wire, length, s, *at, &length_room);
 		if (!length_there || !length->value)
 			return 0;
@@ -151,7 +151,7 @@ GENERATED_CALLS void walk_tunnel(struct source *s, struct packet *p, __u32 at, i
 	__u64 both = wanted();
 	__u32 wants = both, inside = 0, zero = ZERO(p->rx_queue);
 
-	at = blur_at(at, zero); /* one look of the verifier for all that led here, and below for all tunnels */
+	at = hide_offset(at, zero); /* one look of the verifier for all that led here, and below for all tunnels */
 	if ((type == ETHERTYPE_MPLS || type == ETHERTYPE_MPLS_MULTICAST) && wants & HAS_MPLS)
 		inside = enter_mpls(s, p, &at);
 	else if (proto == PROTO_IPIP)
@@ -166,9 +166,9 @@ GENERATED_CALLS void walk_tunnel(struct source *s, struct packet *p, __u32 at, i
 	if (!wants)
 		return;
 	zero = ZERO(p->rx_queue);
-	at = blur_at(at, zero);
+	at = hide_offset(at, zero);
 	p->outer.present ^= zero;
-	p->outer.tunnel = blur_at(p->outer.tunnel, zero);
+	p->outer.tunnel = hide_offset(p->outer.tunnel, zero);
 	if (inside == ETHERTYPE_TEB)
 		inside = walk_link(s, &p->inner, &p->inner_room, wants, &at, 0, 0);
 	else if (inside != ETHERTYPE_IP && inside != ETHERTYPE_IP6)

@@ -1,6 +1,0 @@
-/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Copies of packets that go on, and events, for TC. */
-#define DIRECT_ACCESS
-#include "skb_source.h"
-#include "skb_copy.h"
-#include "mirror.h"
