@@ -22,6 +22,7 @@ TESTS = (
     "tests/language/test_pcap.py",
     "tests/language/test_metadata.py",
     "tests/test_replay.py",
+    "tests/fuzz/test_files.py",
 )
 
 

@@ -146,6 +146,10 @@ def test_a_small_file_that_unpacks_to_very_much_is_refused(compress):
     assert "unpacks to more than 200 times its size" in refused(BLOCKED, compress(b"\n" * (64 << 20)))
 
 
+def test_a_line_of_blanks_of_any_kind_is_no_member():
+    assert parsed(BLOCKED, "192.0.2.1\n\xa0\n\x1f\n") == TWO[:1]
+
+
 def test_of_several_sets_in_one_file_the_one_of_the_same_name_is_read():
     assert parsed(BLOCKED, "add other 192.0.2.2\nadd blocked 192.0.2.1\n") == TWO[:1]
 

@@ -145,8 +145,9 @@ def _store(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 def read(path: str | Path) -> Built:
     """Read a file that :func:`write` made.  OSError if it cannot be read, PipelineError if it is something else."""
     place = Where(str(path), 0)
+    data = Path(path).read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 said = f"it unpacks to more than {MAX_BYTES >> 20} MiB: no built pipeline is so large"
                 raise PipelineError(said, place)

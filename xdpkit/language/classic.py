@@ -89,7 +89,7 @@ class Instruction(NamedTuple):
         return at + 1 + self.jt, at + 1 + self.jf
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Classic(Expr):
     """The classic BPF program ``instructions``, which came from the tcpdump string ``text``, returns non-zero."""
 

@@ -36,11 +36,14 @@ def here() -> Where:
     return Where(frame.f_code.co_filename, frame.f_lineno)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Expr:
-    """A condition on a packet."""
+    """A condition on a packet.  Two are equal where they say the same, wherever they are written."""
 
-    where: Where = field(kw_only=True)
+    where: Where = field(kw_only=True, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
 
     def nodes(self) -> Iterator[Expr]:
         """This condition and all that it is made of."""
@@ -72,7 +75,7 @@ class Expr:
         raise PipelineError(NO_TRUTH_VALUE, here())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Present(Expr):
     """The header is there, wholly."""
 
@@ -82,7 +85,7 @@ class Present(Expr):
         return self.header
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Test(Expr):
     """The field is there and its value, of which ``mask`` leaves some bits, lies in one of ``intervals`` (closed,
     sorted, apart)."""
@@ -102,7 +105,7 @@ class Test(Expr):
         return self.text
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class And(Expr):
     """All of ``terms``."""
 
@@ -112,7 +115,7 @@ class And(Expr):
         return " & ".join(_bracket(t, Or) for t in self.terms)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Or(Expr):
     """Any of ``terms``."""
 
@@ -122,7 +125,7 @@ class Or(Expr):
         return " | ".join(_bracket(t, And) for t in self.terms)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class EitherFamily(Or):
     """A condition on an address of either family: its ``terms`` are the one for IPv4 and the one for IPv6, each behind
     the header that it is for; ``text`` is how it was written."""
@@ -137,7 +140,7 @@ class EitherFamily(Or):
         return self.text
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Not(Expr):
     """Not ``term``."""
 
@@ -151,7 +154,7 @@ class Not(Expr):
         return f"~{_bracket(self.term, (And, Or))}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Always(Expr):
     """Every packet; the condition of a rule that states none."""
 

@@ -34,7 +34,7 @@ _UNITS = {"": 1, "packets": 1, "packet": 1, "bytes": 1, "kbytes": 1 << 10, "mbyt
 _SI = {"": 1, "k": 1000, "M": 1_000_000, "G": 1_000_000_000}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Limit(Expr):
     """``count`` packets, or bytes if ``in_bytes``, in ``period`` seconds; at most ``burst`` at once.  ``per``: a bucket
     for each value of these fields, ``capacity`` of them, the least recently used giving way.  ``bucket`` names the
@@ -80,7 +80,7 @@ class Limit(Expr):
         return f"limit({', '.join([*parts, f'burst={self.burst}'])})"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample(Expr):
     """One packet in ``n``, by chance: true where 32 random bits are below 2**32 // n."""
 
@@ -95,7 +95,7 @@ class Sample(Expr):
         return f"sample({self.n})"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Log(Step):
     """A message to user space, ``link.events()``: time, rule, the packet's first bytes; at most as often as ``limit``
     says.  Made by :func:`xdpkit.log`."""

@@ -14,7 +14,7 @@ from .sets import Member
 __all__ = ["Rule"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rule:
     """``name``, condition, ``steps``, action (CONTINUE: none, the next rule is tried), and the line that declared it.
     ``lookup``: the rule is one of those that :meth:`Pipeline.apply` made of a verdict map; its condition ends with
@@ -45,3 +45,6 @@ class Rule:
 
     def __str__(self) -> str:
         return f"{self.expr} -> {self.then}"
+
+    def __repr__(self) -> str:
+        return f"Rule({self.name!r}, {self})"

@@ -213,7 +213,7 @@ def cover(low: int, high: int, bits: int) -> Iterator[tuple[int, int]]:
         low += 1 << free
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Member(Expr):
     """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions)
     one that holds this action."""
@@ -232,7 +232,7 @@ class Member(Expr):
         return what if self.action is None else f"{what} -> {self.set.actions[self.action]}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Add(Step):
     """The values of ``fields`` become a member of the set for ``timeout`` seconds (0: for ever); a member that is there
     gets its time-out anew, one without a time-out stays so.  Made by :meth:`xdpkit.language.sets.Set.add`."""

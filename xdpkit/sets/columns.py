@@ -179,7 +179,7 @@ def _plain_list(spec: SetSpec, data: bytes, name: str, timeout: float) -> Column
     columns = Columns(keys, bits, np.zeros(len(bits), np.uint32), np.full(len(bits), timeout, np.float64))
     if not odd or len(odd) > _MANY:
         return None if odd else columns
-    elements = [(setfiles.list_element(name, at, line), row) for at, line, row in odd]
+    elements = [(e, row) for at, line, row in odd if (e := setfiles.list_element(name, at, line)) is not None]
     entries = [
         (entry, row)
         for element, row in elements

@@ -168,12 +168,15 @@ def _element(name: str, at: int, member: object, timeout: object, action: str | 
 _LINE = re.compile(r"(.*?)(?:\s+timeout\s+(\S+))?(?:\s+expires\s+(\S+))?(?:\s+:\s+(.+?))?\s*")
 
 
-def list_element(name: str, at: int, line: bytes) -> Element:
-    """The element of one line of a list that is no comment."""
+def list_element(name: str, at: int, line: bytes) -> Element | None:
+    """The element of one line of a list that is no comment; None if it holds only what Unicode counts as blanks."""
     try:
-        ((_, member, timeout, action),) = _list_rows_of(line.decode())
+        found = next(_list_rows_of(line.decode()), None)
     except UnicodeDecodeError:
         raise _no_text(name, at) from None
+    if found is None:
+        return None
+    _, member, timeout, action = found
     return _element(name, at, member, timeout, action)
 
 
