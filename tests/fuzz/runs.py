@@ -22,7 +22,7 @@ from traffic import frames
 from xdpkit.lab import Lab, Port
 from xdpkit.sets.pins import FOLDER
 
-COMMAND = [sys.executable, "-m", "xdpkit.cli.main", "run"]
+COMMAND = [str(Path(sys.executable).with_name("xdpkit")), "run"]
 PIPELINE = """\
 from xdpkit import *
 pipe = Pipeline("fuzzed")
