@@ -13,7 +13,7 @@ TEST_DEBS := tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-
 PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables xdp-tools linux-perf
 
 .PHONY: help deps test-deps vm-deps perf-deps install run check test test-guests test-zerocopy test-kernels \
-        lint docs wheel fuzz fuzz-signals perf clean
+        lint docs wheel fuzz fuzz-signals fuzz-devices perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ fuzz: install test-deps ## Fuzz the engines against the reference for SECONDS=60
 fuzz-signals: install test-deps ## Kill runs, and send them signals, at TRIALS=200 random moments each (root)
 	$(BIN)/python tests/fuzz/signals.py --kill --count $(TRIALS)
 	$(BIN)/python tests/fuzz/signals.py --count $(TRIALS)
+
+fuzz-devices: install test-deps ## Change and remove the devices of TRIALS=200 runs at random moments (root)
+	$(BIN)/python tests/fuzz/devices.py --count $(TRIALS)
 
 perf-deps:
 	@missing=$$(for p in $(PERF_DEBS); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
