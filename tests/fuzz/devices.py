@@ -4,7 +4,7 @@ Each trial is a run under traffic, as root, on a veth pair of its own, in one of
 three events come at random moments once it is attached: down and up, another MTU, other queues, the device deleted or
 moved to another network namespace.  After each the run must go on, or end with status 1 and one line
 that says why; and where the device is deleted or moved, it must end.  What the fuzzer of signals asks of a run holds
-here too.  Exit status 1 if anything was found; the events of each trial depend on the seed and the trial's number alone.
+here too.  Exit status 1 if anything was found; a trial's events depend on the seed and its number alone.
 """
 
 from __future__ import annotations
