@@ -163,3 +163,16 @@ def test_a_delay_of_more_than_four_seconds_is_kept(make_veth):
         lib.xk_worker_join(worker[0], stats)
         lib.xk_sink_close(sink[0])
     assert 10**10 < delays[0] < 10**11
+
+
+def test_a_reader_of_a_ring_buffer_naps_unless_another_wait_is_chosen(make_veth):
+    _, right = make_veth()
+    pipe = Pipeline("copies")
+    pipe.rule(udp.dport == 53, Mirror(), name="copied")
+    with right.namespace, attach(pipe, right.name, mode="native") as link, link.copies() as copies:
+        with copies.count() as workers:
+            until(lambda: workers.stats().waits > 3, "naps")
+            assert workers.stats().looks == 0
+        with copies.count(wait="busy") as workers:
+            until(lambda: workers.stats().looks > 3, "looks")
+            assert workers.stats().waits == 0

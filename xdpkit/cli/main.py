@@ -157,8 +157,9 @@ def run(
         ),
     ] = None,
     wait: Annotated[
-        str, typer.Option(help="What workers do when idle: adaptive, busy (never sleep), sleep, nap.")
-    ] = "adaptive",
+        str,
+        typer.Option(help="What workers do when idle: adaptive, busy, sleep, nap.  Default: nap for copies and TC."),
+    ] = "",
     copies: Annotated[
         str, typer.Option(metavar="FILE", help="Write the copies that rules mirror to a pcapng file; - for stdout.")
     ] = "",

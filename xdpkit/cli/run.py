@@ -97,7 +97,7 @@ def _check(wanted: RunOptions) -> None:
     as_json = wanted.as_json or bool(wanted.json_lines)
     if [wanted.write, wanted.copies].count("-") + as_json > 1:
         raise typer.BadParameter("-w -, --copies - and --json all want standard output")
-    if wanted.wait not in WAITS:
+    if wanted.wait and wanted.wait not in WAITS:
         raise typer.BadParameter(f"--wait {wanted.wait}: {', '.join(WAITS)}")
 
 
@@ -122,17 +122,18 @@ def _drain(
     link: Link, wanted: RunOptions, watched: Watched, file: IO[bytes] | None, copied: IO[bytes] | None
 ) -> None:  # fmt: skip
     """Open what the rules of ``link`` send packets to, and watch until the end."""
+    wait = cast(Wait, wanted.wait) or None
     with ExitStack() as stack:
         if wanted.promisc:
             stack.enter_context(promiscuous(link.device.index))
         if Log in link.pipeline.steps:
             stack.enter_context(print_events(link))
         if copied is not None:
-            stack.enter_context(stack.enter_context(link.copies()).write(copied, snaplen=wanted.snaplen))
+            stack.enter_context(stack.enter_context(link.copies()).write(copied, snaplen=wanted.snaplen, wait=wait))
         workers: Workers | None = None
         if "REDIRECT" in link.pipeline.verdicts:
             sockets = stack.enter_context(link.sockets())
-            limit, wait = wanted.count, cast(Wait, wanted.wait)
+            limit = wanted.count
             made = sockets.write(file, limit=limit, snaplen=wanted.snaplen, wait=wait) if file else None
             workers = stack.enter_context(made or sockets.count(limit=limit, wait=wait))
         watched.run(workers)

@@ -257,12 +257,13 @@ class Sockets:
             raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.got.queues}")
         return found
 
-    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: Wait = "adaptive") -> Workers:
+    def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: Wait | None = None) -> Workers:
         """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
         ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see
         :mod:`xdpkit.device.placement`). ``wait``: what a worker does when there is nothing, "adaptive" (look on for a
         moment, then sleep), "busy" (look on for ever), "sleep" or "nap" (look again every 0.5 ms: the least CPU time,
-        the longest delay).
+        the longest delay); None: "nap" for a ring buffer (TC, mirrored copies), whose reader slows the program down
+        when it looks on or wants to be woken, else "adaptive".
 
         ValueError when the sockets are closed, while others drain them, for a number of ``cpus`` that is not that of
         the sockets and for an unknown ``wait``; OSError where a thread cannot be started or pinned."""
@@ -276,7 +277,7 @@ class Sockets:
         limit: int = 0,
         snaplen: int = 0,
         cpus: Sequence[int] | None = None,
-        wait: Wait = "adaptive",
+        wait: Wait | None = None,
     ) -> Workers:
         """C workers that write packets to a pcapng file (a path, "-" for standard output, or an open binary file).
         ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count().

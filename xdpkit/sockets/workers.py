@@ -117,9 +117,9 @@ class Workers:
         limit: int = 0,
         snaplen: int = 0,
         cpus: Sequence[int] | None = None,
-        wait: Wait = "adaptive",
+        wait: Wait | None = None,
     ):
-        self._wait = wait_number(wait)
+        self._wait = wait_number(wait or ("nap" if isinstance(sockets._packet, CopiesSocket) else "adaptive"))
         self.ended: bool = False
         self.name = "counted" if target is None else "written"
         self._sockets, self._handles = sockets, list[Any]()
