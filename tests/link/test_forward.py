@@ -365,3 +365,16 @@ def test_only_a_checksum_that_was_left_to_the_device_is_completed(l2, l3, layer,
     assert completed(partial + padding) == (1, good + padding)
     for other in (good, wrong, partial[:-1], good[: field + 1], good[:20]):
         assert completed(other) == (0, other)
+
+
+def test_a_link_that_forwards_in_the_kernel_between_veths_says_that_checksums_stay_as_they_are(bridge):
+    _, a, _, _ = bridge()
+    with a.namespace:
+        with attach(wire("b"), "a") as link:
+            (note,) = link.notes
+            assert "FORWARD does not complete TCP and UDP checksums" in note
+            assert "ethtool -K DEV tx off" in note
+        with attach(wire("b"), "a", mode="generic") as link:
+            assert link.notes == ()
+        with attach(DNS, "a") as link:
+            assert link.notes == ()

@@ -97,6 +97,14 @@ class Link:
         self._final: Ledger | None = None
         self._sweeper: Sweeper | None = None
         self._sweeps()
+        self._warn_of_partial_checksums()
+
+    def _warn_of_partial_checksums(self) -> None:
+        if self.got.mode == "native" and self.got.partial_checksums and "FORWARD" in self.pipeline.verdicts:
+            self._note(
+                f"{self.device.name}: FORWARD does not complete TCP and UDP checksums that senders on this machine "
+                "leave to their device: turn that off where they send (ethtool -K DEV tx off), or use forward()"
+            )
 
     def __repr__(self) -> str:
         state = "closed" if self._final is not None else "open" if self._lost is None else "lost"
@@ -139,7 +147,8 @@ class Link:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What :meth:`check` found, a line each; also in the ledger."""
+        """What is to be known of this link from the start, and what :meth:`check` found, a line each; also in the
+        ledger."""
         return self._notes
 
     def _note(self, text: str) -> None:
