@@ -123,12 +123,12 @@ class Conditions:
 
 
 def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """``value``, of which neither LLVM nor the verifier knows anything, whatever was asked of it before.
+    """The same value, hidden: neither LLVM nor the verifier knows what earlier tests have found out about it.
 
-    Both follow what each test says about a field into all tests behind it.  That makes few rules fast; with many it
-    takes them time that grows with the square of their number, and the verifier's budget of a million steps ends near
-    550 rules.  The assembly statement hides the value from LLVM; the xor in front of it makes a value that the verifier
-    does not tie to the field, so that what a branch says about it is forgotten with it.
+    LLVM and the verifier carry the result of each test of a field into all tests behind it.  That makes a few rules
+    fast.  With many rules the time for it grows with the square of their number, and the verifier's budget of a million
+    steps ends near 550 rules.  The assembly statement hides the value from LLVM.  The XOR in front of it makes a value
+    that the verifier does not connect with the field, so a branch on it says nothing about the field.
     """
     if value.type.width > 64:
         high = unknown(builder, builder.trunc(builder.lshr(value, value.type(64)), I64))

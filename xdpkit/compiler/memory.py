@@ -23,7 +23,8 @@ from .read import Reader
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID, POINTER = ir.VoidType(), I8.as_pointer()
-#: So many sets that are looked up more than once may be there or not, as far as the verifier is told.
+#: Up to this many sets that are looked up more than once, the verifier may try both that a set is there and that it
+#: is not.
 FEW_SETS = 2
 #: Copies of whole packets are as long as the packet.
 WHOLE = 0xFFFFFFFF

@@ -16,16 +16,16 @@ from ..language.rule import Rule
 from ..language.sets import Add, Member
 from .rule_tables import Table, tables
 
-#: Up to so many rules that are tested one by one get all that LLVM's -O2 does, unless they branch much: of more than so
-#: many rules that ask sets, the headers inside or the payload, and for more than so many different things.
+#: Up to FEW rules that are tested one by one get all passes of LLVM's -O2, unless they branch much: more than
+#: FEW_BRANCHY_RULES of them test sets, headers inside a tunnel or payload, of more than FEW_BRANCHY_FIELDS kinds.
 FEW, FEW_BRANCHY_RULES, FEW_BRANCHY_FIELDS = 32, 8, 2
-#: Of more than so many rules LLVM keeps where headers start in halves of words of the stack, where the verifier does
-#: not follow bounds: at TC they are bounded again where they are used, and what the walk finds is kept in a map.
+#: With more rules than this, LLVM keeps the offsets of headers in half words of the stack, and the verifier knows no
+#: bounds of those.  So at TC what the walk finds is kept in a map, and an offset is bounded again where it is used.
 FEW_BOUNDS = 11
 #: From this many rules on, or more than FEW that look up sets, what one test finds out is not carried into the next
 #: (see unknown()).
 MANY = 128
-#: So many entries of tables on a packet's way the verifier can follow once for each way through the headers.
+#: The verifier can follow this many table entries on a packet's path once for each path through the headers.
 DEEP = 16
 #: What the walk finds is hidden from the verifier (bpf/packet.h) where rules read more headers than this, or make more
 #: tests.
@@ -141,17 +141,17 @@ def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
 
 
 def is_branchy(rules: Iterable[Rule]) -> bool:
-    """Whether ``rules`` ask much of sets, headers inside and payload.
+    """Whether many of ``rules`` test many different sets, headers inside tunnels and payloads.
 
-    Each such question is one that may fail.  LLVM, at -O2, makes a way of its own of how several of them turn out,
-    which may spare a packet a branch, but the verifier follows each of those ways through all the rules behind."""
-    asking, asked = 0, set[str]()
+    Each such test can fail.  At -O2, LLVM makes a separate path for every combination of the results of several tests.
+    That may save a packet a branch, but the verifier follows each path through all the rules behind it."""
+    count, found = 0, set[str]()
     for rule in rules:
         mine = {node.set.name for node in rule.nodes() if isinstance(node, Member)}
         for spec in fields_read(rule):
             mine |= {spec.name} if spec.kind == "bytes" else {INNER} if spec.name.startswith(INNER) else set()
-        asking, asked = asking + bool(mine), asked | mine
-    return asking > FEW_BRANCHY_RULES and len(asked) > FEW_BRANCHY_FIELDS
+        count, found = count + bool(mine), found | mine
+    return count > FEW_BRANCHY_RULES and len(found) > FEW_BRANCHY_FIELDS
 
 
 def required(expr: Expr) -> frozenset[str]:
@@ -173,8 +173,9 @@ def required(expr: Expr) -> frozenset[str]:
 
 
 def required_first(expr: Expr) -> frozenset[str]:
-    """Those of :func:`required` that may be asked for in front of ``expr``: where one is missing no limit in it is
-    tried, and no sample drawn.  What stands behind those must wait for its turn, for they count every packet."""
+    """Those of :func:`required` that may be tested before the rest of ``expr``: where one of them is missing, ``expr``
+    would try no limit and draw no sample.  Headers that are required only behind a limit or a sample are left out,
+    because these count every packet that comes to them."""
     if not isinstance(expr, (And, Or)):
         return required(expr)
     if isinstance(expr, Or):

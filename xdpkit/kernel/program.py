@@ -64,8 +64,8 @@ class Program:
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
-        ``device``: where an XDP program will be attached in native mode.  One whose rules test ``meta.*``, or which
-        writes it for readers, is bound to it, for good; without a device all metadata is absent.
+        ``device``: where an XDP program will be attached in native mode.  A program whose rules test ``meta.*``, or
+        which writes metadata for readers, is bound to that device for good; without a device all metadata is absent.
         ``spread``: sockets of each queue.
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
@@ -85,38 +85,46 @@ class Program:
         check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
-            missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
-            if missing:
-                raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
-            for name, fd in maps.items():
-                if self._has_map(name):  # there is none for a set that no rule asks
-                    check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
-            check(lib.xk_program_set_entries(self._program, b"counters", len(self._rules) + MATRIX))
+            self._configure_maps(maps, ring_bytes)
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
-            for number, limit in enumerate(self.pipeline.limits):
-                kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
-                if symbol not in maps and self._has_map(symbol):
-                    size, room = limit.key_bytes, limit.capacity
-                    check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
             if self.is_xdp:
-                groups = len(self.pipeline.targets(Redirect))
-                check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * spread))
-                check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
-                check(lib.xk_program_set_u32(self._program, b"spread", spread))
-                check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
-            if self._bound_to is not None:
-                check(lib.xk_program_bind(self._program, self._bound_to.index))
-                check(lib.xk_program_set_u32(self._program, b"bound", 1))
-            if self.is_xdp or self.hook == "tc":
-                devices = len(self.pipeline.targets(Forward))
-                check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
-            for ring in ("copies", "mirrored"):
-                if ring not in maps and self._has_map(ring):
-                    check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
+                self._configure_xdp(metadata)
             self._load()
         except BaseException:
             self.close()
             raise
+
+    def _configure_maps(self, maps: Mapping[str, int], ring_bytes: int) -> None:
+        """Use the maps that were handed in, and set the sizes of the others."""
+        missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
+        if missing:
+            raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
+        for name, fd in maps.items():
+            if self._has_map(name):  # the program has no map for a set that no rule looks up
+                check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
+        check(lib.xk_program_set_entries(self._program, b"counters", len(self._rules) + MATRIX))
+        for number, limit in enumerate(self.pipeline.limits):
+            kind, symbol = _MAP_LRU_HASH if limit.per else _MAP_ARRAY, limit_symbol(number)
+            if self._lacks(symbol, maps):
+                size, room = limit.key_bytes, limit.capacity
+                check(lib.xk_program_set_map(self._program, symbol.encode(), kind, size, room), symbol)
+        if self.is_xdp or self.hook == "tc":
+            devices = len(self.pipeline.targets(Forward))
+            check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
+        for ring in ("copies", "mirrored"):
+            if self._lacks(ring, maps):
+                check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
+
+    def _configure_xdp(self, metadata: bool) -> None:
+        """Set what only an XDP program has: sockets, metadata for readers, the device that it is bound to."""
+        groups = len(self.pipeline.targets(Redirect))
+        check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * self.spread))
+        check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
+        check(lib.xk_program_set_u32(self._program, b"spread", self.spread))
+        check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+        if self._bound_to is not None:
+            check(lib.xk_program_bind(self._program, self._bound_to.index))
+            check(lib.xk_program_set_u32(self._program, b"bound", 1))
 
     def _load(self) -> None:
         log = ffi.new("char[]", _LOG_BYTES)

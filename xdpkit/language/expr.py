@@ -77,7 +77,7 @@ class Expr:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Present(Expr):
-    """The header is there, wholly."""
+    """The packet has the whole header."""
 
     header: str
 
@@ -87,8 +87,8 @@ class Present(Expr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Test(Expr):
-    """The field is there and its value, of which ``mask`` leaves some bits, lies in one of ``intervals`` (closed,
-    sorted, apart)."""
+    """The packet has the field, and its value lies in one of ``intervals`` (closed, sorted, apart); with ``mask`` only
+    those bits of the value count."""
 
     spec: FieldSpec
     intervals: Intervals

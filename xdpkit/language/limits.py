@@ -161,7 +161,7 @@ def sample(n: int) -> Sample:
 
 
 def log(rate: str = "5/second", *, burst: int | None = None) -> Log:
-    """A step that tells user space of a packet, at most at ``rate`` (see :func:`limit`); ``link.events()`` has them."""
+    """A step that reports packets to user space, at most at ``rate`` (see :func:`limit`): ``link.events()``."""
     made = limit(rate, burst=burst)
     assert isinstance(made, Limit)
     if made.in_bytes:

@@ -184,7 +184,7 @@ def _ends(ends: list[str]) -> tuple[int, int]:
 
 
 def _plain(error: PipelineError) -> str:
-    """The message without the place in front: that of the caller is told once."""
+    """The message without the place in front: the caller puts the place there once."""
     text = str(error)
     return text.removeprefix(f"{error.where}: ") if error.where else text
 
@@ -215,8 +215,8 @@ def cover(low: int, high: int, bits: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Member(Expr):
-    """``fields`` are all there and their values are a key of the set; with ``action`` (index into the set's actions)
-    one that holds this action."""
+    """The packet has all of ``fields``, and their values are a key of the set.  With ``action`` (an index into the
+    set's actions) the key must also hold that action."""
 
     set: SetSpec
     fields: tuple[FieldSpec, ...]

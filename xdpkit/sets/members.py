@@ -106,8 +106,10 @@ class Table:
         return Found(values, found & (length == columns.bits), found & lives(values, now))
 
     def apply(self, wanted: Columns, before: Found, gone: tuple[Columns, Values], now: int) -> Change:
-        """Write ``wanted``, of which ``before`` was there, then remove ``gone``, which is there; both or nothing.  In
-        this order no packet misses a member that others replace."""
+        """Write the members ``wanted``, then remove the members ``gone``; both are done, or nothing.
+
+        ``before``: what the set held of ``wanted``.  The new members are written first, so that no packet misses a
+        member while others replace it."""
         keys, old = self.keys(wanted), self.keys(gone[0])
         live = before.exact & lives(before.values, now)
         same = live & (before.values == self.values(wanted, now))
