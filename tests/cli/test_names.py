@@ -15,7 +15,7 @@ from scapy.utils import wrpcap
 from tmux import Pane
 from traffic import frames
 
-from xdpkit.doctor.findings import Finding, render
+from xdpkit.doctor.findings import Check, render
 from xdpkit.terminal import make_console, visible
 
 NAMES = ("edge[/in]", "list [blocked]", "[bold red]x", ":smile:")
@@ -113,7 +113,7 @@ def test_control_characters_of_devices_and_processes_stay_off_the_terminal(make_
     _, right = make_veth()
     fails(xdpkit(right, "run", rules, "-i", BAD[:-1]), r"a\x1b[31mb\nc\u202ed")
     with make_console(width=100, force_terminal=False, file=open(os.devnull, "w"), record=True) as console:
-        render([Finding("holder", "problem", f"held by process 1 ({BAD})", f"stop [red]{BAD}")], console)
+        render([Check("holder", "problem", f"held by process 1 ({BAD})", f"stop [red]{BAD}")], console)
     assert SHOWN in console.export_text().replace("\n", "")
 
 

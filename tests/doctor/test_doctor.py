@@ -20,7 +20,7 @@ from xdpkit import DROP, Pipeline, Program, attach, compile_pipeline
 from xdpkit.device import ethtool, netdev
 from xdpkit.doctor import device as doctor_device
 from xdpkit.doctor.device import examine_device
-from xdpkit.doctor.doctor import Finding, as_json, clean, examine, render
+from xdpkit.doctor.doctor import Check, as_json, clean, examine, render
 from xdpkit.kernel import holders
 from xdpkit.kernel.bpfmap import mount_bpffs
 from xdpkit.kernel.core import check, lib
@@ -147,7 +147,7 @@ def test_a_missing_device_is_a_finding_that_names_the_others(veth_pair):
 def test_a_healthy_veth_has_no_problem(make_veth):
     found = told(make_veth(queues=2)[0])
     assert [f for f in found.values() if f.status == "problem"] == []
-    assert found["queues"] == Finding("queues", "ok", "2 receive, 2 transmit, at most 2 receive")
+    assert found["queues"] == Check("queues", "ok", "2 receive, 2 transmit, at most 2 receive")
     assert found["XDP"].text == "native; features: basic, ndo-xmit, ndo-xmit-sg, redirect, rx-sg"
     assert found["holder"].text == "no XDP program is attached"
     assert found["zero-copy"].status == "note"
@@ -166,7 +166,7 @@ def test_a_device_that_is_down_or_without_carrier_is_a_problem(veth_pair):
     left, right = veth_pair
     set_link(right, state="down")
     assert told(left)["link"].text == "no carrier"
-    assert told(right)["link"] == Finding("link", "problem", "the device is down", "ip link set dev right up")
+    assert told(right)["link"] == Check("link", "problem", "the device is down", "ip link set dev right up")
 
 
 def test_promiscuous_mode_is_seen(veth_pair):
@@ -401,11 +401,11 @@ def test_every_problem_comes_with_advice(make_veth):
 
 def test_findings_are_printed_with_their_advice_below():
     console = Console(file=StringIO(), width=60, color_system=None)
-    render([Finding("MTU", "problem", "too [large]", "lower it"), Finding("link", "ok", "up")], console)
+    render([Check("MTU", "problem", "too [large]", "lower it"), Check("link", "ok", "up")], console)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert lines == ["problem  MTU   too [large]", "               -> lower it", "ok       link  up"]
 
 
 def test_findings_are_a_list_in_json():
     expected = [{"topic": "MTU", "status": "problem", "text": "large", "advice": "lower it"}]
-    assert json.loads(as_json([Finding("MTU", "problem", "large", "lower it")])) == expected
+    assert json.loads(as_json([Check("MTU", "problem", "large", "lower it")])) == expected

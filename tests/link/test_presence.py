@@ -9,6 +9,7 @@ from commands import DNS, FIREWALL, start, stop
 from pyroute2 import IPRoute
 from traffic import detach_by_force, frames, take, until
 
+import xdpkit
 from xdpkit import DROP, REDIRECT, Pipeline, Program, SocketOptions, attach, compile_pipeline, udp
 from xdpkit.device import ethtool
 from xdpkit.device.netlink import iproute
@@ -243,3 +244,10 @@ def test_a_counter_that_lags_behind_is_no_alarm():
     now = 100.0
     assert unseen.look(1000, 1000 + UNSEEN_PACKETS - 1) == 0
     assert unseen.look(1001, 1000 + 5 * UNSEEN_PACKETS) == 0
+
+
+def test_the_attachment_has_its_own_name_and_the_old_one(make_veth):
+    _, right = make_veth()
+    with right.namespace, attach(dns(DROP), right.name) as link:
+        assert link.attachment is link.got
+        assert type(link.attachment) is xdpkit.Attachment is xdpkit.Got

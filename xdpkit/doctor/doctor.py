@@ -19,9 +19,9 @@ from ..compiler.bitcode import DIRECTORY
 from ..kernel.features import FEATURES, has
 from ..kernel.holders import clean
 from .device import examine_device
-from .findings import Finding, as_json, render
+from .findings import Check, as_json, render
 
-__all__ = ["Finding", "as_json", "clean", "examine", "render"]
+__all__ = ["Check", "as_json", "clean", "examine", "render"]
 
 _AF_XDP = 44
 _IPC_LOCK, _SYS_ADMIN = 14, 21
@@ -38,43 +38,43 @@ CAPABILITIES = (
 _HOW = "run as root, or give the capability (capsh, systemd AmbientCapabilities=)"
 
 
-def examine(device: str | None = None) -> list[Finding]:
+def examine(device: str | None = None) -> list[Check]:
     """Findings about the machine, and about ``device`` of this thread's network namespace if one is named."""
     findings = [*_kernel(), *_packages(), *_capabilities(), *_memlock(), _huge_pages()]
     return findings + list(examine_device(device)) if device is not None else findings
 
 
-def _kernel() -> Iterator[Finding]:
+def _kernel() -> Iterator[Check]:
     release = os.uname().release
     parts = re.match(r"(\d+)\.(\d+)", release)
     known = (int(parts[1]), int(parts[2])) if parts else (0, 0)
     if known < (5, 9):
-        yield Finding("kernel", "problem", f"Linux {release} has no bpf_link for XDP", "use Linux 5.9 or newer")
+        yield Check("kernel", "problem", f"Linux {release} has no bpf_link for XDP", "use Linux 5.9 or newer")
     elif known < (6, 3):
         text = f"Linux {release} cannot tell the XDP features of its devices"
-        yield Finding("kernel", "note", text, "nothing must be done; Linux 6.3 and newer can tell")
+        yield Check("kernel", "note", text, "nothing must be done; Linux 6.3 and newer can tell")
     else:
-        yield Finding("kernel", "ok", f"Linux {release}")
+        yield Check("kernel", "ok", f"Linux {release}")
     yield from _features()
     yield from _ebpf()
     yield _af_xdp()
     if Path("/sys/kernel/btf/vmlinux").exists():
-        yield Finding("BTF", "ok", "the kernel describes its types (/sys/kernel/btf/vmlinux)")
+        yield Check("BTF", "ok", "the kernel describes its types (/sys/kernel/btf/vmlinux)")
     else:
         text = "the kernel does not describe its types: no kfuncs, so no hardware time stamps or hashes"
-        yield Finding("BTF", "note", text, "pipelines work; else use a kernel with CONFIG_DEBUG_INFO_BTF=y")
+        yield Check("BTF", "note", text, "pipelines work; else use a kernel with CONFIG_DEBUG_INFO_BTF=y")
 
 
-def _features() -> Iterator[Finding]:
+def _features() -> Iterator[Check]:
     """What is newer than this kernel, or missing in it; nothing can be said without the privilege to try."""
     if _effective() >> _SYS_ADMIN & 1:
         for feature in FEATURES.values():
             if not has(feature.name):
                 text = f"missing in this kernel; it is for {feature.use}"
-                yield Finding(feature.name, "note", text, f"Linux {feature.version} or newer has it")
+                yield Check(feature.name, "note", text, f"Linux {feature.version} or newer has it")
 
 
-def _ebpf() -> Iterator[Finding]:
+def _ebpf() -> Iterator[Check]:
     """Compile and load a pipeline of one rule; nothing is attached."""
     try:
         from ..compiler import compile_pipeline
@@ -88,87 +88,87 @@ def _ebpf() -> Iterator[Finding]:
         compiled = compile_pipeline(pipe)
     except Exception as error:
         advice = "reinstall xdpkit: pip install --force-reinstall xdpkit"
-        yield Finding("compiler", "problem", f"a pipeline does not compile: {_line(error)}", advice)
+        yield Check("compiler", "problem", f"a pipeline does not compile: {_line(error)}", advice)
         return
-    yield Finding("compiler", "ok", f"a pipeline compiles to {len(compiled.object)} bytes of eBPF object")
+    yield Check("compiler", "ok", f"a pipeline compiles to {len(compiled.object)} bytes of eBPF object")
     try:
         with Program(compiled) as program:
             info = program.info()
     except Exception as error:
         lacking = any(finding.status == "problem" for finding in _capabilities())
         advice = _HOW if lacking else "the kernel needs CONFIG_BPF_SYSCALL=y; if that is there, report this as a bug"
-        yield Finding("eBPF", "problem", f"an XDP program does not load: {_line(error)}", advice)
+        yield Check("eBPF", "problem", f"an XDP program does not load: {_line(error)}", advice)
         return
-    yield Finding("eBPF", "ok", f"an XDP program loads: {info['verified_instructions']} instructions verified")
+    yield Check("eBPF", "ok", f"an XDP program loads: {info['verified_instructions']} instructions verified")
     if info["jited_bytes"]:
-        yield Finding("JIT", "ok", f"the program became {info['jited_bytes']} bytes of machine code")
+        yield Check("JIT", "ok", f"the program became {info['jited_bytes']} bytes of machine code")
     else:
-        yield Finding("JIT", "problem", "programs are interpreted: slow", "sysctl net.core.bpf_jit_enable=1")
+        yield Check("JIT", "problem", "programs are interpreted: slow", "sysctl net.core.bpf_jit_enable=1")
 
 
-def _af_xdp() -> Finding:
+def _af_xdp() -> Check:
     try:
         socket.socket(_AF_XDP, socket.SOCK_RAW, 0).close()
     except PermissionError:
-        return Finding("AF_XDP", "problem", "a socket may not be opened: it needs CAP_NET_RAW", _HOW)
+        return Check("AF_XDP", "problem", "a socket may not be opened: it needs CAP_NET_RAW", _HOW)
     except OSError as error:
         advice = "the kernel needs CONFIG_XDP_SOCKETS=y; until then use mode af_packet"
-        return Finding("AF_XDP", "problem", f"a socket cannot be opened: {error.strerror}", advice)
-    return Finding("AF_XDP", "ok", "a socket opens")
+        return Check("AF_XDP", "problem", f"a socket cannot be opened: {error.strerror}", advice)
+    return Check("AF_XDP", "ok", "a socket opens")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Check]:
     try:
-        yield Finding("llvmlite", "ok", f"version {version('llvmlite')}")
+        yield Check("llvmlite", "ok", f"version {version('llvmlite')}")
     except PackageNotFoundError:
-        yield Finding("llvmlite", "problem", "not installed: pipelines cannot be compiled", "pip install llvmlite")
+        yield Check("llvmlite", "problem", "not installed: pipelines cannot be compiled", "pip install llvmlite")
     missing = [name for name in ("xdp.bc", "socket.bc", "generator.o") if not (DIRECTORY / name).exists()]
     if missing:
         text = f"{', '.join(missing)} missing from {DIRECTORY}"
-        yield Finding("bitcode", "problem", text, "reinstall xdpkit; a build from source needs clang 15 to 20")
+        yield Check("bitcode", "problem", text, "reinstall xdpkit; a build from source needs clang 15 to 20")
     else:
-        yield Finding("bitcode", "ok", "the data plane is installed")
+        yield Check("bitcode", "ok", "the data plane is installed")
     try:
         told = ctypes.CDLL("libbpf.so.1").libbpf_version_string
         told.restype = ctypes.c_char_p
-        yield Finding("libbpf", "ok", f"version {told().decode().removeprefix('v')}")
+        yield Check("libbpf", "ok", f"version {told().decode().removeprefix('v')}")
     except (OSError, AttributeError):
-        yield Finding("libbpf", "note", "libbpf.so.1 is not where the loader looks: it is linked in, or old")
+        yield Check("libbpf", "note", "libbpf.so.1 is not where the loader looks: it is linked in, or old")
 
 
-def _capabilities() -> Iterator[Finding]:
+def _capabilities() -> Iterator[Check]:
     held = _effective()
     for name, bit, need in CAPABILITIES:
         if held >> bit & 1:
-            yield Finding(name, "ok", f"held: {need}")
+            yield Check(name, "ok", f"held: {need}")
         elif name in _ADMIN_TOO and held >> _SYS_ADMIN & 1:
-            yield Finding(name, "ok", "not held, but CAP_SYS_ADMIN stands in for it")
+            yield Check(name, "ok", "not held, but CAP_SYS_ADMIN stands in for it")
         else:
             text = f"not held, needed to {need}"
-            yield Finding(name, "note" if bit == _SYS_ADMIN else "problem", text, _HOW)
+            yield Check(name, "note" if bit == _SYS_ADMIN else "problem", text, _HOW)
 
 
-def _huge_pages() -> Finding:
+def _huge_pages() -> Check:
     with open("/proc/meminfo") as file:
         told = dict(line.split(":") for line in file)
     free, size = told.get("HugePages_Free", "0").strip(), told.get("Hugepagesize", "0 kB").strip()
     if free != "0":
-        return Finding("huge pages", "ok", f"{free} of {size} are free")
+        return Check("huge pages", "ok", f"{free} of {size} are free")
     advice = "for huge_pages=on: echo 32 > /proc/sys/vm/nr_hugepages"
-    return Finding("huge pages", "ok", f"none of {size} is reserved, and UMEM in small ones works", advice)
+    return Check("huge pages", "ok", f"none of {size} is reserved, and UMEM in small ones works", advice)
 
 
-def _memlock() -> Iterator[Finding]:
+def _memlock() -> Iterator[Check]:
     """BPF memory counts against the cgroup since 5.11, a UMEM against RLIMIT_MEMLOCK (xdp_umem_account_pages)."""
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if _effective() >> _IPC_LOCK & 1:
-        yield Finding("memlock", "ok", "CAP_IPC_LOCK is held: no limit for UMEM")
+        yield Check("memlock", "ok", "CAP_IPC_LOCK is held: no limit for UMEM")
     elif limit == resource.RLIM_INFINITY:
-        yield Finding("memlock", "ok", "no limit for UMEM")
+        yield Check("memlock", "ok", "no limit for UMEM")
     else:
         text = f"all UMEMs of this user may take {limit >> 10} KiB (RLIMIT_MEMLOCK); more is refused with ENOBUFS"
         advice = "raise it (ulimit -l, LimitMEMLOCK=), hold CAP_IPC_LOCK, or use fewer frames"
-        yield Finding("memlock", "note", text, advice)
+        yield Check("memlock", "note", text, advice)
 
 
 def _effective() -> int:

@@ -13,14 +13,14 @@ from rich.text import Text
 
 from ..terminal import print_table, visible
 
-__all__ = ["Finding", "as_json", "render"]
+__all__ = ["Check", "as_json", "render"]
 
 Status = Literal["ok", "note", "problem"]
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One thing that was looked at.  ``note``: works, but know this; ``problem``: something will not work.  ``advice``
     says what to do; it is empty where there is nothing to do."""
 
@@ -30,7 +30,7 @@ class Finding:
     advice: str = ""
 
 
-def render(findings: Sequence[Finding], console: Console) -> None:
+def render(findings: Sequence[Check], console: Console) -> None:
     """Print the findings in columns, each with its advice below."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -45,6 +45,6 @@ def render(findings: Sequence[Finding], console: Console) -> None:
     print_table(console, table)
 
 
-def as_json(findings: Sequence[Finding]) -> str:
+def as_json(findings: Sequence[Check]) -> str:
     """A JSON list of objects with topic, status, text and advice."""
     return json.dumps([asdict(finding) for finding in findings], indent=2)

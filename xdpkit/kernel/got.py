@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["TC_MODES", "Got", "ranges"]
+__all__ = ["TC_MODES", "Attachment", "Got", "ranges"]
 
 TC_MODES = ("tc_ingress", "tc_egress")
 _SHOWN = {
@@ -25,12 +25,12 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Got:
-    """What the kernel gave.  ``mode``: native, generic, tc_ingress, tc_egress or af_packet; ``bind``: zerocopy, copy,
-    ringbuf (TC), or None while no socket is open; ``queues``: those that have sockets, none at TC, where one ring
-    buffer takes the packets of all; ``walk``: what was tried before and why it was not taken; ``absent``: metadata that
-    rules test and no packet has here; ``rx_metadata``: what readers get with each packet, as far as the driver knows it
-    (:data:`xdpkit.language.metadata.READER_METADATA`).
+class Attachment:
+    """An attachment as the kernel gave it, as against what was asked for.  ``mode``: native, generic, tc_ingress,
+    tc_egress or af_packet; ``bind``: zerocopy, copy, ringbuf (TC), or None while no socket is open; ``queues``: those
+    that have sockets, none at TC, where one ring buffer takes the packets of all; ``walk``: what was tried before and
+    why it was not taken; ``absent``: metadata that rules test and no packet has here; ``rx_metadata``: what readers get
+    with each packet, as far as the driver knows it (:data:`xdpkit.language.metadata.READER_METADATA`).
 
     Of AF_XDP sockets, None while none is open: ``need_wakeup``, ``busy_poll``, ``huge_pages``, ``multi_buffer``,
     ``shared_umem``, ``unaligned``, ``chunk_size``; what they mean is in :class:`xdpkit.SocketOptions`.
@@ -77,6 +77,10 @@ class Got:
             parts.append("no need_wakeup")
         absent = f"; no packet has {' or '.join(self.absent)}" if self.absent else ""
         return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk) + absent
+
+
+#: The name by which older programs know it.
+Got = Attachment
 
 
 def ranges(numbers: Iterable[int]) -> str:

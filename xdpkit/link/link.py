@@ -16,7 +16,7 @@ from ..compiler.built import Built, as_built
 from ..device import netdev
 from ..device.netdev import Device, State
 from ..kernel.core import check, lib
-from ..kernel.got import Got, ranges
+from ..kernel.got import Attachment, ranges
 from ..kernel.program import Program
 from ..language.actions import Mark, Mirror
 from ..language.errors import XdpkitError
@@ -69,8 +69,8 @@ class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
     def __init__(
-        self, ruleset: Ruleset, device: Device, fd: int, got: Got, binds: tuple[str, ...], options: SocketOptions,
-        redirects: RedirectCounter | None = None,
+        self, ruleset: Ruleset, device: Device, fd: int, got: Attachment, binds: tuple[str, ...],
+        options: SocketOptions, redirects: RedirectCounter | None = None,
     ):  # fmt: skip
         self._ruleset = ruleset
         self.device: Device = device
@@ -111,12 +111,17 @@ class Link:
         return f"<Link {self.pipeline.name} on {self.device.name}: {self.got.mode}, {state}>"
 
     @property
-    def got(self) -> Got:
-        """What the kernel gave, as against what was asked for."""
+    def attachment(self) -> Attachment:
+        """The attachment as the kernel gave it, as against what was asked for."""
+        return self._attached.got
+
+    @property
+    def got(self) -> Attachment:
+        """The same as :attr:`attachment`."""
         return self._attached.got
 
     @got.setter
-    def got(self, got: Got) -> None:
+    def got(self, got: Attachment) -> None:
         self._attached.got = got
 
     @property
