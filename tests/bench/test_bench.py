@@ -78,12 +78,12 @@ def test_every_row_names_its_modes_and_its_knobs_and_never_calls_copy_zero_copy(
     assert "not zero-copy" in afxdp["got"]
 
 
-def test_the_page_stands_alone_with_its_charts_and_the_table_ends_with_verdicts(quick):
+def test_the_page_stands_alone_with_its_charts_and_the_table_begins_with_verdicts(quick):
     got, html, table = quick
     assert html.count("data:image/svg+xml;base64,") >= 6
     assert "http://" not in html
     assert "https://" not in html
-    assert all(v["target"] in table for v in got["verdicts"])
+    assert [v["target"] in table for v in got["verdicts"]] == [v["measured"] is not None for v in got["verdicts"]]
     assert got["machine"].keys() >= {"kernel", "CPU", "driver", "load average"}
 
 
@@ -205,3 +205,35 @@ def test_ctrl_c_ends_it_with_its_sender_and_no_traceback():
     assert "Traceback" not in out
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
+
+
+def test_verdicts_and_the_warning_come_first_and_fit_into_80_columns():
+    from io import StringIO
+
+    from xdpkit.bench.report import show
+    from xdpkit.bench.run import Results
+    from xdpkit.terminal import make_console
+
+    def sample(path, received):
+        return Sample(direction="receive", path=path, size=64, load="saturated", seconds=1.0, sent=received,
+                      received=received)  # fmt: skip
+
+    out = StringIO()
+    show(make_console(file=out, width=80), Results(0.5, [sample("afxdp", 4000), sample("recvfrom", 1000)]), {})
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("This machine was not quiet: 0.50 CPUs did other work.")
+    assert [line.split()[:4] for line in lines if line.strip().startswith("yes")] == [["yes", "4.00", ">=", "3.4"]]
+    assert any("targets were not measured" in line for line in lines[:8])
+    assert "not measured  " not in out.getvalue()
+
+
+def test_what_is_not_known_is_blank_and_a_delay_that_does_not_fit_says_so():
+    from xdpkit.bench.report import _delay
+    from xdpkit.bench.sample import Row
+    from xdpkit.bench.verdict import _cpu
+
+    assert (_delay(12.34, 1), _delay((2**32 - 1) / 1000, 0)) == ("12.3", "> 4.29 s")
+    row = {"direction": "receive", "size": 64, "got": "", "knobs": ""}
+    costs = {"afxdp": 100.0, "tpacket-v3": 300.0, "xdp-drop": 0.0}
+    found = {("receive", name): Row(**row, path=name, machine_ns=ns) for name, ns in costs.items()}
+    assert _cpu(found, "machine", "afxdp").measured is None  # xdp-drop costs something: 0 is not known

@@ -55,8 +55,12 @@ def as_json(plan: Plan, results: Results, facts: dict[str, str]) -> str:
 
 
 def show(console: Console, results: Results, facts: dict[str, str]) -> None:
-    """Tables for people: a direction each, ways of waiting, what is missing, verdicts."""
+    """For people: whether to believe it, verdicts, then tables: a direction each, ways of waiting, what is missing."""
     table = rows(results.samples)
+    if results.idle >= QUIET:
+        warning = f"This machine was not quiet: {results.idle:.2f} CPUs did other work.  Take no figure from this run."
+        console.print(warning, style="bold red")
+    _verdicts(console, table, results.idle)
     console.print(visible(" · ".join(f"{name}: {value}" for name, value in facts.items())))
     for direction in ("receive", "send", "forward"):
         for size in dict.fromkeys(r.size for r in table if r.direction == direction):
@@ -69,11 +73,6 @@ def show(console: Console, results: Results, facts: dict[str, str]) -> None:
         console.print(visible(got), soft_wrap=True)
     for name, why in results.missing.items():
         console.print(visible(f"not measured: {name}: {why}"), soft_wrap=True)
-    console.print(_verdicts(table, results.idle))
-    if results.idle >= QUIET:
-        console.print(
-            f"This machine was not quiet: {results.idle:.2f} CPUs did other work.  Take no figure from this run."
-        )
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -89,14 +88,14 @@ def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
         "unknown", "fixed/s", "lost", "CPU ns", "own ns", "syscalls/p", "p50 us", "p99", "p99.9",
     )  # fmt: skip
     for r in mine:
-        delays = [f"{n:.0f}" for n in r.delays_us] if r.delays_us else [""] * 3
+        delays = [_delay(n, 0) for n in r.delays_us] if r.delays_us else [""] * 3
         table.add_row(
             r.path + (" *" if r.sender_bound and direction != "send" else ""),
             si(r.rate[0]) if r.rate else "", f"{si(r.rate[1])} - {si(r.rate[2])}" if r.rate else "",
             si(r.offered) if r.offered else "",
             *(_share(n) for n in (r.ring_loss, r.kernel_loss, r.unaccounted)),
             si(r.fixed_pps) if r.fixed_pps else "", _share(r.fixed_loss),
-            *("" if n is None else f"{n:.0f}" for n in (r.machine_ns, r.own_ns)),
+            *(f"{n:.0f}" if n is not None and n >= 0.5 else "" for n in (r.machine_ns, r.own_ns)),
             "" if r.calls_per_packet is None else f"{r.calls_per_packet:.3f}", *delays,
         )  # fmt: skip
     notes = []
@@ -110,6 +109,14 @@ def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
     return table
 
 
+#: Delays are kept as ns in 32 bits: this many microseconds stand for all that do not fit.
+_LONGEST_US = (2**32 - 1) / 1000
+
+
+def _delay(us: float, digits: int) -> str:
+    return "> 4.29 s" if us >= int(_LONGEST_US) else f"{us:.{digits}f}"
+
+
 def _share(n: float | None) -> str:
     return "" if n is None else f"{n:.1%}"
 
@@ -117,7 +124,7 @@ def _share(n: float | None) -> str:
 def _echo(mine: Sequence[Row]) -> Table:
     table = _table("\nround trip, 64 bytes, one at a time, client spins", "path", "p50 us", "p99", "p99.9")
     for r in mine:
-        table.add_row(r.path, *([f"{n:.1f}" for n in r.delays_us] if r.delays_us else ["nothing came back"]))
+        table.add_row(r.path, *([_delay(n, 1) for n in r.delays_us] if r.delays_us else ["nothing came back"]))
     return table
 
 
@@ -128,7 +135,7 @@ def _waits(results: Results, loads: Sequence[str]) -> Table:
     )  # fmt: skip
     for row in waits(results):
         table.add_row(
-            row["wait"], si(row["offered"]), *(f"{n:.1f}" for n in row["delays_us"]), f"{row['machine']:.2f}",
+            row["wait"], si(row["offered"]), *(_delay(n, 1) for n in row["delays_us"]), f"{row['machine']:.2f}",
             f"{row['own']:.2f}", "" if row["calls"] is None else f"{row['calls']:.3f}",
         )  # fmt: skip
     return table
@@ -150,11 +157,18 @@ def waits(results: Results) -> list[dict[str, Any]]:
     return out
 
 
-def _verdicts(table: Sequence[Row], idle: float) -> Table:
-    out = _table("\nverdicts", "target", "measured", "wanted", "met")
-    out.add_column("", overflow="fold")
-    for v in verdicts(table, idle):
-        measured = "not measured" if v.measured is None else f"{v.measured:.2f}"
-        met = "" if v.met is None else "yes" if v.met else "NO"
-        out.add_row(v.target, measured, f"{'>=' if v.at_least else '<='} {v.limit}", met, v.remark)
-    return out
+def _verdicts(console: Console, table: Sequence[Row], idle: float) -> None:
+    """What was measured of the targets in a table, and how many were not in a line."""
+    found = verdicts(table, idle)
+    measured = [v for v in found if v.measured is not None]
+    out = Table(title="verdicts", box=None, title_justify="left", pad_edge=False)
+    for column in ("met", "measured", "wanted"):
+        out.add_column(column, justify="right", no_wrap=True)
+    out.add_column("target", overflow="fold")
+    for v in measured:
+        words = f"{v.target} ({v.remark})" if v.remark else v.target
+        out.add_row("yes" if v.met else "NO", f"{v.measured:.2f}", f"{'>=' if v.at_least else '<='} {v.limit}", words)
+    if measured:
+        console.print(out)
+    if len(measured) < len(found):
+        console.print(f"{len(found) - len(measured)} of {len(found)} targets were not measured")

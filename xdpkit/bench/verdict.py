@@ -68,6 +68,6 @@ def _cpu(found: dict[tuple[str, str], Row], which: str, path: str) -> Verdict:
     target = f"receive: {path} / tpacket-v3, CPU per packet beyond xdp-drop's at a fixed rate"
     words = {"machine": "the whole machine", "own": "the run's processes: other work ran on this machine"}[which]
     ours, other, base = cost
-    if ours is None or other is None or base is None or other <= base:
+    if ours is None or other is None or base is None or not min(ours, other) > base > 0:
         return Verdict(target, None, False, 0.5, words)
     return Verdict(target, (ours - base) / (other - base), False, 0.5, f"{words}; {ours / other:.2f} with the sender")
