@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from xdpkit import DROP, PASS, Mark, Pipeline, ip, limit, log, pcap, sample, src, tcp, udp
+from xdpkit import DROP, PASS, Mark, Pipeline, PipelineError, ip, limit, log, pcap, sample, src, tcp, udp
 
 
 def rules():
@@ -36,6 +36,20 @@ def test_a_rule_is_equal_to_itself_after_pickling(rule, again):
     assert hash(other) == hash(rule)
     assert other.expr == rule.expr
     assert repr(other) == repr(rule)
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        (lambda: tcp.dport == "ssh", "not 'ssh': write 22$"),
+        (lambda: udp.sport == "no such service", "not 'no such service'$"),
+        (lambda: ip.proto == "tcp", r"not 'tcp': write 6, or the header alone, as in pipe.rule\(tcp, DROP\)$"),
+        (lambda: tcp.dport in (22, 80), r"field.isin\(\[a, b\]\) for in"),
+    ],
+)
+def test_an_error_names_what_to_write(condition, words):
+    with pytest.raises(PipelineError, match=words):
+        condition()
 
 
 def test_conditions_are_equal_where_they_say_the_same_wherever_they_stand():

@@ -21,7 +21,7 @@ from .fields import FieldSpec
 
 NO_TRUTH_VALUE = (
     "a condition has no truth value while it is declared: write & | ~ for and, or, not, "
-    "and field.between(low, high) for a range"
+    "field.isin([a, b]) for in, and field.between(low, high) for a range"
 )
 
 Intervals = tuple[tuple[int, int], ...]

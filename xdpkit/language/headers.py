@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 from .errors import PipelineError
@@ -38,10 +40,28 @@ def parse_value(spec: FieldSpec, value: object) -> int:
         if spec.kind in ("ipv6", "ip") and "%" in str(value):
             said = f"{value!r}: an address with a zone means one interface of one machine, and packets carry no zone"
             raise PipelineError(said, here()) from None
-        raise PipelineError(f"{spec.name} compares with {_form(spec)}, not {value!r}", here()) from None
+        said = f"{spec.name} compares with {_form(spec)}, not {value!r}{_named(spec, value)}"
+        raise PipelineError(said, here()) from None
     if not 0 <= number <= spec.maximum:
         raise PipelineError(f"{spec.name} is {spec.bits} bits wide: {value!r} can never match", here())
     return number
+
+
+#: Numbers of protocols (IANA) that have a header here of the same name.
+_PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58, "sctp": 132, "gre": 47, "ah": 51}
+
+
+def _named(spec: FieldSpec, value: object) -> str:
+    """What to write for the name of a service or a protocol."""
+    if not isinstance(value, str):
+        return ""
+    name = value.strip().lower()
+    if spec.name.endswith((".proto", ".next")) and name in _PROTOCOLS:
+        return f": write {_PROTOCOLS[name]}, or the header alone, as in pipe.rule({name}, DROP)"
+    if spec.name.endswith("port"):
+        with suppress(OSError, ValueError):
+            return f": write {socket.getservbyname(name)}"
+    return ""
 
 
 def _number(spec: FieldSpec, value: object) -> int:
