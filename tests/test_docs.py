@@ -8,13 +8,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 from traffic import frames, until
 
 from xdpkit import XdpkitError, attach
 from xdpkit.language.fields import FIELDS, INNER
 from xdpkit.language.pipeline import Pipeline, load_file
+from xdpkit.meaning.evaluate import State, evaluate
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,3 +142,22 @@ def test_every_command_of_the_first_hour_runs(make_veth, tmp_path):
         allowed = (0, 1) if command.startswith("xdpkit doctor") else (0,)  # 1: this machine has a problem
         assert done.returncode in allowed, (command, done.stderr)
     assert len(commands) == 10
+
+
+def test_the_recipe_for_ssh_limits_new_connections_of_both_families_and_nobody_of_ours():
+    (source,) = (block for block in blocks("docs/pipelines.md") if "ssh-too-fast" in block)
+    scope: dict[str, object] = {}
+    exec(PRELUDE + source, scope)
+    pipe = scope["pipe"]
+    assert isinstance(pipe, Pipeline)
+    state = State(pipe)
+
+    def names(network: Packet, flags: str) -> list[str]:
+        data = bytes(Ether() / network / TCP(dport=22, flags=flags))
+        return [evaluate(pipe, data, state=state).name for _ in range(5)]
+
+    for other in (IP(src="198.51.100.1", dst="192.0.2.1"), IPv6(src="2001:db8:9::1", dst="2001:db8:1::1")):
+        assert names(other, "S") == ["default"] * 3 + ["ssh-too-fast"] * 2
+        assert names(other, "A") == ["default"] * 5
+    for own in (IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8:1::2", dst="2001:db8:1::1")):
+        assert names(own, "S") == ["own-ssh"] * 5
