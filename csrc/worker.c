@@ -116,7 +116,7 @@ static void *run(void *self)
 	struct pollfd source = { .fd = w->source.fd, .events = POLLIN };
 
 	for (;;) {
-		int n;
+		int last = stopping(w), n; /* what came before the order to stop is received, so look before */
 
 		xk_writer_resume(w->writer);
 		n = move(w);
@@ -128,7 +128,7 @@ static void *run(void *self)
 			__atomic_store_n(&w->stats.error, -n, __ATOMIC_RELAXED);
 			break;
 		}
-		if (stopping(w)) {
+		if (last) {
 			if (w->source.linger_ms && n == 0 && poll(&source, 1, w->source.linger_ms) > 0)
 				continue;
 			break;
