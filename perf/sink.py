@@ -1,12 +1,12 @@
 """What writing costs: packets/s of one queue into a file, ns per KiB into a pipe, packets/s of a tap's copies by wait.
 
-python perf/sink.py [seconds] [turns]: medians, 64-byte packets, receiver and generator each on a CPU of its own (root).
+python perf/sink.py --seconds 1 --turns 3: medians, 64-byte packets, receiver and generator each on a CPU of its own (root).
 Run it in two trees by turns to compare them.
 """
 
+import argparse
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -17,8 +17,6 @@ from xdpkit.lab import Lab
 FRAME = bytes.fromhex("020000000001020000000002080045000032000000004011000000000000000000000fa00035001e0000") + bytes(
     22
 )
-SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-TURNS = int(sys.argv[2]) if len(sys.argv) > 2 else 3
 
 
 def pipeline(action):
@@ -28,12 +26,12 @@ def pipeline(action):
     return pipe
 
 
-def rate(workers, port, size=64):
+def rate(workers, port, seconds, size=64):
     """(packets/s, own CPU seconds per million packets) while the generator sends as fast as it can."""
     with port.generator([FRAME + bytes(size - 64)], cpu=0) as generator:
         cpu, begin, before = sum(os.times()[:2]), time.monotonic(), workers.stats().packets
         generator.start()
-        time.sleep(SECONDS)
+        time.sleep(seconds)
         packets, took = workers.stats().packets - before, time.monotonic() - begin
         cpu = sum(os.times()[:2]) - cpu
         generator.stop()
@@ -54,35 +52,39 @@ def report(name, rows):
 
 def main():
     """All measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each run")
+    parser.add_argument("--turns", type=int, default=3, help="runs of each kind")
+    args = parser.parse_args()
     with Lab() as lab:
         left, right = lab.veth(lab.namespace("client"), lab.namespace("server"))
         files = tempfile.mkdtemp(dir="/dev/shm")
         for name, stamp in (("file", False), ("file, rule names", True)):
             rows = []
-            for _ in range(TURNS):
+            for _ in range(args.turns):
                 with right.namespace, attach(pipeline(REDIRECT), right.name, mode="native", timestamps=stamp) as link:
                     with link.sockets() as sockets, sockets.write(f"{files}/out", cpus=[1]) as workers:
-                        rows.append(rate(workers, left))
+                        rows.append(rate(workers, left, args.seconds))
                 os.unlink(f"{files}/out")
             report(name, rows)
         rows = []
-        for _ in range(TURNS):
+        for _ in range(args.turns):
             reader, writer = os.pipe()
             thread = threading.Thread(target=drained, args=(reader,))
             thread.start()
             with right.namespace, attach(pipeline(REDIRECT), right.name, mode="native") as link:
                 with os.fdopen(writer, "wb", buffering=0) as file, link.sockets() as sockets:
                     with sockets.write(file, cpus=[1]) as workers:
-                        rows.append(rate(workers, left, 1500))
+                        rows.append(rate(workers, left, args.seconds, 1500))
             thread.join()
             os.close(reader)
         report("pipe, 1500 bytes", rows)
         for wait in ("adaptive", "nap"):
             rows = []
-            for _ in range(TURNS):
+            for _ in range(args.turns):
                 with right.namespace, attach(pipeline(Mirror()), right.name, mode="native") as link:
                     with link.copies() as copies, copies.count(cpus=[1], wait=wait) as workers:
-                        rows.append(rate(workers, left))
+                        rows.append(rate(workers, left, args.seconds))
             report(f"copies, {wait}", rows)
         os.rmdir(files)
 
