@@ -1,6 +1,6 @@
 """What writing costs: packets/s of one queue into a file, ns per KiB into a pipe, packets/s of a tap's copies by wait.
 
-python perf/sink.py --seconds 1 --turns 3: medians, 64-byte packets, receiver and generator each on a CPU of its own (root).
+python perf/sink.py --seconds 1 --turns 3: medians, 64-byte packets, receiver and generator each on a CPU of its own.
 Run it in two trees by turns to compare them.
 """
 
