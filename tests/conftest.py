@@ -23,6 +23,7 @@ from xdpkit.lab import Lab, Port
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the same of nohup
 
 
 ROOT_FOLDERS = {
