@@ -74,3 +74,5 @@ def main() -> None:
     except Interrupted as error:
         os.write(2, f"xdpkit: {error}\n".encode())
         sys.exit(128 + error.number)
+    finally:
+        _install(signal.SIG_IGN)  # the command has ended: a second signal does not change how, while Python cleans up
