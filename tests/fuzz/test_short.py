@@ -28,3 +28,7 @@ def test_signals_that_go_on_while_a_run_ends_change_nothing_of_what_it_leaves():
             run.kill()
     assert ended.status in (0, 128 + signal.SIGINT)
     assert faults(ended, whole=True) == []
+
+
+def test_signals_at_moments_of_start_up_and_of_the_run_end_it_in_order(capsys):
+    assert signals.fuzz(len(VARIANTS), 11, list(VARIANTS), kill=False, seconds=0.7) == 0, capsys.readouterr().out
