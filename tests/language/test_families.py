@@ -197,3 +197,23 @@ class TestWhatShips:
     def test_dns_takes_queries_and_answers(self, source, tags):
         frames = [frame(source, UDP(sport=1000, dport=port), tags=tags) for port in (53, 54)]
         assert [name == "default" for name in self.verdicts("dns", frames)] == [False, True]
+
+    def test_the_firewall_passes_the_web_and_drops_what_is_not_named(self, source, tags):
+        source = source if ":" in source else "198.51.100.9"
+        dropped = "no-ipv6" if ":" in source else "default"
+        frames = [frame(source, TCP(dport=port, flags="S"), tags=tags) for port in (80, 443, 22, 25)]
+        assert self.verdicts("firewall", frames) == ["web", "web", dropped, dropped]
+        bogus = frame("10.0.0.1", TCP(dport=80, flags="S"), tags=tags)
+        managing = frame("192.0.2.5", TCP(dport=22, flags="S"), tags=tags)
+        assert self.verdicts("firewall", [bogus, managing]) == ["bogons", "management"]
+
+    def test_the_reflector_returns_test_traffic_of_its_prefix_alone(self, source, tags):
+        other = frame(source, UDP(sport=1000, dport=7), tags=tags)
+        packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+        for layer in (*tags, IP(src="198.18.0.1", dst="198.19.0.1"), UDP()):
+            packet /= layer.copy()
+        assert self.verdicts("reflect", [other, bytes(packet)]) == ["default", "test-traffic"]
+
+    def test_the_tap_and_an_empty_block_list_let_every_packet_go_on(self, source, tags):
+        frames = [frame(source, UDP(dport=53), tags=tags), frame(source, TCP(flags="S"), tags=tags)]
+        assert self.verdicts("tap", frames) == self.verdicts("blocklist", frames) == ["default", "default"]
