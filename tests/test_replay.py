@@ -251,6 +251,22 @@ def test_an_empty_result_has_the_form_of_a_full_one(files):
     assert (read.returncode, read.stdout) == (0, "")
 
 
+@pytest.mark.root
+def test_what_is_kept_ends_with_a_whole_packet_on_a_full_disk(files):
+    small = files / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", small], check=True)
+    try:
+        done = xdpkit("replay", "rules.py", "day.pcap", "-w", "small/out.pcapng", cwd=files)
+        assert done.returncode == 1
+        assert "small/out.pcapng: No space left on device" in done.stderr
+        kept = len(list(read_captures([small / "out.pcapng"])))
+        assert 0 < kept < 149
+        assert f"{kept} packets written" in done.stdout
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 def test_a_verdict_alone_filters_the_listing(files):
     lines = xdpkit("replay", "rules.py", "day.pcap", "--verdict", "drop", cwd=files).stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["rule", "bad-net", "all"]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..compiler.built import Built, load
 from ..files import pcapng
-from ..files.output import empty_regular_file
+from ..files.output import append_blocks, empty_regular_file
 from ..files.reader import CapturedPacket, Skipped, read_captures
 from ..kernel.program import may_load
 from ..language.actions import Verdict
@@ -81,13 +81,15 @@ class _Writer:
         names = dict.fromkeys("standard input" if str(path) == "-" else str(path) for path in captures)
         self.interfaces = {name: number for number, name in enumerate(names)}
         empty_regular_file(file)
-        file.write(pcapng.section("xdpkit replay") + b"".join(pcapng.interface(os.path.basename(n)) for n in names))
+        interfaces = b"".join(pcapng.interface(os.path.basename(n)) for n in names)
+        append_blocks(file, pcapng.section("xdpkit replay") + interfaces)
 
     def __call__(self, packet: CapturedPacket, rule: Rule) -> bool:
         name = rule.action.verdict.name
         if name != self.verdict if self.verdict else name == "DROP":
             return False
-        self.file.write(pcapng.packet(self.interfaces[packet.file], packet.time_ns, packet.data, packet.wire_bytes))
+        number = self.interfaces[packet.file]
+        append_blocks(self.file, pcapng.packet(number, packet.time_ns, packet.data, packet.wire_bytes))
         return True
 
 

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from typing import IO
 
-__all__ = ["empty_regular_file", "remove_if_empty", "write_whole"]
+__all__ = ["append_blocks", "empty_regular_file", "remove_if_empty", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -76,3 +76,18 @@ def remove_if_empty(path: str | os.PathLike[str], file: IO[bytes]) -> None:
     mine, there = os.fstat(file.fileno()), os.lstat(path)
     if stat.S_ISREG(there.st_mode) and os.path.samestat(mine, there) and mine.st_size == 0:
         os.unlink(path)
+
+
+def append_blocks(file: IO[bytes], blocks: bytes) -> None:
+    """Write all of ``blocks``, or, to a regular file, nothing: what a full disk cuts is no block.  OSError names the
+    file."""
+    file.flush()
+    written = 0
+    try:
+        while written < len(blocks):
+            written += os.write(file.fileno(), blocks[written:])
+    except OSError as error:
+        status = os.fstat(file.fileno())
+        if written and stat.S_ISREG(status.st_mode):
+            os.ftruncate(file.fileno(), status.st_size - written)
+        raise OSError(error.errno, error.strerror, str(file.name)) from None

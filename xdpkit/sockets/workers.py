@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 
 from ..device.placement import place
 from ..files import pcapng
+from ..files.output import append_blocks
 from ..kernel.core import check, ffi, lib
 from ..kernel.program import Program
 from ..language.rule import Rule
@@ -164,7 +165,7 @@ class Workers:
             appends = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not appends:
                 file.truncate()
-            _write_whole(file, header)
+            append_blocks(file, header)
         except OSError as error:
             if self._owned:
                 file.close()
@@ -271,7 +272,7 @@ class Workers:
                     delivered=worker.written,
                 )
                 blocks += pcapng.statistics(number, now, self._start_ns, counts)
-            _write_whole(file, blocks)
+            append_blocks(file, blocks)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(file.name)) from None
         finally:
@@ -285,20 +286,6 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _write_whole(file: IO[bytes], blocks: bytes) -> None:
-    """Write all of ``blocks``, or, to a regular file, nothing: what a full disk cuts is no block."""
-    file.flush()
-    written = 0
-    try:
-        while written < len(blocks):
-            written += os.write(file.fileno(), blocks[written:])
-    except OSError:
-        status = os.fstat(file.fileno())
-        if written and stat.S_ISREG(status.st_mode):
-            os.ftruncate(file.fileno(), status.st_size - written)
-        raise
 
 
 def wait_number(wait: Wait) -> int:
