@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .compiler import Compiled, TableInfo, compile_pipeline
     from .compiler.built import Built
     from .device.netdev import Device
-    from .kernel.got import Attachment, Got
+    from .kernel.attachment import Attachment, Got
     from .kernel.program import Program, RuleCount, SourceLine
     from .language.actions import (
         COUNT,
@@ -209,7 +209,7 @@ _MODULES = {
     "compiler": "Compiled TableInfo compile_pipeline",
     "compiler.built": "Built",
     "device.netdev": "Device",
-    "kernel.got": "Attachment Got",
+    "kernel.attachment": "Attachment Got",
     "kernel.program": "Program RuleCount SourceLine",
     "language.actions": "COUNT DROP PASS REDIRECT TX Action Forward Mark Mirror Redirect Step Verdict",
     "language.check": "Finding PipelineWarning",

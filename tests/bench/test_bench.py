@@ -72,10 +72,10 @@ def test_a_probe_tells_delays_and_system_calls_and_no_delay_is_before_its_packet
 
 def test_every_row_names_its_modes_and_its_knobs_and_never_calls_copy_zero_copy(quick):
     got, _, _ = quick
-    assert all(r["got"] and r["knobs"] for r in got["rows"])
+    assert all(r["attachment"] and r["knobs"] for r in got["rows"])
     (afxdp,) = (r for r in got["rows"] if (r["direction"], r["path"]) == ("receive", "afxdp"))
-    assert afxdp["got"].startswith("native, copy")
-    assert "not zero-copy" in afxdp["got"]
+    assert afxdp["attachment"].startswith("native, copy")
+    assert "not zero-copy" in afxdp["attachment"]
 
 
 def test_the_page_stands_alone_with_its_charts_and_the_table_begins_with_verdicts(quick):
@@ -109,7 +109,7 @@ def test_jumbo_frames_reach_afxdp_and_the_plain_loop_says_why_not():
     results = measure(Plan(sizes=(9000,), runs=1, seconds=0.05, only=("plain-c", "afxdp")))
     assert "at most 3840 bytes" in results.missing["receive plain-c 9000"]
     assert {s.load for s in results.samples} == {"saturated", "fixed", "probe"}
-    assert all(s.received and s.unaccounted == 0 and "multi-buffer" in s.got for s in results.samples)
+    assert all(s.received and s.unaccounted == 0 and "multi-buffer" in s.attachment for s in results.samples)
 
 
 def test_rows_are_medians_and_their_spread():
@@ -233,7 +233,7 @@ def test_what_is_not_known_is_blank_and_a_delay_that_does_not_fit_says_so():
     from xdpkit.bench.verdict import _cpu
 
     assert (_delay(12.34, 1), _delay((2**32 - 1) / 1000, 0)) == ("12.3", "> 4.29 s")
-    row = {"direction": "receive", "size": 64, "got": "", "knobs": ""}
+    row = {"direction": "receive", "size": 64, "attachment": "", "knobs": ""}
     costs = {"afxdp": 100.0, "tpacket-v3": 300.0, "xdp-drop": 0.0}
     found = {("receive", name): Row(**row, path=name, machine_ns=ns) for name, ns in costs.items()}
     assert _cpu(found, "machine", "afxdp").measured is None  # xdp-drop costs something: 0 is not known

@@ -244,7 +244,7 @@ def test_when_it_says_that_it_is_ready_no_packet_finds_its_socket_missing(veth, 
     assert status == 0
     assert (ledger["seen"], ledger["no_socket"], ledger["delivered"]) == (2000, 0, 2000 - ledger["lost"])
     assert (ledger["in_flight"], ledger["waiting"], ledger["problems"], ledger["final"]) == (0, 0, [], True)
-    assert (ledger["got"]["mode"], ledger["got"]["bind"], ledger["sink"]) == (mode, "copy", "counted")
+    assert (ledger["attachment"]["mode"], ledger["attachment"]["bind"], ledger["sink"]) == (mode, "copy", "counted")
     assert held(right) == ()
 
 

@@ -55,8 +55,8 @@ def test_want_tc_takes_xdp_and_says_why(veth_pair):
         with link.sockets() as sockets:
             left.send(frames(left, right, range(10)))
             assert take(sockets, 10) == frames(left, right, range(10))
-            assert (link.got.mode, link.got.bind) == ("native", "copy")
-            assert "not tc_ingress (tcx, Linux 6.6 or later" in str(link.got)
+            assert (link.attachment.mode, link.attachment.bind) == ("native", "copy")
+            assert "not tc_ingress (tcx, Linux 6.6 or later" in str(link.attachment)
 
 
 def test_the_doctor_names_what_is_missing_and_the_linux_that_has_it():

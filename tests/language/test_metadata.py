@@ -226,7 +226,7 @@ def test_without_a_device_all_metadata_is_absent_and_the_verdict_the_reference_s
 def test_a_driver_without_the_functions_gives_none_and_attach_says_so(lab):
     namespace = lab.namespace("tap")
     with tap(namespace) as fd, namespace, attach(every(), "tap0", mode="native") as link:
-        assert str(link.got).endswith("no packet has meta.timestamp or meta.hash or meta.vlan")
+        assert str(link.attachment).endswith("no packet has meta.timestamp or meta.hash or meta.vlan")
         os.write(fd, bytes(Ether(dst="ff:ff:ff:ff:ff:ff") / IP() / UDP()))
         assert {r.name: r.packets for r in link.ledger().rules}["default"] >= 1
         assert {r.packets for r in link.ledger().rules if r.name != "default"} == {0}
@@ -268,7 +268,7 @@ def test_what_is_redirected_by_metadata_reaches_its_socket(wire: Port):
         )
         assert take(sockets, 1) == [frame]
         until(lambda: link.ledger().seen == 3, "3 frames")
-    assert link.got.mode == "native"
+    assert link.attachment.mode == "native"
     assert {r.name: r.packets for r in link.ledger().rules} == {"five": 1, "default": 2}
 
 
@@ -351,7 +351,7 @@ def test_auto_walks_past_native_and_generic_and_says_why(wire: Port):
     pipe = every()
     said = r"TC ingress; not native \(the driver takes no program .*\); not generic \(a device-bound program, .*\)"
     with wire.namespace, attach(pipe, "lo") as link:
-        assert re.match(said, str(link.got))
+        assert re.match(said, str(link.attachment))
     with (
         wire.namespace,
         pytest.raises(NotSupported, match=rf"{line_of(pipe)}: .* on lo \(driver none\): the driver takes"),
@@ -384,7 +384,7 @@ def test_a_packet_socket_has_no_time_stamp_and_got_says_so(wire: Port):
     pipe = Pipeline("stamped")
     pipe.rule(meta.timestamp > 0, REDIRECT)
     with wire.namespace, attach(pipe, wire.name, mode="af_packet") as link:
-        assert str(link.got).endswith("; no packet has meta.timestamp")
+        assert str(link.attachment).endswith("; no packet has meta.timestamp")
 
 
 # ---- built ahead, replayed, examined ----

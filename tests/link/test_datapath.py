@@ -72,8 +72,8 @@ def test_a_packet_of_several_buffers_reads_as_one(make_veth, mode, options):
     left, right = make_veth(mtu=9000)
     sent = jumbo(left, right)
     with right.namespace, attach(DNS, right.name, mode=mode, options=options) as link, link.sockets() as sockets:
-        assert link.got.multi_buffer
-        assert "multi-buffer" in str(link.got)
+        assert link.attachment.multi_buffer
+        assert "multi-buffer" in str(link.attachment)
         for frame in sent:
             left.send([frame])
             assert take(sockets, 1) == [frame]
@@ -193,7 +193,7 @@ def test_packets_of_several_buffers_can_be_had_where_the_mtu_does_not_ask(make_v
     with right.namespace, attach(DNS, right.name, options=options) as link, link.sockets() as sockets:
         left.send(sent)
         assert take(sockets, 20) == sent
-        assert link.got.multi_buffer
+        assert link.attachment.multi_buffer
 
 
 WORD = b"\x0a\x0b\x0c\x0d"
@@ -259,8 +259,8 @@ def test_umem_in_huge_pages_is_read_back(make_veth, huge_pages):
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, huge_pages="on")) as link:
         with link.sockets() as sockets:
             assert sockets.xsks[0]._pool.umem.page_size > os.sysconf("SC_PAGE_SIZE")
-            assert link.got.huge_pages
-            assert "huge pages" in str(link.got)
+            assert link.attachment.huge_pages
+            assert "huge pages" in str(link.attachment)
             left.send(sent)
             assert take(sockets, 50) == sent
 
@@ -276,15 +276,15 @@ def test_huge_pages_that_are_not_reserved_are_refused_or_done_without(make_veth)
                 link.sockets()
         with attach(DNS, right.name, options=replace(SMALL, huge_pages="want:on", frames=1 << 17)) as link:
             with link.sockets():
-                assert link.got.huge_pages is False
-                assert re.search(r"not huge pages \(\d+ free huge pages of 2 MiB", str(link.got))
+                assert link.attachment.huge_pages is False
+                assert re.search(r"not huge pages \(\d+ free huge pages of 2 MiB", str(link.attachment))
 
 
 def test_queues_share_one_umem(make_veth):
     left, right = make_veth(queues=4)
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, shared_umem="on")) as link:
         with link.sockets() as sockets:
-            assert link.got.shared_umem
+            assert link.attachment.shared_umem
             assert len({id(x._pool.umem) for x in sockets.xsks}) == 1
             sent = {q: frames(left, right, range(100 * q, 100 * q + 60)) for q in range(4)}
             for queue, batch in sent.items():
@@ -338,8 +338,8 @@ def test_unaligned_frames_take_packets_and_send_them(make_veth):
 def test_frames_lie_as_they_were_asked_for(make_veth, asked, mtu, got):
     _, right = make_veth(mtu=mtu)
     with right.namespace, attach(DNS, right.name, options=replace(SMALL, **asked)) as link, link.sockets():
-        assert (link.got.unaligned, link.got.chunk_size) == got
-        assert ("unaligned frames of" in str(link.got)) == got[0]
+        assert (link.attachment.unaligned, link.attachment.chunk_size) == got
+        assert ("unaligned frames of" in str(link.attachment)) == got[0]
 
 
 def test_no_more_frames_go_round_than_fill_and_a_batch_need(make_veth):
@@ -476,7 +476,7 @@ def test_the_kernel_computes_checksums_that_are_asked_for(make_veth):
     options = replace(SMALL, tx=True, checksum=True)
     with right.namespace, left.capture() as got, attach(DNS, right.name, options=options) as link:
         with link.sockets() as sockets:
-            assert "not zero-copy (a driver that computes checksums for AF_XDP" in str(link.got)
+            assert "not zero-copy (a driver that computes checksums for AF_XDP" in str(link.attachment)
             assert sockets.send([partial], checksum=(udp_at, sum_at)) == 1
             assert sockets.send([whole]) == 1
             got.wait(2, timeout=20)
@@ -533,8 +533,8 @@ def test_busy_polling_is_refused_or_done_without_where_the_driver_names_no_napi(
             with pytest.raises(NotSupported, match="busy polling on right: a driver that names the NAPI of a queue"):
                 link.sockets()
         with attach(DNS, right.name, options=replace(SMALL, busy_poll="want:on")) as link, link.sockets() as sockets:
-            assert link.got.busy_poll is False
-            assert "not busy poll (a driver that names the NAPI" in str(link.got)
+            assert link.attachment.busy_poll is False
+            assert "not busy poll (a driver that names the NAPI" in str(link.attachment)
             left.send(frames(left, right, [1]))
             assert [number(f) for f in take(sockets, 1)] == [1]
 
@@ -545,7 +545,7 @@ def test_without_need_wakeup_packets_come_and_go(make_veth):
     with right.namespace, left.capture() as got:
         with attach(DNS, right.name, options=replace(SMALL, need_wakeup="off", tx=True)) as link:
             with link.sockets() as sockets:
-                assert "no need_wakeup" in str(link.got)
+                assert "no need_wakeup" in str(link.attachment)
                 left.send(frames(left, right, [5]))
                 assert [number(f) for f in take(sockets, 1)] == [5]
                 done = 0
@@ -587,9 +587,9 @@ def test_a_switch_is_walked_as_it_was_asked_for():
 def test_what_the_kernel_gave_is_in_the_json(make_veth):
     _, right = make_veth()
     with right.namespace, attach(DNS, right.name, options=SMALL) as link:
-        assert link.ledger().as_dict()["got"]["need_wakeup"] is None  # type: ignore[index]
+        assert link.ledger().as_dict()["attachment"]["need_wakeup"] is None  # type: ignore[index]
         with link.sockets():
-            got = link.ledger().as_dict()["got"]
+            got = link.ledger().as_dict()["attachment"]
     wanted = {
         "need_wakeup": True, "busy_poll": False, "huge_pages": False, "multi_buffer": False, "shared_umem": False,
         "unaligned": False, "chunk_size": 2048,

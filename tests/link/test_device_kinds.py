@@ -84,13 +84,13 @@ def test_a_tap_without_a_queue_cannot_have_sockets_and_is_said_to_be_unopened(ta
 @pytest.mark.needs("tcx")
 def test_auto_goes_on_to_tc_ingress_on_a_tap_without_a_queue(tap):
     with attach(redirecting(), "tap0") as link, link.sockets():
-        assert link.got.mode == "tc_ingress"
-        assert "native (tap0 has no queue" in link.got.walk[0]
+        assert link.attachment.mode == "tc_ingress"
+        assert "native (tap0 has no queue" in link.attachment.walk[0]
 
 
 def test_a_pipeline_without_sockets_runs_on_a_tap_without_a_queue(tap):
     with attach(Pipeline("pass"), "tap0") as link:
-        assert link.got.mode in ("native", "generic")
+        assert link.attachment.mode in ("native", "generic")
         link.check()
 
 

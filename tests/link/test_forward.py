@@ -64,9 +64,10 @@ def test_packets_cross_both_ways_in_order_and_every_frame_comes_back(bridge, opt
                     at_left.wait(n + 4, timeout=20)
                 until(lambda: all_home(running), "all frames free or in FILL")
                 assert running.stats(0).written == running.stats(1).written == 200
-                assert one.got.shared_umem
-                assert (two.got.shared_umem, two.got.huge_pages) == (True, False)
-                assert (two.got.unaligned, two.got.chunk_size) == (one.got.unaligned, one.got.chunk_size)
+                assert one.attachment.shared_umem
+                assert (two.attachment.shared_umem, two.attachment.huge_pages) == (True, False)
+                layouts = [(link.attachment.unaligned, link.attachment.chunk_size) for link in (one, two)]
+                assert layouts[0] == layouts[1]
     assert list(at_right) == there
     assert list(at_left) == back
     for link in (one, two):
@@ -116,7 +117,7 @@ def test_jumbo_packets_are_forwarded_in_their_buffers(bridge):
     with right.capture() as got:
         with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
             with forward(one, two) as running:
-                assert one.got.multi_buffer
+                assert one.attachment.multi_buffer
                 for n, frame in enumerate(sent):
                     left.send([frame])
                     got.wait(n + 1, timeout=20)

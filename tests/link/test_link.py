@@ -158,7 +158,7 @@ def test_a_queue_without_a_socket_falls_back_and_the_others_deliver(make_veth):
             stack.wait(30)
     assert stack == frames(left, right, range(30))
     assert link.ledger().no_socket == 30
-    assert "queue 1" in str(link.got)
+    assert "queue 1" in str(link.attachment)
 
 
 def test_sockets_can_be_opened_again_and_the_ledger_goes_on(make_veth):
@@ -189,9 +189,9 @@ def test_one_link_opens_its_sockets_once_at_a_time(make_veth):
 def test_got_says_what_the_kernel_gave_and_never_zero_copy_on_veth(make_veth, mode):
     _, right = make_veth(queues=2)
     with right.namespace, attach(dns(), right.name, mode=mode) as link:
-        assert link.got.bind is None
+        assert link.attachment.bind is None
         with link.sockets():
-            got = link.got
+            got = link.attachment
         on = {h.mode for h in held(right)}
     wanted = "native" if mode == "auto" else mode.removeprefix("want:")
     assert (got.mode, got.bind, got.queues) == (wanted, "copy", (0, 1))
@@ -206,8 +206,8 @@ def test_got_says_what_the_kernel_gave_and_never_zero_copy_on_veth(make_veth, mo
 def test_a_wanted_bind_mode_gives_way(make_veth, bind):
     _, right = make_veth()
     with right.namespace, attach(dns(), right.name, bind=bind) as link, link.sockets():
-        assert link.got.bind == "copy"
-        assert ("not zero-copy" in str(link.got)) == (bind == "want:zerocopy")
+        assert link.attachment.bind == "copy"
+        assert ("not zero-copy" in str(link.attachment)) == (bind == "want:zerocopy")
 
 
 @pytest.mark.parametrize("mode", XDP_MODES)
@@ -219,7 +219,7 @@ def test_required_zero_copy_that_is_not_there_is_an_error_and_nothing_stays(make
                 pytest.fail("zero-copy on veth")
         assert held(right) == ()
         with attach(dns(), right.name) as link, link.sockets():  # no socket stayed either
-            assert link.got.bind == "copy"
+            assert link.attachment.bind == "copy"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_busy_device_names_the_program_that_holds_it(make_veth, holding, wanti
         assert caught.value.errno in (errno.EBUSY, errno.EEXIST)
         assert held(right) == before
         with attach(dns(), right.name, mode="af_packet") as beside, beside.sockets():
-            assert beside.got.mode == "af_packet"
+            assert beside.attachment.mode == "af_packet"
     assert held(right) == ()
 
 
@@ -281,8 +281,8 @@ def test_without_xdp_auto_takes_af_packet_and_says_why(make_veth, monkeypatch):
     with right.namespace, attach(dns(), right.name) as link, link.sockets() as sockets:
         left.send(frames(left, right, range(10)))
         assert take(sockets, 10) == frames(left, right, range(10))
-        assert str(link.got).startswith("AF_PACKET (copies")
-        assert [step.split()[0] for step in link.got.walk] == ["native", "generic", "tc_ingress"]
+        assert str(link.attachment).startswith("AF_PACKET (copies")
+        assert [step.split()[0] for step in link.attachment.walk] == ["native", "generic", "tc_ingress"]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_an_mtu_that_no_frame_takes_is_refused_with_the_limit(make_veth):
             attach(dns(), right.name, options=SocketOptions(multi_buffer="off"))
         assert caught.value.errno == errno.EMSGSIZE
         with attach(dns(), right.name, mode="af_packet") as link:
-            assert link.got.mode == "af_packet"
+            assert link.attachment.mode == "af_packet"
     assert held(right) == ()
 
 
@@ -326,8 +326,8 @@ def test_an_mtu_that_native_xdp_refuses_is_said_in_the_kernels_words(make_veth):
         with pytest.raises(OSError, match=r"attach native XDP to right: .*MTU.*lower both"):
             attach(dns(DROP), right.name, mode="native", options=single)
         with right.capture() as stack, attach(dns(DROP), right.name, options=single) as link:
-            assert link.got.mode == "generic"
-            assert "native (" in link.got.walk[0]
+            assert link.attachment.mode == "generic"
+            assert "native (" in link.attachment.walk[0]
             left.send(frames(left, right, [1], size=8000) + frames(left, right, [2], size=8000, dport=80))
             stack.wait(1)
     assert [number(f) for f in stack] == [2]

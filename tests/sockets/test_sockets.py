@@ -377,7 +377,7 @@ def test_timestamps_increase_within_a_queue_and_rules_are_those_that_matched(mak
             numbers += map(number, batch.frames)
             if len(numbers) == 400:
                 break
-        assert link.got.timestamps
+        assert link.attachment.timestamps
     assert rules == [(0, 2, 3)[n % 3] for n in numbers]
     for column in times.values():
         assert len(column) == 200

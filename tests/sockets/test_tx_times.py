@@ -81,8 +81,8 @@ def test_every_packet_has_its_time_between_before_and_after(make_veth, mode, opt
     sent = frames(right, left, range(200))
     with right.namespace, left.capture() as got, attach(DNS, right.name, mode=mode, options=options) as link:
         with link.sockets() as sockets:
-            assert link.got.tx_timestamp == "software"
-            assert "TX timestamps in software (CLOCK_TAI)" in str(link.got)
+            assert link.attachment.tx_timestamp == "software"
+            assert "TX timestamps in software (CLOCK_TAI)" in str(link.attachment)
             before, edges = tai(), []
             for n in range(0, 200, 20):
                 send_all(sockets, sent[n : n + 20], timestamp=True)
@@ -134,7 +134,7 @@ def test_a_packet_of_several_buffers_has_one_time(make_veth):
     sent = [f for n in range(5) for f in frames(right, left, [n], size=60 + 2000 * n)]
     with right.namespace, left.capture() as got, attach(DNS, right.name, options=TIMED) as link:
         with link.sockets() as sockets:
-            assert link.got.multi_buffer
+            assert link.attachment.multi_buffer
             send_all(sockets, sent, timestamp=True)
             numbers, times = collect(sockets, 5)
             completed(sockets)
@@ -197,7 +197,7 @@ def test_without_the_option_a_time_is_refused(make_veth):
     left, right = make_veth()
     options = replace(TIMED, tx_timestamp="auto", checksum=True)
     with right.namespace, attach(DNS, right.name, options=options) as link, link.sockets() as sockets:
-        assert link.got.tx_timestamp == "off"
+        assert link.attachment.tx_timestamp == "off"
         for call in (lambda: sockets.send(frames(right, left, [1]), timestamp=True), sockets.sent_times):
             with pytest.raises(NotSupported, match=r"TX timestamps: SocketOptions\(tx_timestamp=\.\.\.\)"):
                 call()
@@ -210,8 +210,8 @@ def test_zero_copy_is_given_up_for_times_unless_it_is_required(make_veth, wanted
     said = "zero-copy with TX timestamps .*a driver that tells when packets left, which veth does not"
     with right.namespace:
         with attach(DNS, right.name, options=options) as link, link.sockets():
-            assert (link.got.bind, link.got.tx_timestamp) == ("copy", "software")
-            assert "; not zero-copy with TX timestamps (a driver that tells when packets left" in str(link.got)
+            assert (link.attachment.bind, link.attachment.tx_timestamp) == ("copy", "software")
+            assert "; not zero-copy with TX timestamps (a driver that tells when packets left" in str(link.attachment)
         with attach(DNS, right.name, bind="zerocopy", options=options) as link:
             if wanted == "on":
                 with pytest.raises(NotSupported, match=said):
@@ -261,8 +261,8 @@ def test_a_kernel_without_tx_metadata_is_one_line_or_done_without(make_veth, no_
             with pytest.raises(NotSupported, match=r"^TX timestamps on right: TX metadata, Linux 6\.8 or later; this"):
                 link.sockets()
         with attach(DNS, right.name, options=replace(TIMED, tx_timestamp="want:on")) as link, link.sockets():
-            assert link.got.tx_timestamp == "off"
-            assert "; not TX timestamps (TX metadata, Linux 6.8 or later" in str(link.got)
+            assert link.attachment.tx_timestamp == "off"
+            assert "; not TX timestamps (TX metadata, Linux 6.8 or later" in str(link.attachment)
         with attach(DNS, right.name, options=SocketOptions(tx=True, checksum=True)) as link:
             with pytest.raises(NotSupported, match=r"^checksums on right: TX metadata, Linux 6\.8 or later"):
                 link.sockets()

@@ -89,21 +89,22 @@ def test_the_kernel_says_zero_copy_and_so_does_the_link(nics, bind):
     near, _ = nics
     with attach(pipeline(), near.name, mode="native", bind=bind) as link, link.sockets() as sockets:
         assert [x.zerocopy for x in sockets.xsks] == [True] * near.queues  # XDP_OPTIONS, read back
-        assert (link.got.mode, link.got.bind, link.got.walk) == ("native", "zerocopy", ())
-        assert str(link.got).startswith("native, zero-copy, queue")
+        assert (link.attachment.mode, link.attachment.bind, link.attachment.walk) == ("native", "zerocopy", ())
+        assert str(link.attachment).startswith("native, zero-copy, queue")
 
 
 def test_auto_picks_native_zero_copy_by_itself(nics):
     near, _ = nics
     with attach(pipeline(), near.name) as link, link.sockets():
-        assert (link.got.mode, link.got.bind, link.got.queues) == ("native", "zerocopy", tuple(range(near.queues)))
+        at = link.attachment
+        assert (at.mode, at.bind, at.queues) == ("native", "zerocopy", tuple(range(near.queues)))
 
 
 def test_copy_that_is_required_is_copy_also_here(nics):
     near, far = nics
     with attach(pipeline(), near.name, bind="copy") as link, link.sockets() as sockets:
         assert not any(x.zerocopy for x in sockets.xsks)
-        assert link.got.bind == "copy"
+        assert link.attachment.bind == "copy"
         ready(near, far)
         sent = flows(far, near, range(100))
         feed(link, far, sent)
@@ -126,7 +127,8 @@ def test_times_are_the_device_s_or_the_kernel_s_and_got_says_whose(nics):
     packets = frames(near, far, range(WINDOW))
     able = "tx-timestamp" in near.device.xsk_features
     with attach(pipeline(), near.name, options=options) as link, link.sockets() as sockets:
-        assert (link.got.bind, link.got.tx_timestamp) == (("zerocopy", "device") if able else ("copy", "software"))
+        wanted = ("zerocopy", "device") if able else ("copy", "software")
+        assert (link.attachment.bind, link.attachment.tx_timestamp) == wanted
         ready(near, far)
         before, numbers, times = time.clock_gettime_ns(time.CLOCK_TAI), [], []
         assert sockets.send(packets, timestamp=True) == WINDOW
@@ -237,8 +239,8 @@ def test_tx_is_kept_from_zero_copy_where_the_driver_would_lose_it():
             with pytest.raises(NotSupported, match=f"zero-copy on {near.name}: a pipeline without TX"):
                 link.update(pipeline(echo=True))
         with far.capture() as back, attach(pipeline(echo=True), near.name) as link, link.sockets():
-            assert link.got.bind == "copy"
-            assert "not zero-copy (a pipeline without TX" in str(link.got)
+            assert link.attachment.bind == "copy"
+            assert "not zero-copy (a pipeline without TX" in str(link.attachment)
             ready(near, far)
             feed(link, far, flows(far, near, range(WINDOW), dport=7))
             back.wait(WINDOW, timeout=10)
@@ -252,7 +254,7 @@ def test_frames_that_the_nic_would_cut_are_refused_and_auto_copies():
                 link.sockets()
         sent = flows(far, near, range(WINDOW), size=1514)
         with attach(pipeline(), near.name, options=small) as link, link.sockets() as sockets:
-            assert link.got.bind == "copy"
+            assert link.attachment.bind == "copy"
             ready(near, far)
             feed(link, far, sent)
             assert sorted(f for _, f in received(sockets, WINDOW)) == sorted(sent)
@@ -340,7 +342,7 @@ def test_sockets_reopened_under_traffic_are_zero_copy_again(nics):
         try:
             for _ in range(5):
                 with link.sockets() as sockets:
-                    assert link.got.bind == "zerocopy"
+                    assert link.attachment.bind == "zerocopy"
                     received(sockets, 100)
         finally:
             stop.set()
@@ -373,7 +375,7 @@ def test_queues_with_sockets_cannot_be_taken_away_and_others_can():
             assert caught.value.errno == errno.EINVAL
         ethtool.set_channels(near.name, rx=1, tx=1)
         with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets():
-            assert (link.got.bind, link.got.queues) == ("zerocopy", (0,))
+            assert (link.attachment.bind, link.attachment.queues) == ("zerocopy", (0,))
         ethtool.set_channels(near.name, rx=2, tx=2)
 
 
@@ -448,7 +450,7 @@ def test_a_killed_run_leaves_the_device_as_it_was(igb):
         far.send(flows(far, near, range(50)))
         stack.wait(50, timeout=10)
     with attach(pipeline(), near.name, bind="zerocopy") as link, link.sockets():
-        assert link.got.bind == "zerocopy"
+        assert link.attachment.bind == "zerocopy"
 
 
 def test_the_doctor_says_that_the_device_has_zero_copy(igb):

@@ -37,7 +37,7 @@ def _reflect(wait: Wait) -> Callable[[Site], AbstractContextManager[Running]]:
     def path(site: Site) -> Iterator[Running]:
         with attach(everything(), site.port.name, mode="native", bind="want:zerocopy") as link:
             with forward(link, link, wait=wait, cpus=[site.cpu]):
-                yield Running(str(link.got))
+                yield Running(str(link.attachment))
 
     return path
 
@@ -47,7 +47,7 @@ def _xdp_tx(site: Site) -> Iterator[Running]:
     pipe = Pipeline("reflect")
     pipe.rule(eth.present, TX, name="all")
     with attach(pipe, site.port.name, mode="native") as link:
-        yield Running(str(link.got))
+        yield Running(str(link.attachment))
 
 
 @contextmanager
@@ -76,7 +76,7 @@ ECHO = (
 
 
 def round_trips(path: Path, count: int, gap_us: int) -> tuple[str, NDArray[np.uint32]]:
-    """What was got, and the ns of each of at most ``count`` round trips of 64 bytes, ``gap_us`` between them."""
+    """The attachment, and the ns of each of at most ``count`` round trips of 64 bytes, ``gap_us`` between them."""
     with Lab.pair(addresses=(None, "198.19.0.1/15")) as (left, right):
         times = np.zeros(count, np.uint32)
         frame = frame_for(left, 64)
@@ -88,7 +88,7 @@ def round_trips(path: Path, count: int, gap_us: int) -> tuple[str, NDArray[np.ui
                 ping = loops().ping_run
                 pool.submit(ping, sock.fileno(), frame, len(frame), min(count, 100), gap_us, room).result()
                 back = pool.submit(ping, sock.fileno(), frame, len(frame), count, gap_us, room).result()
-        return running.got, times[:back]
+        return running.attachment, times[:back]
 
 
 def _on(cpu: int) -> None:

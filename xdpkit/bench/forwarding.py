@@ -42,7 +42,7 @@ def middle(mtu: int) -> Iterator[tuple[Port, Port, Port, Port]]:
 def _user_space(site: Site) -> Iterator[Running]:
     with attach(everything(), "a", mode="native") as a, attach(everything(), "b", mode="native") as b:
         with forward(a, b, cpus=[site.cpu], wait=site.wait):
-            me = Running(str(a.got))
+            me = Running(str(a.attachment))
             yield me
         me.lost = a.ledger().lost
 
@@ -52,7 +52,7 @@ def _devmap(_: Site) -> Iterator[Running]:
     pipe = Pipeline("devmap")
     pipe.rule(eth.present, Forward("b"), name="all")
     with attach(pipe, "a", mode="native") as link:
-        yield Running(str(link.got))
+        yield Running(str(link.attachment))
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _python(site: Site) -> Iterator[Running]:
                             rows = rows[go.send(rows) :]
                             go.complete()
 
-            me = Turn(str(a.got))
+            me = Turn(str(a.attachment))
             yield me
         me.lost = a.ledger().lost
 

@@ -70,7 +70,7 @@ def _afxdp(
             attach(everything(), site.port.name, mode=mode, bind=bind, options=options) as link,
             link.sockets() as sockets,
         ):
-            me.got = str(link.got)
+            me.attachment = str(link.attachment)
             with _sink(site) as (sink, cpu):
                 out = core.ffi.new("struct xk_worker **")
                 number = wait_number(wait or site.wait)
@@ -106,7 +106,7 @@ def _plain_c(frame_size: int) -> Callable[[Site], AbstractContextManager[Running
             if fd < 0:
                 raise OSError("the plain loop opens no socket")
             check(lib.xk_xskmap_set(link.program.map_fd("xsks"), 0, fd))
-            me.got = "native, copy"
+            me.attachment = "native, copy"
             with socket.socket(44, socket.SOCK_RAW, 0, fd) as sock:
                 with loop(site, me, _IN_FRAME, lambda stop, delays: int(loops().plain_run(stop, delays))):
                     yield me
@@ -137,7 +137,7 @@ def _afxdp_python(site: Site) -> Iterator[Running]:
                     if timeout and time.monotonic() > deadline:
                         return
 
-        me = Batches(str(link.got))
+        me = Batches(str(link.attachment))
         yield me
         sockets.stop_inflow()
         me.poll(0)
@@ -148,7 +148,7 @@ def _afxdp_python(site: Site) -> Iterator[Running]:
 def _xdp_drop(site: Site) -> Iterator[Running]:
     """XDP alone: what the sender and the hook cost, and no more."""
     with attach(dropping(), site.port.name, mode="native") as link:
-        me = Running(str(link.got))
+        me = Running(str(link.attachment))
         yield me
         me.received = link.ledger().seen
 

@@ -69,8 +69,8 @@ def show(console: Console, results: Results, facts: dict[str, str]) -> None:
         console.print(_echo(echo))
     if waits := [s for s in results.samples if s.direction == "waits"]:
         console.print(_waits(results, [s.load for s in waits]))
-    for got in dict.fromkeys(f"{r.path}: {r.got} ({r.knobs})" for r in table if r.direction != "waits"):
-        console.print(visible(got), soft_wrap=True)
+    for line in dict.fromkeys(f"{r.path}: {r.attachment} ({r.knobs})" for r in table if r.direction != "waits"):
+        console.print(visible(line), soft_wrap=True)
     for name, why in results.missing.items():
         console.print(visible(f"not measured: {name}: {why}"), soft_wrap=True)
 

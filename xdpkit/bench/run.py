@@ -171,9 +171,9 @@ def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
                 made = calls.count() if calls else None
         return Sample(
             direction=step.direction, path=step.path.name if step.direction != "waits" else step.wait, size=step.size,
-            load=step.load.name, got=running.got, knobs=step.path.knobs, seconds=sent.seconds, sent=sent.frames,
-            lost_ring=sent.lost_ring, lost_kernel=running.lost, received=running.received, machine_s=machine,
-            own_s=own + sent.cpu_s, calls=made, delays_us=percentiles(site.delays_ns[: running.delays]),
+            load=step.load.name, attachment=running.attachment, knobs=step.path.knobs, seconds=sent.seconds,
+            sent=sent.frames, lost_ring=sent.lost_ring, lost_kernel=running.lost, received=running.received,
+            machine_s=machine, own_s=own + sent.cpu_s, calls=made, delays_us=percentiles(site.delays_ns[: running.delays]),
         )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def _forward(step: _Step, plan: Plan, idle: float) -> Sample:
         lost = sent.frames - sent.lost_ring - received
         dropped = max(0, min(lost, running.lost + b.stats()["tx_dropped"]))
     return Sample(
-        direction="forward", path=step.path.name, size=step.size, load=step.load.name, got=running.got,
+        direction="forward", path=step.path.name, size=step.size, load=step.load.name, attachment=running.attachment,
         knobs=step.path.knobs, seconds=sent.seconds, sent=sent.frames, lost_ring=sent.lost_ring,
         lost_kernel=dropped, received=received, machine_s=machine,
         own_s=own + sent.cpu_s,
@@ -223,7 +223,7 @@ def _send(step: _Step, plan: Plan, idle: float) -> Sample:
                 calls.close()
         total = counter.ledger().seen
     return Sample(
-        direction="send", path=step.path.name, size=step.size, load=step.load.name, got=running.got,
+        direction="send", path=step.path.name, size=step.size, load=step.load.name, attachment=running.attachment,
         knobs=step.path.knobs, seconds=took, sent=arrived + max(0, running.received - total), received=arrived,
         machine_s=machine, own_s=own, calls=made,
     )  # fmt: skip
@@ -231,8 +231,8 @@ def _send(step: _Step, plan: Plan, idle: float) -> Sample:
 
 def _echo(step: _Step, plan: Plan) -> Sample:
     start = time.monotonic()
-    got, times = round_trips(step.path, plan.pings, 0)
+    attachment, times = round_trips(step.path, plan.pings, 0)
     return Sample(
-        direction="echo", path=step.path.name, size=64, load="probe", got=got, knobs=step.path.knobs,
+        direction="echo", path=step.path.name, size=64, load="probe", attachment=attachment, knobs=step.path.knobs,
         seconds=time.monotonic() - start, sent=plan.pings, received=len(times), delays_us=percentiles(times),
     )  # fmt: skip

@@ -24,7 +24,7 @@ class Sample:
     path: str
     size: int
     load: str
-    got: str = ""
+    attachment: str = ""
     knobs: str = ""
     seconds: float
     sent: int
@@ -70,7 +70,7 @@ class Row:
     direction: str
     path: str
     size: int
-    got: str
+    attachment: str
     knobs: str
     rate: tuple[float, float, float] | None = None
     offered: float | None = None
@@ -121,7 +121,7 @@ def _row(mine: list[Sample]) -> Row:
     if delays:
         more |= {"delays_us": tuple(statistics.median(column) for column in zip(*delays, strict=True))}
     first = mine[0]
-    got = next((s.got for s in mine if s.got), "")
+    attachment = next((s.attachment for s in mine if s.attachment), "")
     return Row(
-        direction=first.direction, path=first.path, size=first.size, got=got, knobs=first.knobs, **more,  # type: ignore[arg-type]
+        direction=first.direction, path=first.path, size=first.size, attachment=attachment, knobs=first.knobs, **more,  # type: ignore[arg-type]
     )  # fmt: skip

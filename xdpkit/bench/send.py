@@ -40,7 +40,7 @@ def _afxdp_tx(site: Site) -> Iterator[Running]:
                     for _ in range(64):
                         self.received += sockets.send(rows)
 
-            me = Send(str(link.got))
+            me = Send(str(link.attachment))
             yield me
             while sum(x._pool.frames()["tx"] for x in sockets.xsks):
                 sockets.complete()

@@ -50,8 +50,8 @@ class Running:
     """A path at work.  ``received``, ``lost`` and ``delays`` (how many) are final once its block has ended.
     ``pids``: processes of it, besides this one."""
 
-    def __init__(self, got: str = "", pids: tuple[int, ...] = ()):
-        self.got, self.pids = got, pids
+    def __init__(self, attachment: str = "", pids: tuple[int, ...] = ()):
+        self.attachment, self.pids = attachment, pids
         self.received, self.lost, self.delays = 0, 0, 0
 
     def poll(self) -> None:

@@ -29,4 +29,4 @@ def table(ledger: Ledger, before: Ledger | None = None) -> Table:
 
 def headline(ledger: Ledger) -> Text:
     """Pipeline, device, and what the kernel gave."""
-    return Text(visible(f"{ledger.pipeline} on {ledger.device}: {ledger.got}"), style="bold", overflow="fold")
+    return Text(visible(f"{ledger.pipeline} on {ledger.device}: {ledger.attachment}"), style="bold", overflow="fold")

@@ -49,7 +49,7 @@ class Watched:
     def run(self, workers: Workers | None) -> None:
         """Until the end, or the device is gone (OSError); meanwhile show the live table."""
         if not self.show:
-            notice(f"{self.link.pipeline.name} on {self.link.device.name}: {self.link.got}")
+            notice(f"{self.link.pipeline.name} on {self.link.device.name}: {self.link.attachment}")
         if self.confirm and not self.show:
             notice(f"{self._question()}; this is process {os.getpid()}")
         self._start = self._printed = time.monotonic()

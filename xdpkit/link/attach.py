@@ -1,7 +1,7 @@
 """Attach a pipeline to a device and hold it there: want, require, got.
 
 ``mode`` and ``bind`` take "auto" (the best there is), "want:X" (X first, then what else works) or "X" (X or an error).
-The walk goes zero-copy, native copy, generic, TC ingress, AF_PACKET; ``link.got`` says where it stopped and why.
+The walk goes zero-copy, native copy, generic, TC ingress, AF_PACKET; ``link.attachment`` says where it stopped and why.
 
 The attachment is a bpf_link: it goes with the process that holds it, however that ends.  AF_PACKET sees copies, so a
 pipeline that drops or transmits runs there only when that mode is required by name: its REDIRECT rules then deliver,
@@ -23,9 +23,9 @@ from ..compiler import Compiled
 from ..compiler.built import Built, as_built
 from ..device import netdev
 from ..device.netdev import Device, Holder
+from ..kernel.attachment import TC_MODES, Attachment, ranges
 from ..kernel.core import check, ffi, lib, text
 from ..kernel.features import require
-from ..kernel.got import TC_MODES, Got, ranges
 from ..kernel.holders import advice, describe, hold
 from ..kernel.program import Program
 from ..language.actions import Mark
@@ -105,8 +105,8 @@ def attach(
             if code in (errno.EBUSY, errno.EEXIST):
                 break
             continue
-        link.got = replace(link.got, walk=(*walk, *link.got.walk))
-        logger.info("%s attached to %s: %s", pipe.name, device, link.got)
+        link._attached.attachment = replace(link.attachment, walk=(*walk, *link.attachment.walk))
+        logger.info("%s attached to %s: %s", pipe.name, device, link.attachment)
         for refused in walk:
             logger.warning("%s on %s is at %s, not %s", pipe.name, device, step, refused)
         return link
@@ -177,10 +177,10 @@ def _attach(
             if fd < 0:
                 raise _refused(-fd, program, device, mode)
         absent = absent_at(mode, device.rx_metadata, metadata)
-        got = Got(
+        attachment = Attachment(
             device.name, device.driver, mode, None, queues, timestamps, missing, absent=absent, rx_metadata=rx_metadata,
         )  # fmt: skip
-        return Link(ruleset, device, fd, got, binds, options, redirects)
+        return Link(ruleset, device, fd, attachment, binds, options, redirects)
     except BaseException:
         if fd >= 0:
             os.close(fd)

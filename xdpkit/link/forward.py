@@ -45,11 +45,14 @@ def forward(a: Link, b: Link, *, wait: Wait = "adaptive", cpus: Sequence[int] | 
     ``a``'s options; the UMEM is always shared.  Raises NotSupported where a link is not at XDP, ValueError for links of
     different numbers of queues, OSError that names call, device and queue; nothing stays open then."""
     for link in (a, b):
-        if link.got.mode not in ("native", "generic"):
-            raise NotSupported(f"forwarding on {link.device.name}, in mode {link.got.mode}", "mode native or generic")
-    if len(a.got.queues) != len(b.got.queues):
+        if link.attachment.mode not in ("native", "generic"):
+            raise NotSupported(
+                f"forwarding on {link.device.name}, in mode {link.attachment.mode}", "mode native or generic"
+            )
+    at_a, at_b = len(a.attachment.queues), len(b.attachment.queues)
+    if at_a != at_b:
         raise ValueError(
-            f"{a.device.name} has sockets on {len(a.got.queues)} queues and {b.device.name} on {len(b.got.queues)}: "
+            f"{a.device.name} has sockets on {at_a} queues and {b.device.name} on {at_b}: "
             "choose as many (attach(queues=...))"
         )
     if a.program.frags != b.program.frags:
@@ -71,7 +74,7 @@ class Forwarder:
         self._sockets: list[Sockets] = []
         self._threads: list[Any] = []
         self._final: tuple[list[WorkerStats], list[WorkerStats]] | None = None
-        queues = a.got.queues
+        queues = a.attachment.queues
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} pairs of queues: one each is wanted")
         try:
@@ -79,7 +82,8 @@ class Forwarder:
             tries = [setup for setup in setups(a._attached) if setup in both] or list(setups(b._attached))[-1:]
             self._queues, setup, refused = open_first(tries, self._open)
             for link, opened in zip(self._links, self._queues, strict=True):
-                link.got = replace(opened.got(link.got, setup, refused), shared_umem=True)
+                attachment = opened.attachment(link.attachment, setup, refused)
+                link._attached.attachment = replace(attachment, shared_umem=True)
                 self._sockets.append(link._open_sockets(opened))
             self._start(wait, place(a.device, queues) if cpus is None else cpus)
         except BaseException:
@@ -92,7 +96,7 @@ class Forwarder:
         frames = options.frames or 3 * options.ring_size
         opened = [Queues() for _ in self._links]
         try:
-            pairs = list(zip(*(link.got.queues for link in self._links), strict=True))
+            pairs = list(zip(*(link.attachment.queues for link in self._links), strict=True))
             each = frames * len(self._links)
             umem = open_umem([link._attached for link in self._links], each * len(pairs), setup, options)
             opened[0].umems.append(umem)
@@ -108,7 +112,7 @@ class Forwarder:
         return opened
 
     def _start(self, wait: int, cpus: Sequence[int]) -> None:
-        complete = sum(1 << n for n, link in enumerate(self._links) if link.got.partial_checksums)
+        complete = sum(1 << n for n, link in enumerate(self._links) if link.attachment.partial_checksums)
         for number, cpu in enumerate(cpus):
             a, b = self._queues[0].sockets[number], self._queues[-1].sockets[number]
             out = ffi.new("struct xk_forwarder **")

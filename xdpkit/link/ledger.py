@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from ..kernel.got import Got
+from ..kernel.attachment import Attachment
 from .tally import Forwarding, Totals
 
 __all__ = ["Ledger", "LedgerRule", "ShadowLedger"]
@@ -35,9 +35,9 @@ class LedgerRule:
 
 @dataclass(frozen=True, slots=True)
 class ShadowLedger:
-    """The rules that are tried beside those that act: ``pipeline`` is their name, ``rules`` what they took since they
-    are there, ``differences`` the packets that would have got another verdict: (the one they got, the one they would
-    have got, packets), most first."""
+    """A shadow: rules that see every packet and act on none.  ``pipeline``: its name.  ``rules``: what they took since
+    the shadow was loaded.  ``differences``: packets to which the shadow would have given another verdict, as (verdict,
+    verdict of the shadow, packets), most packets first."""
 
     pipeline: str
     rules: tuple[LedgerRule, ...]
@@ -45,7 +45,7 @@ class ShadowLedger:
 
     @property
     def differing(self) -> int:
-        """Packets that would have got another verdict."""
+        """Packets to which the shadow would have given another verdict."""
         return sum(n for _, _, n in self.differences)
 
     def rows(self) -> list[tuple[str, int, str]]:
@@ -53,7 +53,7 @@ class ShadowLedger:
         rows = [("shadow", sum(r.packets for r in self.rules if not r.goes_on), f"{self.pipeline}: tried, not acting")]
         rows += [(f"  {r.name}", r.packets, ("goes on: " if r.goes_on else "") + r.action) for r in self.rules]
         rows += [("  other verdict", self.differing, "" if self.differing else "none differs")]
-        return rows + [(f"    {got} -> {would}", n, "") for got, would, n in self.differences]
+        return rows + [(f"    {verdict} -> {would}", n, "") for verdict, would, n in self.differences]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +63,19 @@ class Ledger:
 
     ``totals``: what was seen, redirected and forwarded in all.  ``forwarding``: what became of the forwarded ones.
     ``updates``: rulesets replaced.  ``completed``: TCP and UDP checksums that were completed because their sender had
-    left them to its device; these packets are in the other counts too.
-    Delivered packets are ``written`` or ``refused`` by the ``sink``, or were ``read`` in batches.
-    ``mirrored`` copies were made for user space, and ``mirror_full`` not, for want of room.
-    ``device_dropped`` and ``device_missed`` are what the device says it dropped in that time, before the hook, so no
-    packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped (``rx_dropped``): received by the host, and
-    then not wanted or not processed.  Missed (``rx_missed_errors``): the device had no buffer to put it in, because the
-    host was too slow to give it some.  Drivers differ in what they count, and in whether the one is in the other.
-    ``shadow``: the rules that are tried beside these.  ``notes``: what happened to the device meanwhile, a line each
-    (:attr:`xdpkit.Link.notes`).  ``final`` means that nothing was under way when it was taken."""
+    left them to its device; these packets are in the other counts too.  Delivered packets are ``written`` or
+    ``refused`` by the ``sink``, or were ``read`` in batches.  ``mirrored`` copies were made for user space, and
+    ``mirror_full`` not, for want of room.  ``device_dropped`` and ``device_missed`` are what the device says it dropped
+    in that time, before the hook, so no packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped
+    (``rx_dropped``): received by the host, and then not wanted or not processed.  Missed (``rx_missed_errors``): the
+    device had no buffer to put it in, because the host was too slow to give it some.  Drivers differ in what they
+    count, and in whether the one is in the other.  ``shadow``: the counts of the shadow, if there is one.  ``notes``:
+    what happened to the device meanwhile, a line each (:attr:`xdpkit.Link.notes`).  ``final`` means that nothing was
+    under way when it was taken."""
 
     pipeline: str
     device: str
-    got: Got
+    attachment: Attachment
     seconds: float
     rules: tuple[LedgerRule, ...]
     totals: Totals
@@ -186,7 +186,7 @@ class Ledger:
             rows += [("forwarded", self.forwarded, "")]
             if self.totals.no_device:
                 rows += [("  no device", self.totals.no_device, "fell back as declared; not among the forwarded")]
-            rows += self._forwarding_rows() if self.got.mode in ("native", "generic") else []
+            rows += self._forwarding_rows() if self.attachment.mode in ("native", "generic") else []
         if any(r.verdict == "REDIRECT" for r in self.rules) or self.redirected:
             rows += [("redirected", self.redirected, "")]
             if self.no_socket:
@@ -250,7 +250,7 @@ class Ledger:
         rows = self.rows()
         wide = max(len(stage) for stage, _, _ in rows)
         digits = max(len(str(n)) for _, n, _ in rows)
-        head = f"{self.pipeline} on {self.device}: {self.got}"
+        head = f"{self.pipeline} on {self.device}: {self.attachment}"
         lines = [f"{stage:<{wide}}  {n:>{digits}}  {remark}".rstrip() for stage, n, remark in rows]
         lines += [f"NOTE: {note}" for note in self.notes]
         return "\n".join([head, *lines, *(f"DOES NOT SUM: {p}" for p in self.problems())])

@@ -15,8 +15,8 @@ from ..compiler import Compiled
 from ..compiler.built import Built, as_built
 from ..device import netdev
 from ..device.netdev import Device, State
+from ..kernel.attachment import Attachment, ranges
 from ..kernel.core import check, lib
-from ..kernel.got import Attachment, ranges
 from ..kernel.program import Program
 from ..language.actions import Mark, Mirror
 from ..language.errors import XdpkitError
@@ -69,18 +69,18 @@ class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
     def __init__(
-        self, ruleset: Ruleset, device: Device, fd: int, got: Attachment, binds: tuple[str, ...],
+        self, ruleset: Ruleset, device: Device, fd: int, attachment: Attachment, binds: tuple[str, ...],
         options: SocketOptions, redirects: RedirectCounter | None = None,
     ):  # fmt: skip
         self._ruleset = ruleset
         self.device: Device = device
         self.options: SocketOptions = options
-        self._attached = Attached(device, ruleset.program, got, binds, options, self.check)
+        self._attached = Attached(device, ruleset.program, attachment, binds, options, self.check)
         self._fd = fd
         self._lock = RLock()  # around what counts: an update moves counts from program to tally
         self._tally, self._updates = Tally(), 0
         self._redirects = redirects
-        self._presence = Presence(device, got.mode, fd)
+        self._presence = Presence(device, attachment.mode, fd)
         self._namespace = self._presence.namespace
         self._unseen, self._said_unseen = Unseen(), False
         self._lost: OSError | None = None
@@ -100,7 +100,8 @@ class Link:
         self._warn_of_partial_checksums()
 
     def _warn_of_partial_checksums(self) -> None:
-        if self.got.mode == "native" and self.got.partial_checksums and "FORWARD" in self.pipeline.verdicts:
+        at = self.attachment
+        if at.mode == "native" and at.partial_checksums and "FORWARD" in self.pipeline.verdicts:
             self._note(
                 f"{self.device.name}: FORWARD does not complete TCP and UDP checksums that senders on this machine "
                 "leave to their device: turn that off where they send (ethtool -K DEV tx off), or use forward()"
@@ -108,21 +109,17 @@ class Link:
 
     def __repr__(self) -> str:
         state = "closed" if self._final is not None else "open" if self._lost is None else "lost"
-        return f"<Link {self.pipeline.name} on {self.device.name}: {self.got.mode}, {state}>"
+        return f"<Link {self.pipeline.name} on {self.device.name}: {self.attachment.mode}, {state}>"
 
     @property
     def attachment(self) -> Attachment:
-        """The attachment as the kernel gave it, as against what was asked for."""
-        return self._attached.got
+        """What the kernel gave of what was requested."""
+        return self._attached.attachment
 
     @property
     def got(self) -> Attachment:
-        """The same as :attr:`attachment`."""
-        return self._attached.got
-
-    @got.setter
-    def got(self, got: Attachment) -> None:
-        self._attached.got = got
+        """An older name of :attr:`attachment`."""
+        return self._attached.attachment
 
     @property
     def program(self) -> Program:
@@ -197,7 +194,7 @@ class Link:
             self._note(self._follow_queues(before.rx_queues, queues))
         if state.mtu > before.mtu:
             self._note(self._follow_mtu(before.mtu, state.mtu))
-        if self.got.mode != "tc_egress":
+        if self.attachment.mode != "tc_egress":
             unseen = self._unseen.look(self._seen(), state.rx_packets)
             if unseen and not self._said_unseen:
                 self._said_unseen = True
@@ -211,9 +208,9 @@ class Link:
 
     def _follow_queues(self, before: int, now: int) -> str:
         note = f"{self.device.name}: {before} receive queues became {now}"
-        if now < before or self.got.mode not in ("native", "generic"):
+        if now < before or self.attachment.mode not in ("native", "generic"):
             return note
-        if self.got.mode == "native":
+        if self.attachment.mode == "native":
             try:
                 self.update(self._ruleset.built)
                 note += ": the pipeline was put on the device again, so that it runs on the new ones too"
@@ -225,7 +222,7 @@ class Link:
 
     def _follow_mtu(self, before: int, now: int) -> str:
         note = f"{self.device.name}: the MTU was {before} and is {now}"
-        redirects = "REDIRECT" in self.pipeline.verdicts and self.got.mode in ("native", "generic")
+        redirects = "REDIRECT" in self.pipeline.verdicts and self.attachment.mode in ("native", "generic")
         if redirects and not self.program.frags:
             note += ": packets that are longer than a frame are lost: start again"
         return note
@@ -244,19 +241,19 @@ class Link:
             start, old = time.perf_counter_ns(), self._ruleset
             built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
-            built = built.with_reader_metadata(old.program.hook, self.got.rx_metadata)
+            built = built.with_reader_metadata(old.program.hook, self.attachment.rx_metadata)
             compiled = time.perf_counter_ns()
             new = Ruleset(
-                built, old.program.hook, queues=self.device.rx_queues, metadata=self.got.timestamps, before=old,
+                built, old.program.hook, queues=self.device.rx_queues, metadata=self.attachment.timestamps, before=old,
                 ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
-                device=self.device if self.got.mode == "native" else None,
+                device=self.device if self.attachment.mode == "native" else None,
                 spread=old.program.spread,
             )  # fmt: skip
             try:
                 if self._sockets is not None:
                     self._sockets._reach(new.program)
                 if self._redirects is None:
-                    self._redirects = redirect_counter(new.pipeline, self.device, self.got.mode)
+                    self._redirects = redirect_counter(new.pipeline, self.device, self.attachment.mode)
                 loaded = time.perf_counter_ns()
                 if self._fd >= 0:
                     check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
@@ -267,8 +264,8 @@ class Link:
                 raise
             self._ruleset, swapped = new, time.perf_counter_ns()
             self._attached.program = new.program
-            absent = absent_at(self.got.mode, self.device.rx_metadata, new.pipeline.metadata)
-            self.got = replace(self.got, absent=absent)
+            absent = absent_at(self.attachment.mode, self.device.rx_metadata, new.pipeline.metadata)
+            self._attached.attachment = replace(self.attachment, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
             self._tally.keep(old.program.counts())
             self._updates += 1
@@ -281,14 +278,15 @@ class Link:
 
     def _may_follow(self, pipe: Pipeline) -> None:
         """What this link cannot do, said before anything is loaded."""
-        if self.got.mode == "tc_egress" and "TX" in pipe.verdicts:
+        if self.attachment.mode == "tc_egress" and "TX" in pipe.verdicts:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
-        if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.got.timestamps and self._fd >= 0:
+        if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.attachment.timestamps and self._fd >= 0:
             raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
-        refuse_generic(pipe.metadata, self.got.mode, self.device.name)
-        if self.got.bind == "zerocopy":
+        refuse_generic(pipe.metadata, self.attachment.mode, self.device.name)
+        if self.attachment.bind == "zerocopy":
             check_zerocopy(self.device, pipe)
-        if (pipe.metadata or self.got.rx_metadata) and self.got.mode == "native" and namespace_id() != self._namespace:
+        is_bound = self.attachment.mode == "native" and (pipe.metadata or self.attachment.rx_metadata)
+        if is_bound and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 
     def _sweeps(self) -> None:
@@ -379,14 +377,14 @@ class Link:
             mirrored += self._copies.stats()
         fill_empty = min(stats.fill_empty, stats.rx_dropped)
         dropped = missed = 0  # at egress: what the device drops on arrival is not on its way out
-        if self.got.mode != "tc_egress" and namespace_id() == self._namespace:
+        if self.attachment.mode != "tc_egress" and namespace_id() == self._namespace:
             with suppress(OSError):  # the device is gone
                 now, before = self._device_dropped(), self._dropped_before
                 dropped, missed = now[0] - before[0], now[1] - before[1]
         return Ledger(
             pipeline=self.program.pipeline.name,
             device=self.device.name,
-            got=self.got,
+            attachment=self.attachment,
             seconds=time.monotonic() - self._start,
             rules=rules,
             totals=self._tally.totals + totals(counts),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..device.netdev import Device
-from ..kernel.got import Got
+from ..kernel.attachment import Attachment
 from ..kernel.program import Program
 from .options import SocketOptions
 
@@ -15,13 +15,13 @@ __all__ = ["Attached"]
 
 @dataclass(slots=True)
 class Attached:
-    """``program``, which an update exchanges, on ``device``; what the kernel ``got`` us, which sockets add to; the
-    ``binds`` to try, best first, and the ``options`` of the sockets.  ``check`` is called often, and raises OSError
-    once the program is no longer on the device."""
+    """``program``, which an update exchanges, on ``device``.  ``attachment``: what the kernel gave; opening sockets
+    adds to it.  ``binds``: the bind modes to try, best first.  ``options``: those of the sockets.  ``check`` is called
+    often, and raises OSError once the program is no longer on the device."""
 
     device: Device
     program: Program
-    got: Got
+    attachment: Attachment
     binds: tuple[str, ...]
     options: SocketOptions
     check: Callable[[], None] = lambda: None

@@ -196,10 +196,9 @@ class Batch(AnyBatch):
     ``lengths`` uint32[n] bytes of the whole packet; ``timestamps`` uint64[n] nanoseconds of CLOCK_REALTIME: when the
     program ran if the link was attached with ``timestamps=True``, else when the batch was received; ``rules`` uint32[n]
     index of the rule in ``pipeline.outcomes`` (NO_RULE without metadata); ``marks`` uint32[n] what the pipeline marked
-    the packet with (0 without metadata).  ``device_times``, ``hashes``, ``vlans``: what the driver knows of them, where
-    ``SocketOptions.rx_metadata`` asks for it and ``link.got.rx_metadata`` has it.  The columns are copies and stay;
-    ``frames`` does not.
-    """
+    the packet with (0 without metadata).  ``device_times``, ``hashes``, ``vlans``: what the driver knows of each
+    packet, where ``SocketOptions.rx_metadata`` requests it and ``link.attachment.rx_metadata`` lists it.  The columns
+    are copies and stay valid after the batch; ``frames`` does not."""
 
     def __init__(self, socket: Owner, columns: Columns):
         super().__init__(socket.queue, columns.lengths, columns.timestamps, columns.rules, columns.marks)

@@ -80,7 +80,7 @@ class SocketOptions:
     of the kernel's 256; ``tx``: also a TX ring; ``debug``: check every frame's owner and overwrite frames that are
     given back (default: the environment variable XDPKIT_DEBUG).
 
-    Switches are "on" (that or an error), "want:on", "off" or "auto", and ``link.got`` says what came of them:
+    Switches are "on" (that or an error), "want:on", "off" or "auto", and ``link.attachment`` says what came of them:
     ``need_wakeup``: the driver sleeps and says so (auto: on); ``busy_poll``: the socket's reader runs the driver
     (SO_PREFER_BUSY_POLL; auto: off), for ``busy_poll_us`` microseconds and ``busy_poll_budget`` packets a time;
     ``huge_pages``: UMEM in huge pages (auto: off); ``multi_buffer``: packets that need several frames (auto: on where
@@ -90,8 +90,8 @@ class SocketOptions:
 
     ``sockets_per_queue``: sockets that share a queue; flows are spread over them.  ``checksum``: room for TX metadata,
     so that ``send(checksum=...)`` can ask for checksums.  ``tx_timestamp``, a switch (auto: off): the same for
-    ``send(timestamp=True)``; zero-copy is then taken only from a driver that has TX timestamps, and ``link.got`` says
-    whose clock it is.
+    ``send(timestamp=True)``; zero-copy is then taken only from a driver that has TX timestamps, and
+    ``link.attachment`` says whose clock it is.
 
     ``rx_metadata``: what the driver knows of each packet and readers get in batches, "timestamp", "hash", "vlan" joined
     by commas, all of them required; "want:timestamp,hash": those that can be had; "off".  Native mode only.

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from ..device.netdev import Device
 from ..device.placement import device_node
+from ..kernel.attachment import Attachment
 from ..kernel.core import check, lib
 from ..kernel.features import require
-from ..kernel.got import Got
 from ..kernel.program import Program
 from ..language.actions import Redirect
 from ..language.errors import NotSupported
@@ -52,9 +52,9 @@ class Setup:
 def setups(at: Attached) -> Iterator[Setup]:
     """The setups to try, the best first.  NotSupported where zero-copy is required and the mode has none."""
     options = at.options
-    binds = tuple(b for b in at.binds if at.got.mode == "native" or b == "copy")
+    binds = tuple(b for b in at.binds if at.attachment.mode == "native" or b == "copy")
     if not binds:
-        raise NotSupported(f"{at.device.name}: zero-copy", f"mode native, and this is {at.got.mode}")
+        raise NotSupported(f"{at.device.name}: zero-copy", f"mode native, and this is {at.attachment.mode}")
     multi_buffer = [m for m in options.switch("multi_buffer", auto=at.program.frags) if at.program.frags or not m]
     choices: dict[str, Sequence[bool]] = {
         "huge_pages": options.switch("huge_pages", auto=False),
@@ -154,12 +154,12 @@ class Queues:
         rows = [number for number, (group, _) in enumerate(self.places) if group == name]
         return Queues([self.sockets[n] for n in rows], places=[self.places[n] for n in rows])
 
-    def got(self, got: Got, setup: Setup, refused: tuple[str, ...]) -> Got:
-        """``got`` with what the kernel gave to these sockets, read back where it tells."""
+    def attachment(self, before: Attachment, setup: Setup, refused: tuple[str, ...]) -> Attachment:
+        """``before`` with what the kernel gave to these sockets, read back where the kernel has a call for it."""
         umems = [x._pool.umem for x in self.sockets]
         kinds = ("copy", "multi-buffer", "unaligned", *_NAMES.values())
         return replace(
-            got,
+            before,
             bind="zerocopy" if all(x.zerocopy for x in self.sockets) else "copy",
             need_wakeup=setup.need_wakeup,
             busy_poll=setup.busy_poll,
@@ -169,13 +169,13 @@ class Queues:
             unaligned=all(u.unaligned for u in umems),
             chunk_size=max(u.chunk_size for u in umems),
             tx_timestamp="off" if not setup.tx_timestamp else "device" if setup.zerocopy else "software",
-            walk=(*(w for w in got.walk if not w.startswith(kinds)), *refused),
+            walk=(*(w for w in before.walk if not w.startswith(kinds)), *refused),
         )
 
 
 def open_queues(at: Attached, setup: Setup) -> Queues:
     """Sockets on every queue of a device.  Refused, OSError (names call, device and queue): nothing stays open."""
-    options, queues = at.options, at.got.queues
+    options, queues = at.options, at.attachment.queues
     used = {rule.action.group for rule in at.program.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
     groups = [name for name in at.program.pipeline.targets(Redirect) if name in used]
     places = [(name, n) for name in groups for n in range(options.sockets_per_queue)]
@@ -252,8 +252,8 @@ def open_socket(
     """One socket of a link's queue."""
     socket = Socket(
         at.device.name, at.device.index, queue, pool, options, zerocopy=setup.zerocopy, need_wakeup=setup.need_wakeup,
-        busy_poll=setup.busy_poll, multi_buffer=setup.multi_buffer, metadata=at.got.timestamps,
-        known=bool(at.got.rx_metadata), tx_timestamp=setup.tx_timestamp, sibling=sibling,
+        busy_poll=setup.busy_poll, multi_buffer=setup.multi_buffer, metadata=at.attachment.timestamps,
+        known=bool(at.attachment.rx_metadata), tx_timestamp=setup.tx_timestamp, sibling=sibling,
     )  # fmt: skip
     if setup.busy_poll and not socket.busy_poll:
         socket.close()

@@ -16,8 +16,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import IO, Protocol, Self, cast
 
+from ..kernel.attachment import TC_MODES
 from ..kernel.core import lib
-from ..kernel.got import TC_MODES
 from ..kernel.program import Program
 from ..language.actions import Mirror, Redirect, Verdict
 from ..language.errors import NotSupported
@@ -119,21 +119,21 @@ class Sockets:
         state = (
             "closed" if self._closed else self._workers.name + " by workers" if self.busy and self._workers else "open"
         )
-        return f"<{type(self).__name__} of {at.program.pipeline.name} on {at.device.name}: {at.got}, {state}>"
+        return f"<{type(self).__name__} of {at.program.pipeline.name} on {at.device.name}: {at.attachment}, {state}>"
 
     def _open(self) -> None:
         at, device = self._attached, self._attached.device
-        if at.got.mode == "af_packet":
+        if at.attachment.mode == "af_packet":
             self._packet = PacketSocket(device.name, device.index, at.program.fd)
-            at.got = replace(at.got, bind="copy")
+            at.attachment = replace(at.attachment, bind="copy")
             return
-        if at.got.mode in TC_MODES:
-            self._packet = CopiesSocket(device.name, at.program, outbound=at.got.mode == "tc_egress")
-            at.got = replace(at.got, bind="ringbuf")
+        if at.attachment.mode in TC_MODES:
+            self._packet = CopiesSocket(device.name, at.program, outbound=at.attachment.mode == "tc_egress")
+            at.attachment = replace(at.attachment, bind="ringbuf")
             return
         if self._queues is None:
             opened, setup, refused = open_first(list(setups(at)), lambda setup: open_queues(at, setup))
-            self._queues, at.got = opened, opened.got(at.got, setup, refused)
+            self._queues, at.attachment = opened, opened.attachment(at.attachment, setup, refused)
         self._reach(at.program)
 
     def _takes(self, rule: Rule) -> bool:
@@ -242,7 +242,9 @@ class Sockets:
         self._idle()
         if self._packet is not None:
             if queue is not None:
-                raise NotSupported(f"reading one queue in mode {self._attached.got.mode}", "mode native or generic")
+                raise NotSupported(
+                    f"reading one queue in mode {self._attached.attachment.mode}", "mode native or generic"
+                )
             return Reader(self._packet, self._attached, self._count_read)
         return Reader(xsk.Receivers(self._of_queue(queue)), self._attached, self._count_read)
 
@@ -254,7 +256,7 @@ class Sockets:
         found = [x for x in self.xsks if queue is None or x.queue == queue]
         if not found:
             at = self._attached
-            raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.got.queues}")
+            raise ValueError(f"queue {queue} has no socket: {at.device.name} has them on {at.attachment.queues}")
         return found
 
     def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: Wait | None = None) -> Workers:
@@ -305,7 +307,9 @@ class Sockets:
     def _sender(self, queue: int | None) -> xsk.Socket:
         self._idle()
         if not self.xsks:
-            raise NotSupported(f"sending in mode {self._attached.got.mode}", "AF_XDP sockets: mode native or generic")
+            raise NotSupported(
+                f"sending in mode {self._attached.attachment.mode}", "AF_XDP sockets: mode native or generic"
+            )
         if not self._attached.options.tx:
             raise ValueError("no TX ring: SocketOptions(tx=True)")
         return self._of_queue(queue)[0]
@@ -458,7 +462,7 @@ class Copies(Sockets):
         at = self._attached
         if Mirror not in at.program.pipeline.steps:
             raise ValueError(f"{at.device.name}: no rule of {at.program.pipeline.name!r} mirrors packets")
-        outbound = at.got.mode == "tc_egress"
+        outbound = at.attachment.mode == "tc_egress"
         self._packet = CopiesSocket(at.device.name, at.program, "mirrored", outbound=outbound)
 
     def batches(

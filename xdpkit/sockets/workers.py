@@ -189,7 +189,7 @@ class Workers:
         for queue in queues:
             blocks += pcapng.interface(
                 at.device.name,
-                description=f"{at.device.name}{f' queue {queue}' if at.got.queues else ''}: {at.got}",
+                description=f"{at.device.name}{f' queue {queue}' if at.attachment.queues else ''}: {at.attachment}",
                 filter_text="; ".join(rules),
                 snaplen=snaplen,
             )
@@ -205,7 +205,7 @@ class Workers:
         called again when the link runs another ``program``."""
         at = self._sockets._attached
         program = program or at.program
-        if self._file is None or not (at.got.timestamps or isinstance(self._sockets._packet, CopiesSocket)):
+        if self._file is None or not (at.attachment.timestamps or isinstance(self._sockets._packet, CopiesSocket)):
             return
         texts = [ffi.new("char[]", f"rule {rule.name}".encode()) for rule in program.pipeline.outcomes]
         check(lib.xk_sink_rules(self._sink, len(texts), ffi.new("char *[]", texts)), "capture")

@@ -70,7 +70,7 @@ class SocketStats:
 class SentTimes:
     """When packets left, in the order of sending.  ``numbers`` uint64[n]: which of the socket's packets each is,
     counted from 0 in the order in which they were taken; ``times`` uint64[n] nanoseconds of the clock that
-    ``link.got.tx_timestamp`` names (software: CLOCK_TAI), 0 where the device gave none."""
+    ``link.attachment.tx_timestamp`` names (software: CLOCK_TAI), 0 where the device gave none."""
 
     numbers: U64
     times: U64
@@ -227,7 +227,7 @@ class Socket:
 
     def _keeps_times(self) -> None:
         if not self._times:
-            raise NotSupported("TX timestamps", "SocketOptions(tx_timestamp=...); link.got says what came of it")
+            raise NotSupported("TX timestamps", "SocketOptions(tx_timestamp=...); link.attachment says what came of it")
 
     def view(self, addr: int, length: int) -> memoryview:
         """A read-only view of a held frame, which is given back when the last buffer made from it is gone."""

@@ -1,4 +1,4 @@
-"""What the kernel gave, as against what was asked for."""
+"""What the kernel gave of what was requested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """An attachment as the kernel gave it, as against what was asked for.  ``mode``: native, generic, tc_ingress,
+    """What the kernel gave of what was requested.  ``mode``: native, generic, tc_ingress,
     tc_egress or af_packet; ``bind``: zerocopy, copy, ringbuf (TC), or None while no socket is open; ``queues``: those
     that have sockets, none at TC, where one ring buffer takes the packets of all; ``walk``: what was tried before and
     why it was not taken; ``absent``: metadata that rules test and no packet has here; ``rx_metadata``: what readers get
@@ -79,7 +79,7 @@ class Attachment:
         return ", ".join(parts) + "".join(f"; not {w}" for w in self.walk) + absent
 
 
-#: The name by which older programs know it.
+#: An older name.
 Got = Attachment
 
 
