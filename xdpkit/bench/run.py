@@ -173,7 +173,8 @@ def _receive(step: _Step, plan: Plan, idle: float) -> Sample:
             direction=step.direction, path=step.path.name if step.direction != "waits" else step.wait, size=step.size,
             load=step.load.name, attachment=running.attachment, knobs=step.path.knobs, seconds=sent.seconds,
             sent=sent.frames, lost_ring=sent.lost_ring, lost_kernel=running.lost, received=running.received,
-            machine_s=machine, own_s=own + sent.cpu_s, calls=made, delays_us=percentiles(site.delays_ns[: running.delays]),
+            machine_s=machine, own_s=own + sent.cpu_s, calls=made,
+            delays_us=percentiles(site.delays_ns[: running.delays]),
         )  # fmt: skip
 
 
