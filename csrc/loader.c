@@ -247,6 +247,19 @@ int xk_program_map(const struct xk_program *p, const char *name)
 	return fd < 0 ? xk_fail("bpf_object__find_map_fd_by_name", ENOENT) : fd;
 }
 
+int xk_program_map_at(const struct xk_program *p, int index, char *name, size_t size)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, p->object) {
+		if (index--)
+			continue;
+		snprintf(name, size, "%s", bpf_map__name(map));
+		return bpf_map__fd(map);
+	}
+	return -ENOENT;
+}
+
 void xk_program_close(struct xk_program *p)
 {
 	bpf_object__close(p->object);

@@ -67,6 +67,8 @@ int xk_program_fd(const struct xk_program *p);
 int xk_program_fd_of(const struct xk_program *p, const char *name);
 /* fd of a map, owned by the program; -ENOENT. */
 int xk_program_map(const struct xk_program *p, const char *map);
+/* The descriptor of the map of that index from 0 on, owned by p, and its name; -ENOENT behind the last one. */
+int xk_program_map_at(const struct xk_program *p, int index, char *name, size_t size);
 /* Read a 64-bit variable of .bss of a loaded program. */
 int xk_program_get_u64(const struct xk_program *p, const char *variable, uint64_t *value);
 void xk_program_close(struct xk_program *p);

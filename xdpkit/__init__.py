@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .compiler.built import Built
     from .device.netdev import Device
     from .kernel.attachment import Attachment, Got
-    from .kernel.program import Program, RuleCount, SourceLine
+    from .kernel.loaded import LoadedProgram, RuleCount, SourceLine
+    from .kernel.program import Program
     from .language.actions import (
         COUNT,
         DROP,
@@ -130,6 +131,7 @@ __all__ = [
     "Link",
     "LiveMember",
     "LiveSet",
+    "LoadedProgram",
     "Log",
     "Mark",
     "Member",
@@ -210,7 +212,8 @@ _MODULES = {
     "compiler.built": "Built",
     "device.netdev": "Device",
     "kernel.attachment": "Attachment Got",
-    "kernel.program": "Program RuleCount SourceLine",
+    "kernel.loaded": "LoadedProgram RuleCount SourceLine",
+    "kernel.program": "Program",
     "language.actions": "COUNT DROP PASS REDIRECT TX Action Forward Mark Mirror Redirect Step Verdict",
     "language.check": "Finding PipelineWarning",
     "language.errors": "FrameError NotSupported PipelineError ThreadError VerifierError Where XdpkitError",

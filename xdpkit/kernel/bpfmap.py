@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .core import check, ffi, lib, text
 
-__all__ = ["VALUE", "Bytes", "Info", "Map", "Values", "mount_bpffs"]
+__all__ = ["VALUE", "Bytes", "Info", "Map", "Values", "map_id", "mount_bpffs"]
 
 Bytes = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
@@ -150,6 +150,13 @@ class Map:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def map_id(fd: int) -> int:
+    """The kernel's number of a map."""
+    out = ffi.new("struct xk_map_info *")
+    check(lib.xk_map_info(fd, out), "map info")
+    return int(out.id)
 
 
 def mount_bpffs(path: str) -> None:

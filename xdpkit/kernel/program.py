@@ -9,7 +9,6 @@ import errno
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -22,38 +21,15 @@ from ..language.metadata import kernel_needs
 from ..language.pipeline import MATRIX, Pipeline
 from ..language.rule import Rule
 from .core import check, ffi, lib, text
+from .loaded import LoadedProgram
 
-__all__ = ["Program", "RuleCount", "SourceLine", "may_load", "program_name"]
+__all__ = ["Program", "may_load", "program_name"]
 
 _LOG_BYTES = 1 << 20
-#: The rings of bpf/copies.h that a program may have.
-RINGS = ("copies", "mirrored", "events")
 _MAP_ARRAY, _MAP_LRU_HASH = 2, 9
 
 
-@dataclass(frozen=True, slots=True)
-class RuleCount:
-    """Packets and bytes that a rule took, or that passed it, since the program was loaded; ``no_socket`` of them were
-    REDIRECT or FORWARD verdicts that fell back because no socket or device was there; ``failed``: steps that could not
-    be done because a set or the ring to user space was full."""
-
-    rule: Rule
-    packets: int
-    bytes: int
-    no_socket: int
-    failed: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceLine:
-    """``instruction`` (index in the translated program) was compiled from ``where``, which reads ``text``."""
-
-    instruction: int
-    where: Where
-    text: str
-
-
-class Program:
+class Program(LoadedProgram):
     """A loaded program.  Close it, or use it as a context manager; an attached link keeps it alive in the kernel."""
 
     def __init__(
@@ -71,11 +47,7 @@ class Program:
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
         self.explains: bool = explain
-        self.queues: int = max(1, queues)
-        self.spread: int = spread
-        self.pipeline: Pipeline = compiled.pipeline
-        self.hook: str = compiled.hook
-        self._rules = self.pipeline.every_rule
+        super().__init__(compiled.pipeline, compiled.hook, queues=queues, spread=spread)
         self._reader_metadata = compiled.reader_metadata if self.is_xdp else ()
         asks = bool(self._reader_metadata) or (self.is_xdp and bool(self.pipeline.metadata))
         self._bound_to = device if asks else None
@@ -100,7 +72,7 @@ class Program:
         if missing:
             raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
         for name, fd in maps.items():
-            if self._has_map(name):  # the program has no map for a set that no rule looks up
+            if self.has_map(name):  # the program has no map for a set that no rule looks up
                 check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)
         check(lib.xk_program_set_entries(self._program, b"counters", len(self._rules) + MATRIX))
         for number, limit in enumerate(self.pipeline.limits):
@@ -157,16 +129,6 @@ class Program:
         return f"<Program {self.pipeline.name}: {self.hook}, {len(self._rules)} rules, {state}>"
 
     @property
-    def is_xdp(self) -> bool:
-        """It is for XDP, whatever packets it takes."""
-        return self.hook in ("xdp", "xdp_frags")
-
-    @property
-    def frags(self) -> bool:
-        """It takes packets of several buffers."""
-        return self.hook == "xdp_frags"
-
-    @property
     def fd(self) -> int:
         """File descriptor of the program, owned by this object."""
         return check(lib.xk_program_fd(self._program))
@@ -180,53 +142,22 @@ class Program:
         """File descriptor of a map, owned by this object."""
         return check(lib.xk_program_map(self._program, name.encode()), name)
 
-    def rings(self) -> dict[str, int]:
-        """The maps through which copies of packets go to user space."""
-        names = [ring + part for ring in RINGS for part in ("", "_reader", "_count")]
-        return {name: self.map_fd(name) for name in names if self._has_map(name)}
+    def maps(self) -> dict[str, int]:
+        """File descriptors, owned by this object, of all maps of the program by their names; without those that hold
+        its variables and constants."""
+        found, name, number = {}, ffi.new("char[128]"), 0
+        while (fd := lib.xk_program_map_at(self._program, number, name, 128)) >= 0:
+            number += 1
+            if "." not in text(name):
+                found[text(name)] = int(fd)
+        return found
 
     def _lacks(self, name: str, maps: Mapping[str, int]) -> bool:
-        return name not in maps and self._has_map(name)
+        return name not in maps and self.has_map(name)
 
-    def _has_map(self, name: str) -> bool:
+    def has_map(self, name: str) -> bool:
+        """Whether the program has a map of that name."""
         return bool(lib.xk_program_has_map(self._program, name.encode()))
-
-    def counts(self) -> tuple[RuleCount, ...]:
-        """Counters of every rule and, last, of the default, summed over CPUs."""
-        return self._counted(len(self.pipeline.outcomes))
-
-    def shadow_counts(self) -> tuple[tuple[RuleCount, ...], dict[tuple[Verdict, Verdict], int]]:
-        """Counters of the rules that are tried beside these, and how many packets met which pair of verdicts: the one
-        they got, and the one they would have got."""
-        first, words = len(self.pipeline.outcomes), self._words(len(self._rules) + MATRIX)
-        pairs = {
-            (mine, theirs): int(words[4 * (len(self._rules) + 8 * mine + theirs)])
-            for mine in Verdict
-            for theirs in Verdict
-        }
-        return self._counted(len(self._rules))[first:], {pair: n for pair, n in pairs.items() if n}
-
-    def _counted(self, n: int) -> tuple[RuleCount, ...]:
-        words = self._words(n)
-        return tuple(RuleCount(r, *words[4 * i : 4 * i + 4]) for i, r in enumerate(self._rules[:n]))
-
-    def _words(self, n: int) -> Any:
-        out = ffi.new("uint64_t[]", 4 * n)
-        check(lib.xk_counters(self.map_fd("counters"), n, 4, out), "counters")
-        return out
-
-    def lines(self) -> tuple[SourceLine, ...]:
-        """The line info that the kernel keeps: which source line each instruction came from."""
-        room = 65536
-        out = ffi.new("struct xk_line[]", room)
-        n = check(lib.xk_program_lines(self.fd, out, room), "line info")
-        return tuple(SourceLine(o.instruction, Where(text(o.file), o.line), text(o.text)) for o in out[0:n])
-
-    def info(self) -> dict[str, int]:
-        """The kernel's ``bpf_prog_info``: id, xlated_bytes, jited_bytes, verified_instructions."""
-        out = ffi.new("struct xk_program_info *")
-        check(lib.xk_program_info(self.fd, out), "program info")
-        return {name: getattr(out, name) for name in ("id", "xlated_bytes", "jited_bytes", "verified_instructions")}
 
     def test_run(self, packet: bytes, *, repeat: int = 1) -> tuple[int, int]:
         """BPF_PROG_TEST_RUN on a copy of ``packet`` (14 bytes at least): what the program returned (an XDP verdict, or

@@ -69,7 +69,9 @@ class Ledger:
     in that time, before the hook, so no packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped
     (``rx_dropped``): received by the host, and then not wanted or not processed.  Missed (``rx_missed_errors``): the
     device had no buffer to put it in, because the host was too slow to give it some.  Drivers differ in what they
-    count, and in whether the one is in the other.  ``shadow``: the counts of the shadow, if there is one.  ``notes``:
+    count, and in whether the one is in the other.  ``earlier``: packets that were redirected
+    before this process opened the pinned link; what became of them, the processes before it knew.  ``shadow``: the
+    counts of the shadow, if there is one.  ``notes``:
     what happened to the device meanwhile, a line each (:attr:`xdpkit.Link.notes`).  ``final`` means that nothing was
     under way when it was taken."""
 
@@ -96,6 +98,7 @@ class Ledger:
     device_dropped: int
     device_missed: int
     final: bool
+    earlier: int = 0
     shadow: ShadowLedger | None = None
     notes: tuple[str, ...] = ()
 
@@ -154,7 +157,7 @@ class Ledger:
     @property
     def in_flight(self) -> int:
         """Redirected and not (yet) anywhere else: 0 when nothing is under way."""
-        return self.redirected - self.lost - self.waiting - self.delivered
+        return self.redirected - self.earlier - self.lost - self.waiting - self.delivered
 
     def problems(self) -> tuple[str, ...]:
         """The sums that do not hold.  A live ledger is read while packets move, so only a final one is held to all."""
@@ -191,6 +194,8 @@ class Ledger:
             rows += [("redirected", self.redirected, "")]
             if self.no_socket:
                 rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
+            if self.earlier:
+                rows += [("  to earlier processes", self.earlier, "before this one opened the pinned link")]
             rows += [
                 ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "slow, or frames are held: larger ring_size")),
                 ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, "user space was too slow")),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from threading import RLock
 from types import MappingProxyType, TracebackType
@@ -16,8 +17,9 @@ from ..compiler.built import Built, as_built
 from ..device import netdev
 from ..device.netdev import Device, State
 from ..kernel.attachment import Attachment, ranges
+from ..kernel.bpfmap import map_id
 from ..kernel.core import check, lib
-from ..kernel.program import Program
+from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..language.actions import Mark, Mirror
 from ..language.errors import XdpkitError
 from ..language.metadata import absent_at, refuse_generic
@@ -35,13 +37,14 @@ from ..sockets.xsk import SocketStats
 from ..sockets.zerocopy import check_zerocopy
 from .events import Event, Events
 from .ledger import Ledger, LedgerRule, ShadowLedger
+from .pin import LinkPin, Record, Turns, link_program
 from .presence import Presence, Unseen, namespace_id
 from .redirects import RedirectCounter
 from .ruleset import Ruleset
 from .sweeper import Sweeper
 from .tally import Forwarding, RuleTotal, Tally, totals
 
-__all__ = ["Link", "Update", "redirect_counter", "ring_bytes_for"]
+__all__ = ["Link", "Update", "open_link", "redirect_counter", "ring_bytes_for"]
 
 #: Seconds between two looks at the device.
 CHECK_SECONDS = 0.5
@@ -72,6 +75,9 @@ class Link:
         self, ruleset: Ruleset, device: Device, fd: int, attachment: Attachment, binds: tuple[str, ...],
         options: SocketOptions, redirects: RedirectCounter | None = None,
     ):  # fmt: skip
+        self._pin: LinkPin | None = None
+        self._redirects_id: int | None = None
+        self._earlier = 0
         self._ruleset = ruleset
         self.device: Device = device
         self.options: SocketOptions = options
@@ -122,7 +128,7 @@ class Link:
         return self._attached.attachment
 
     @property
-    def program(self) -> Program:
+    def program(self) -> LoadedProgram:
         """The program that runs now."""
         return self._ruleset.program
 
@@ -238,6 +244,8 @@ class Link:
         with self._lock:
             if self._final is not None:
                 raise ValueError("the link is closed")
+            if self._pin is not None:
+                self._pin.own()
             start, old = time.perf_counter_ns(), self._ruleset
             built = as_built(pipeline, shadow)
             self._may_follow(built.pipeline)
@@ -254,6 +262,9 @@ class Link:
                     self._sockets._reach(new.program)
                 if self._redirects is None:
                     self._redirects = redirect_counter(new.pipeline, self.device, self.attachment.mode)
+                if self._pin is not None:
+                    self._pin_redirects(self._pin)
+                    self._pin.announce(self._record(self._pin, new), new, old.program.map_fd("counters"))
                 loaded = time.perf_counter_ns()
                 if self._fd >= 0:
                     check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
@@ -261,6 +272,8 @@ class Link:
                     self._sockets._refilter(new.program)
             except BaseException:
                 new.abandon(old)
+                if self._pin is not None:
+                    self._pin.withdraw()
                 raise
             self._ruleset, swapped = new, time.perf_counter_ns()
             self._attached.program = new.program
@@ -269,12 +282,114 @@ class Link:
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
             self._tally.keep(old.program.counts())
             self._updates += 1
+            if self._pin is not None:
+                self._pin.write(self._record(self._pin, new), new)
+                new.share(Turns(self._pin))
             new.commit(old)
             self._sweeps()
             settled = time.perf_counter_ns()
             took = Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
             logger.info("%s replaces %s on %s: %s", new.pipeline.name, old.pipeline.name, self.device.name, took)
             return took
+
+    @property
+    def pinned(self) -> str | None:
+        """The name that the link is pinned under, None if it is not."""
+        return self._pin.name if self._pin is not None else None
+
+    def pin(self, name: str) -> None:
+        """Let the pipeline stay on the device when this process ends, however it ends: the link is pinned in the bpffs
+        under ``name``, and :func:`open_link` finds it there.  From now on :meth:`close` lets go of the link and
+        :meth:`detach` takes the pipeline off.  ValueError for a name that is no file's name, and where the link is
+        closed, pinned already or at AF_PACKET; OSError: EEXIST where another link has the name, EBUSY where another
+        process owns it, EPERM without CAP_SYS_ADMIN."""
+        with self._lock:
+            if self._final is not None:
+                raise ValueError("the link is closed")
+            if self._pin is not None:
+                raise ValueError(f"the link is pinned already, as {self._pin.name!r}")
+            if self._fd < 0:
+                raise ValueError(f"{self.device.name}: a packet socket cannot be pinned: attach at XDP or TC")
+            pin = LinkPin(name)
+            if pin.exists:
+                raise OSError(errno.EEXIST, f"a link is pinned as {name!r} already: open it with open_link({name!r})")
+            pin.own()
+            try:
+                pin.pin(self._fd, self._record(pin, self._ruleset), self._ruleset)
+                self._pin_redirects(pin)
+                pin.write(self._record(pin, self._ruleset), self._ruleset)
+            except BaseException:
+                pin.remove()
+                pin.disown()
+                raise
+            self._ruleset.share(Turns(pin))
+            self._pin = pin
+
+    def _pin_redirects(self, pin: LinkPin) -> None:
+        """Let the counts of forwarded packets go on too."""
+        if self._redirects is not None and self._redirects_id is None:
+            self._redirects_id = self._redirects.pin(pin.pins)
+
+    def _record(self, pin: LinkPin, ruleset: Ruleset) -> Record:
+        program = ruleset.program
+        return Record(
+            name=pin.name,
+            device=self.device.name,
+            ifindex=self.device.index,
+            namespace=self._namespace,
+            attachment=self.attachment,
+            hook=program.hook,
+            queues=program.queues,
+            spread=program.spread,
+            prog_id=program.info()["id"],
+            maps={name: map_id(fd) for name, fd in program.maps().items()},
+            sets=ruleset.set_ids,
+            folder=str(ruleset.folder.absolute()),
+            start=self._start,
+            device_dropped=self._dropped_before,
+            updates=self._updates,
+            tally=self._tally,
+            redirects=self._redirects_id,
+            shadow=ruleset.pipeline.shadowed is not None,
+        )
+
+    @classmethod
+    def _opened(cls, pin: LinkPin) -> Link:
+        """The link that is pinned; what it does goes on, this object only looks and changes sets until it updates."""
+        with ExitStack() as stack:
+            fd = pin.open_link()
+            stack.callback(os.close, fd)
+            index, prog_id = link_program(fd)
+            record, built = pin.read(prog_id)
+            device = _device_of(record, index)
+            program = PinnedProgram(
+                built.pipeline, record.hook, prog_id, record.maps, queues=record.queues, spread=record.spread
+            )
+            ruleset = Ruleset.opened(built, program, record.sets, pin.sources(record), Turns(pin))
+            stack.callback(ruleset.close)
+            redirects = None
+            if record.redirects is not None:
+                native = record.attachment.mode == "native"
+                redirects = RedirectCounter.opened(pin.pins, record.redirects, native=native)
+                stack.callback(redirects.close)
+            attachment = replace(record.attachment, bind=None)
+            link = cls(ruleset, device, fd, attachment, ("zerocopy", "copy"), SocketOptions(), redirects)
+            link._pin, link._redirects_id = pin, record.redirects
+            link._tally, link._updates = record.tally, record.updates
+            link._start, link._dropped_before = record.start, record.device_dropped
+            link._earlier = link._tally.totals.redirected + totals(program.counts()).redirected
+            stack.pop_all()
+            return link
+
+    def _take_over(
+        self, built: Built, shadow: Pipeline | None, attachment: Attachment, binds: tuple[str, ...],
+        options: SocketOptions,
+    ) -> None:  # fmt: skip
+        """Put a program of this process in the place of the one that another has loaded."""
+        self.options = self._attached.options = options
+        self._attached.binds = binds
+        self.attachment = attachment
+        self.update(built, shadow=shadow)
 
     def _may_follow(self, pipe: Pipeline) -> None:
         """What this link cannot do, said before anything is loaded."""
@@ -405,6 +520,7 @@ class Link:
             device_dropped=max(0, dropped),
             device_missed=max(0, missed),
             final=final,
+            earlier=self._earlier,
             shadow=self._shadow_ledger(),
             notes=self._notes,
         )
@@ -426,8 +542,19 @@ class Link:
         counts = netdev.stats(self.device.index)
         return counts.get("rx_dropped", 0), counts.get("rx_missed_errors", 0)
 
+    def detach(self) -> None:
+        """Take the pipeline off the device, also where it is pinned: the pin goes too.  Then the link is closed.
+        OSError: EBUSY where another process owns the pinned link."""
+        if self._pin is not None and self._final is None:
+            self._pin.own()
+            self._pin.remove()
+            self._pin.disown()
+            self._pin = None
+        self.close()
+
     def close(self) -> None:
-        """Close the sockets, detach, take the final ledger, let go of program and sets."""
+        """Close the sockets, detach, take the final ledger, let go of program and sets.  A pinned link stays on its
+        device; its ledger is not final then."""
         if self._final is not None:
             return
         if self._sweeper is not None:
@@ -442,11 +569,14 @@ class Link:
                 self._fd = -1
             lib.xk_quiesce()
             with self._lock:
-                self._final = self._count(final=True)
+                self._final = self._count(final=self._pin is None)
+            if self._pin is not None:
+                self._pin.disown()
             if self._redirects is not None:
                 self._redirects.close()
             self._ruleset.close()
-            logger.info("%s detached from %s: %d packets seen", self.pipeline.name, self.device.name, self._final.seen)
+            what = "detached from" if self._pin is None else f"stays, pinned as {self._pin.name}, on"
+            logger.info("%s %s %s: %d packets seen", self.pipeline.name, what, self.device.name, self._final.seen)
             for problem in self._final.problems():
                 logger.warning("%s on %s: the ledger does not sum: %s", self.pipeline.name, self.device.name, problem)
 
@@ -457,6 +587,35 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _device_of(record: Record, index: int) -> Device:
+    """The device of a pinned link.  OSError: ENODEV where it is in another namespace, or the link has none any more."""
+    if not index:
+        raise OSError(
+            errno.ENODEV, f"pinned link {record.name!r}: {record.device} was deleted, or the link detached by force"
+        )
+    with suppress(OSError):
+        device = netdev.device(record.device if record.namespace == namespace_id() else "")
+        if device.index == index:
+            return device
+    with suppress(OSError):
+        if record.namespace == namespace_id():
+            return netdev.device(socket.if_indextoname(index))  # it has another name by now
+    raise OSError(
+        errno.ENODEV,
+        f"pinned link {record.name!r}: {record.device} is in another network namespace: go there (nsenter --net=...)",
+    )
+
+
+def open_link(name: str) -> Link:
+    """The link that is pinned as ``name``, by this process or one that has ended: its ledger, its sets, and updates.
+    A context manager, like every link; closing it changes nothing on the device.
+
+    What goes on is the program that runs.  Its packets are read after an :meth:`Link.update` here, or after
+    ``attach(..., pin=name)``, which takes over.  OSError: ENOENT names the links that there are, ENODEV where its
+    device is not here, EPERM without CAP_SYS_ADMIN; ValueError for a name that is no file's name."""
+    return Link._opened(LinkPin(name))
 
 
 def ring_bytes_for(pipe: Pipeline, device: Device, options: SocketOptions) -> int:

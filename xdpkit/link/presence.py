@@ -21,7 +21,8 @@ from contextlib import suppress
 from ..device import ethtool, netdev
 from ..device.netdev import Device, State
 from ..kernel.core import check, ffi, lib
-from ..kernel.program import Program, program_name
+from ..kernel.loaded import LoadedProgram
+from ..kernel.program import program_name
 
 __all__ = ["Presence", "Unseen", "namespace_id"]
 
@@ -40,7 +41,7 @@ class Presence:
         self.device, self.mode, self._fd = device, mode, fd
         self.namespace = namespace_id()
 
-    def lost(self, program: Program) -> OSError | None:
+    def lost(self, program: LoadedProgram) -> OSError | None:
         """Why ``program`` is no longer on the device, None while it is.  Little work: one or two system calls."""
         here = namespace_id() == self.namespace
         there = here and self._is_here()
@@ -59,7 +60,7 @@ class Presence:
             return self._error(errno.ENOLINK, what)
         return self._moved() if here and not there else None
 
-    def state(self, program: Program) -> State | OSError | None:
+    def state(self, program: LoadedProgram) -> State | OSError | None:
         """The device as it is now, or why ``program`` is not on it; None from another namespace, where it cannot be
         seen."""
         if namespace_id() != self.namespace:

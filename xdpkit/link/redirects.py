@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from pathlib import Path
 
 from ..compiler.bitcode import shipped
+from ..kernel.bpfmap import map_id
 from ..kernel.core import check, ffi, lib, text
 from .tally import Forwarding
 
@@ -40,15 +42,38 @@ class RedirectCounter:
             for name in _TRACEPOINT_PROGRAMS:
                 fd = check(lib.xk_program_fd_of(self._program, name), device)
                 self._links.append(check(lib.xk_link_trace(fd), device))
+            self._counted: int = check(lib.xk_program_map(self._program, b"forwarding"), "forwarding")
         except BaseException:
             self.close()
             raise
 
+    @classmethod
+    def opened(cls, folder: Path, map_id: int, *, native: bool) -> RedirectCounter:
+        """The counter that was pinned in ``folder`` and counts in the map of that id.  OSError where it is gone."""
+        counter = cls.__new__(cls)
+        counter._native, counter._links, counter._program = native, [], None
+        try:
+            counter._counted = check(lib.xk_map_by_id(map_id), "forwarding")
+            counter._links.append(counter._counted)
+            for name in _TRACEPOINT_PROGRAMS:
+                path = folder / name.decode()
+                counter._links.append(check(lib.xk_map_open(str(path).encode()), str(path)))
+        except BaseException:
+            counter.close()
+            raise
+        return counter
+
+    def pin(self, folder: Path) -> int:
+        """Go on counting when this process has ended; the id of the map of the counts."""
+        for name, fd in zip(_TRACEPOINT_PROGRAMS, self._links, strict=True):
+            path = str(folder / name.decode())
+            check(lib.xk_map_pin(fd, path.encode()), path)
+        return map_id(self._counted)
+
     def counts(self) -> Forwarding:
         """What became of the packets so far."""
         out = ffi.new("uint64_t[]", len(_COUNTED))
-        fd = check(lib.xk_program_map(self._program, b"forwarding"), "forwarding")
-        check(lib.xk_counters(fd, 1, len(_COUNTED), out), "forwarding")
+        check(lib.xk_counters(self._counted, 1, len(_COUNTED), out), "forwarding")
         counts = {name: int(n) for name, n in zip(_COUNTED, out, strict=True)}
         return Forwarding(counts_sent=self._native, **counts)
 

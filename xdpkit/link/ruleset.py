@@ -8,6 +8,7 @@ and with :meth:`Ruleset.commit` the set that users hold becomes the copy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,16 @@ from ..compiler.built import Built
 from ..compiler.names import limit_symbol, set_symbol
 from ..device import netdev
 from ..device.netdev import Device
+from ..kernel.bpfmap import map_id
 from ..kernel.core import check, ffi, lib
+from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..kernel.program import Program
 from ..language.actions import Forward
 from ..language.errors import NotSupported, PipelineError
 from ..language.pipeline import Pipeline
 from ..language.sets import SetSpec
 from ..sets.columns import Columns
-from ..sets.live import Fork, LiveSet, declared
+from ..sets.live import Fork, LiveSet, Shared, declared
 
 __all__ = ["Ruleset", "folder_of", "lasting"]
 
@@ -42,14 +45,7 @@ class Ruleset:
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``: as
         for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
         device to forward to that is not there, NotSupported for one without Ethernet."""
-        self.built: Built = built
-        self.pipeline: Pipeline = built.pipeline
-        self.folder: Path = folder_of(built)
-        self._explain = explain
-        self.sets: dict[str, LiveSet] = {}
-        self._declared: dict[str, Columns] = {}
-        self._forks: list[Fork] = []
-        self._closing = ExitStack()
+        self._prepare(built, explain)
         try:
             specs = (
                 replace(s, pinned=s.pinned and not explain) for s in self.pipeline.sets
@@ -58,7 +54,7 @@ class Ruleset:
             if before is not None:
                 reuse |= self._buckets(before) | before.rings()
             devices = [_device(name) for name in self.pipeline.targets(Forward)]
-            self.program: Program = Program(
+            self.program = Program(
                 built.compiled(hook),
                 queues=queues,
                 metadata=metadata,
@@ -76,6 +72,41 @@ class Ruleset:
         except BaseException:
             self.abandon(before)
             raise
+
+    def _prepare(self, built: Built, explain: bool) -> None:
+        self.built: Built = built
+        self.pipeline: Pipeline = built.pipeline
+        self.folder: Path = folder_of(built)
+        self._explain = explain
+        self.sets: dict[str, LiveSet] = {}
+        self._declared: dict[str, Columns] = {}
+        self._forks: list[Fork] = []
+        self._closing = ExitStack()
+        self.program: LoadedProgram
+
+    @classmethod
+    def opened(
+        cls, built: Built, program: PinnedProgram, sets: Mapping[str, int], sources: Mapping[str, Columns], turns: Shared
+    ) -> Ruleset:  # fmt: skip
+        """The ruleset of a pinned link, which another process has loaded: ``program`` becomes this object's, ``sets``
+        are the ids of the sets' maps by their names, ``sources`` what the files of members held at that time.  The
+        members stay as they are; a set that no rule looks up is made anew.  OSError where a set is gone."""
+        ruleset = cls.__new__(cls)
+        ruleset._prepare(built, False)
+        ruleset.program = program
+        ruleset._closing.callback(program.close)
+        try:
+            for spec in built.pipeline.sets:
+                there = sets.get(spec.name)
+                ruleset.sets[spec.name] = (
+                    LiveSet.opened(spec, there, turns) if there is not None else LiveSet(spec, folder=ruleset.folder)
+                )
+                found = sources.get(spec.name)
+                ruleset._declared[spec.name] = declared(spec, ruleset.folder) if found is None else found
+        except BaseException:
+            ruleset.close()
+            raise
+        return ruleset
 
     def _set(self, spec: SetSpec, before: Ruleset | None) -> int:
         """The map of a set: one of its own, or that of the ruleset before, forked where the declarations differ."""
@@ -110,6 +141,24 @@ class Ruleset:
             if had is not None:
                 found[limit_symbol(number)] = before.program.map_fd(limit_symbol(had))
         return found
+
+    def share(self, turns: Shared) -> None:
+        """Take turns with other processes when members of sets change."""
+        for live in self.sets.values():
+            live.share(turns)
+
+    @property
+    def set_ids(self) -> dict[str, int]:
+        """The ids of the sets' outer maps by the sets' names, as far as rules look them up."""
+        looked_up = self.program.maps()
+        return {
+            s.name: map_id(looked_up[set_symbol(s.name)]) for s in self.pipeline.sets if set_symbol(s.name) in looked_up
+        }
+
+    @property
+    def sources(self) -> dict[str, Columns]:
+        """What the declarations and files of members held when they were read, by the names of sets with a file."""
+        return {s.name: self._declared[s.name] for s in self.pipeline.sets if s.source is not None}
 
     def rings(self) -> dict[str, int]:
         """The maps through which copies of packets go to user space, which a reader has open."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
-from ..kernel.program import RuleCount
+from ..kernel.loaded import RuleCount
 from ..language.actions import Verdict
 from ..language.rule import Rule
 
@@ -86,18 +86,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.totals = Totals()
-        self._rules: dict[str, RuleTotal] = {}
+        self.rules: dict[str, RuleTotal] = {}
 
     def keep(self, counts: Iterable[RuleCount]) -> None:
         """Add the final counts of a program that runs no more."""
         counts = tuple(counts)
         self.totals += totals(counts)
         for c in counts:
-            self._rules[c.rule.name] = self.of(c.rule) + _own(c)
+            self.rules[c.rule.name] = self.of(c.rule) + _own(c)
 
     def of(self, rule: Rule) -> RuleTotal:
         """What was counted under the rule's name before."""
-        return self._rules.get(rule.name, RuleTotal())
+        return self.rules.get(rule.name, RuleTotal())
 
     def with_(self, count: RuleCount) -> RuleTotal:
         """``count`` of the running program, and all before."""

@@ -15,11 +15,12 @@ import errno
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,18 @@ __all__ = ["Change", "Fork", "LiveMember", "LiveSet", "declared"]
 
 _KEY0 = bytes(4)
 _TRIES = 64
+
+
+class Shared(Protocol):
+    """How the processes take turns that have opened the set of a pinned link."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Alone among processes."""
+        ...
+
+    def map_id(self, name: str) -> int | None:
+        """The outer map of the set of that name as of now; None if it is not known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +72,41 @@ class LiveSet:
         ``spec.source``, a file in ``folder``.  A pinned set that is there already gets the declared members added; with
         a source it is synced to both.  Raises PipelineError for members that are none and for a pinned set of another
         kind, OSError where the kernel refuses."""
-        self._lock, self._closing = RLock(), ExitStack()
-        self.spec: SetSpec = spec
+        self._prepare(spec)
         wanted = declared(spec, folder)
-        self._pin: Pin | None = None
-        self._outer: Map
-        self._depth = 0  # of locked() in the thread that has the lock
         try:
             while not self._open(wanted):
                 pass
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self, spec: SetSpec) -> None:
+        self._lock, self._closing = RLock(), ExitStack()
+        self.spec: SetSpec = spec
+        self._pin: Pin | None = None
+        self._shared: Shared | None = None
+        self._outer: Map
+        self._depth = 0  # of locked() in the thread that has the lock
+
+    @classmethod
+    def opened(cls, spec: SetSpec, map_id: int, shared: Shared) -> LiveSet:
+        """The set of a pinned link, whose outer map has this id; its members stay as they are.  OSError: ENOENT where
+        it is gone, EPERM without CAP_SYS_ADMIN."""
+        live = cls.__new__(cls)
+        live._prepare(spec)
+        try:
+            live._pin = live._closing.enter_context(Pin(spec.name)) if spec.pinned else None
+            live._outer = live._closing.enter_context(Map.by_id(map_id))
+        except BaseException:
+            live.close()
+            raise
+        live.share(shared)
+        return live
+
+    def share(self, shared: Shared) -> None:
+        """Take turns with the processes that open this set by the pin of a link."""
+        self._shared = shared
 
     def __repr__(self) -> str:
         fields = ", ".join(field.name for field in self.spec.fields)
@@ -194,12 +230,26 @@ class LiveSet:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the set, among threads and, if it is pinned, processes: to read and then change it.  Nests."""
-        with self._lock, self._pin.locked() if self._pin and not self._depth else ExitStack():
+        with self._lock, ExitStack() as turn:
+            if not self._depth:
+                self._take_turn(turn)
             self._depth += 1
             try:
                 yield
             finally:
                 self._depth -= 1
+
+    def _take_turn(self, turn: ExitStack) -> None:
+        """Wait until no other process changes the set, until ``turn`` ends; look it up again where a ruleset that came
+        meanwhile has brought another map."""
+        if self._pin:
+            turn.enter_context(self._pin.locked())
+        elif self._shared:
+            turn.enter_context(self._shared.locked())
+            now = self._shared.map_id(self.spec.name)
+            if now is not None and now != self._outer.info.id:
+                self._outer.close()
+                self._outer = self._closing.enter_context(Map.by_id(now))
 
     def _fork(self, spec: SetSpec, before: Columns, after: Columns) -> Fork:
         """A copy for another ruleset, which declares the set with ``spec``: the same members, but for what the

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..kernel.core import check, ffi, lib
-from ..kernel.program import Program
+from ..kernel.loaded import LoadedProgram
 from ..language.errors import FrameError
 from .batch import NO_RULE, U32, U64, AnyBatch
 from .header_columns import U8
@@ -67,7 +67,7 @@ class CopiedBatch(AnyBatch):
 class CopiesSocket:
     """The reader of one of a program's ring buffers.  Packets are copied there from now on, until :meth:`quiet`."""
 
-    def __init__(self, device: str, program: Program, ring: str = "copies", *, outbound: bool = False):
+    def __init__(self, device: str, program: LoadedProgram, ring: str = "copies", *, outbound: bool = False):
         out = ffi.new("struct xk_copies **")
         check(lib.xk_copies_open(program.handle, ring.encode(), out), f"{device}: {ring}")
         self.copies: Any = out[0]

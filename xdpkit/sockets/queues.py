@@ -14,7 +14,12 @@ from ..device.placement import device_node
 from ..kernel.attachment import Attachment
 from ..kernel.core import check, lib
 from ..kernel.features import require
+<<<<<<< HEAD
 from ..kernel.program import Program
+=======
+from ..kernel.got import Got
+from ..kernel.loaded import LoadedProgram
+>>>>>>> 21b204e (wip)
 from ..language.actions import Redirect
 from ..language.errors import NotSupported
 from .attached import Attached
@@ -130,7 +135,7 @@ class Queues:
         for umem in self.umems:
             umem.close()
 
-    def slot(self, program: Program, number: int) -> int | None:
+    def slot(self, program: LoadedProgram, number: int) -> int | None:
         """The entry of the program's XSKMAP that is socket ``number``'s; None where no rule redirects to its group."""
         name, nth = self.places[number] if self.places else ("", 0)
         groups = program.pipeline.targets(Redirect)
@@ -138,7 +143,7 @@ class Queues:
             return None
         return (groups.index(name) * program.queues + self.sockets[number].queue) * program.spread + nth
 
-    def reach(self, program: Program) -> list[int]:
+    def reach(self, program: LoadedProgram) -> list[int]:
         """Let the REDIRECT of ``program`` find these sockets; the entries of its XSKMAP that they are now."""
         slots = []
         for number, socket in enumerate(self.sockets):

@@ -18,7 +18,12 @@ from typing import IO, Protocol, Self, cast
 
 from ..kernel.attachment import TC_MODES
 from ..kernel.core import lib
+<<<<<<< HEAD
 from ..kernel.program import Program
+=======
+from ..kernel.got import TC_MODES
+from ..kernel.loaded import LoadedProgram
+>>>>>>> 21b204e (wip)
 from ..language.actions import Mirror, Redirect, Verdict
 from ..language.errors import NotSupported
 from ..language.rule import Rule
@@ -140,7 +145,7 @@ class Sockets:
         """Whether packets that ``rule`` takes come here."""
         return rule.action.verdict is Verdict.REDIRECT
 
-    def _reach(self, program: Program) -> None:
+    def _reach(self, program: LoadedProgram) -> None:
         """Let the REDIRECT of ``program``, which the link runs from now on, find these sockets."""
         if self._queues is not None:
             self._in_map = self._queues.reach(program)
@@ -160,7 +165,7 @@ class Sockets:
                 self._groups[name].stop()
         return self._groups[name]
 
-    def _refilter(self, program: Program) -> None:
+    def _refilter(self, program: LoadedProgram) -> None:
         """Put ``program`` in the place of the packet socket's filter."""
         if isinstance(self._packet, PacketSocket):
             self._packet.refilter(program.fd)

@@ -17,7 +17,7 @@ from ..device.placement import place
 from ..files import pcapng
 from ..files.output import append_blocks
 from ..kernel.core import check, ffi, lib
-from ..kernel.program import Program
+from ..kernel.loaded import LoadedProgram
 from ..language.rule import Rule
 from .attached import Attached
 from .copies import CopiesSocket
@@ -200,7 +200,7 @@ class Workers:
         state = "ended" if self.ended else f"{number} running"
         return f"<Workers on {at.device.name}: packets are {self.name}, {state}>"
 
-    def _name_rules(self, program: Program | None = None) -> None:
+    def _name_rules(self, program: LoadedProgram | None = None) -> None:
         """Write the names of the program's rules with the packets that they take, where packets come with their rule:
         called again when the link runs another ``program``."""
         at = self._sockets._attached
