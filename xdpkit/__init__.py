@@ -77,7 +77,8 @@ if TYPE_CHECKING:
     from .link.events import Event
     from .link.forward import Forwarder, forward
     from .link.ledger import Ledger, LedgerRule, ShadowLedger
-    from .link.link import Update
+    from .link.link import Update, open_link
+    from .link.pin import pinned_links
     from .link.tally import Forwarding, Totals
     from .sets.columns import Columns
     from .sets.live import LiveMember, LiveSet
@@ -192,8 +193,10 @@ __all__ = [
     "log",
     "meta",
     "mpls",
+    "open_link",
     "payload",
     "pcap",
+    "pinned_links",
     "pkt",
     "routing",
     "sample",
@@ -231,7 +234,8 @@ _MODULES = {
     "link.events": "Event",
     "link.forward": "Forwarder forward",
     "link.ledger": "Ledger LedgerRule ShadowLedger",
-    "link.link": "Update",
+    "link.link": "Update open_link",
+    "link.pin": "pinned_links",
     "link.tally": "Forwarding Totals",
     "sets.columns": "Columns",
     "sets.live": "LiveMember LiveSet",

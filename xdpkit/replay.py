@@ -41,7 +41,8 @@ class Judge:
         self._state = reference.State(self.pipeline)
         self._passed: dict[str, tuple[int, int]] = {}
         if engine == "kernel":
-            self._program = self._stack.enter_context(Ruleset(built, "xdp", explain=True)).program
+            program = self._stack.enter_context(Ruleset(built, "xdp", explain=True)).program
+            self._program = program if isinstance(program, Program) else None
         else:
             self._state.load({s.name: lasting(declared(s, folder_of(built))).entries() for s in self.pipeline.sets})
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..compiler import Compiled
 from ..compiler.names import limit_symbol, set_symbol
 from ..device.netdev import Device
-from ..language.actions import Forward, Redirect, Verdict
+from ..language.actions import Forward, Redirect
 from ..language.errors import NotSupported, VerifierError, Where
 from ..language.metadata import kernel_needs
 from ..language.pipeline import MATRIX, Pipeline
@@ -46,13 +46,12 @@ class Program(LoadedProgram):
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
-        self.explains: bool = explain
         super().__init__(compiled.pipeline, compiled.hook, queues=queues, spread=spread)
         self._reader_metadata = compiled.reader_metadata if self.is_xdp else ()
         asks = bool(self._reader_metadata) or (self.is_xdp and bool(self.pipeline.metadata))
         self._bound_to = device if asks else None
         code = unbound(compiled.object) if asks and device is None else compiled.object
-        self._timed = self.pipeline.is_timed
+        self.explains = explain
         out = ffi.new("struct xk_program **")
         check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
@@ -158,33 +157,6 @@ class Program(LoadedProgram):
     def has_map(self, name: str) -> bool:
         """Whether the program has a map of that name."""
         return bool(lib.xk_program_has_map(self._program, name.encode()))
-
-    def test_run(self, packet: bytes, *, repeat: int = 1) -> tuple[int, int]:
-        """BPF_PROG_TEST_RUN on a copy of ``packet`` (14 bytes at least): what the program returned (an XDP verdict, or
-        the bytes a socket filter keeps) and the mean run time in ns."""
-        verdict, ns = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        check(
-            lib.xk_test_run(self.fd, packet, len(packet), repeat, ffi.NULL, ffi.NULL, verdict, ns),
-            f"test run on {len(packet)} bytes",
-        )
-        return verdict[0], ns[0]
-
-    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
-        """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself, with the clock and the random bits of the call; else it is read off the counters around the
-        run."""
-        if self.explains:
-            if self._timed:
-                values = ffi.new("uint64_t[2]", [now_ns, random])
-                check(lib.xk_map_update(self.map_fd("test_input"), ffi.new("uint32_t *"), values, 0), "clock")
-            rule = self._rules[self.test_run(packet)[0] >> 16]
-            return rule, rule.action.verdict
-        before = self.counts()
-        self.test_run(packet)
-        (hit,) = [
-            b.rule for a, b in zip(before, self.counts(), strict=True) if a.packets != b.packets and not a.rule.goes_on
-        ]
-        return hit, hit.action.verdict
 
     def close(self) -> None:
         """Let go of the program and its maps; idempotent."""

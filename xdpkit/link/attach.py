@@ -27,7 +27,7 @@ from ..kernel.attachment import TC_MODES, Attachment, ranges
 from ..kernel.core import check, ffi, lib, text
 from ..kernel.features import require
 from ..kernel.holders import advice, describe, hold
-from ..kernel.program import Program
+from ..kernel.loaded import LoadedProgram
 from ..language.actions import Mark
 from ..language.errors import NotSupported
 from ..language.metadata import absent_at, choose_reader_metadata, refuse_generic
@@ -35,7 +35,8 @@ from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
-from .link import Link, redirect_counter, ring_bytes_for
+from .link import Link, open_link, redirect_counter, ring_bytes_for
+from .pin import LinkPin, link_program
 from .redirects import RedirectCounter
 from .ruleset import Ruleset, require_ethernet
 
@@ -59,6 +60,7 @@ def attach(
     timestamps: bool = False,
     options: SocketOptions | None = None,
     shadow: Pipeline | None = None,
+    pin: str | None = None,
 ) -> Link:
     """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, which is one of the
     calling thread's network namespace.
@@ -66,7 +68,9 @@ def attach(
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
     each redirected packet and notes its rule and mark (TC always does, and XDP where a rule marks).  ``shadow``:
     another pipeline that is tried beside this one: it judges and counts every packet, and acts on none;
-    ``link.ledger().shadow`` says where it differs.
+    ``link.ledger().shadow`` says where it differs.  ``pin``: a name under which the link outlives this process
+    (:meth:`Link.pin`).  Where a link is pinned under it already, this one takes over: the pipeline that runs there is
+    updated, without a packet in between that meets no rules, and sets, limits and counters go on.
 
     Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported for what
     this kernel or device cannot do: TC where the kernel has no tcx (before 6.6), zero-copy in another mode than native,
@@ -80,6 +84,8 @@ def attach(
     require_ethernet(found, f"pipelines on {found.name}")
     wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
     built = as_built(pipeline, shadow)
+    if pin is not None and LinkPin(pin).exists and not _clear_if_gone(pin):
+        return _take_over(pin, built, found, modes, binds, wanted, timestamps, options)
     pipe = built.pipeline
     redirects = "REDIRECT" in pipe.verdicts
     timestamps = timestamps or Mark in pipe.steps  # marks go the same way; so does metadata, see _attach()
@@ -109,9 +115,66 @@ def attach(
         logger.info("%s attached to %s: %s", pipe.name, device, link.attachment)
         for refused in walk:
             logger.warning("%s on %s is at %s, not %s", pipe.name, device, step, refused)
-        return link
+        return link if pin is None else _pinned(link, pin)
     assert last is not None
     raise last
+
+
+def _pinned(link: Link, pin: str) -> Link:
+    """``link`` with its pin, or closed."""
+    try:
+        link.pin(pin)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _clear_if_gone(pin: str) -> bool:
+    """Remove the pin of a link whose device was deleted, or which was detached by force; whether it was."""
+    found = LinkPin(pin)
+    fd = found.open_link()
+    try:
+        if link_program(fd)[0]:
+            return False
+        found.own()
+        logger.warning("pinned link %s was on no device any more: it is attached anew, with empty counters", pin)
+        found.remove()
+        found.disown()
+    finally:
+        os.close(fd)
+    return True
+
+
+def _take_over(
+    pin: str,
+    built: Built,
+    device: Device,
+    modes: tuple[str, ...],
+    binds: tuple[str, ...],
+    queues: tuple[int, ...],
+    timestamps: bool,
+    options: SocketOptions,
+) -> Link:
+    """Put ``built`` in the place of the pipeline that is pinned as ``pin``."""
+    link = open_link(pin)
+    try:
+        there = link.attachment
+        if link.device.index != device.index:
+            said = (
+                f"pinned link {pin!r} is on {link.device.name}, not on {device.name}: detach it there, or pin another"
+            )
+            raise OSError(errno.EBUSY, said)
+        if there.mode not in modes:
+            said = f"pinned link {pin!r} is attached at {there.mode}, not {modes[0]}: detach it first"
+            raise OSError(errno.EBUSY, said)
+        wanted = queues if there.mode not in TC_MODES else ()
+        timestamps = timestamps or Mark in built.pipeline.steps or there.mode in TC_MODES
+        link._take_over(built, replace(there, queues=wanted, timestamps=timestamps), binds, options)
+    except BaseException:
+        link.close()
+        raise
+    return link
 
 
 def _attach_any(
@@ -222,7 +285,7 @@ def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...],
     require("tcx", f"{mode} on {device.name}")
 
 
-def _link_tcx(program: Program, device: Device, mode: str) -> int:
+def _link_tcx(program: LoadedProgram, device: Device, mode: str) -> int:
     fd: int = lib.xk_link_tcx(program.fd, device.index, mode == "tc_egress")
     if fd >= 0:
         return fd
@@ -231,7 +294,7 @@ def _link_tcx(program: Program, device: Device, mode: str) -> int:
     raise AssertionError("unreachable")
 
 
-def _refused(error: int, program: Program, device: Device, mode: str) -> OSError:
+def _refused(error: int, program: LoadedProgram, device: Device, mode: str) -> OSError:
     """Why the kernel refused to attach: who holds the device, or its own words, and what to do."""
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)

@@ -382,14 +382,12 @@ class Link:
             return link
 
     def _take_over(
-        self, built: Built, shadow: Pipeline | None, attachment: Attachment, binds: tuple[str, ...],
-        options: SocketOptions,
+        self, built: Built, attachment: Attachment, binds: tuple[str, ...], options: SocketOptions
     ) -> None:  # fmt: skip
         """Put a program of this process in the place of the one that another has loaded."""
         self.options = self._attached.options = options
-        self._attached.binds = binds
-        self.attachment = attachment
-        self.update(built, shadow=shadow)
+        self._attached.binds, self._attached.attachment = binds, attachment
+        self.update(built)
 
     def _may_follow(self, pipe: Pipeline) -> None:
         """What this link cannot do, said before anything is loaded."""
@@ -428,6 +426,8 @@ class Link:
         if namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: the link was made in another network namespace")
         with self._lock:
+            if self._pin is not None:
+                self._pin.own()
             if self._sockets is not None:
                 raise ValueError(f"{self.device.name}: the sockets of this link are already open")
             self._sockets = Sockets(self._attached, queues, closed=self._keep_counts)
@@ -440,6 +440,8 @@ class Link:
         if self._final is not None:
             raise ValueError("the link is closed")
         with self._lock:
+            if self._pin is not None:
+                self._pin.own()
             if self._copies is not None:
                 raise ValueError(f"{self.device.name}: the copies of this link are already being read")
             self._copies = Copies(self._attached, closed=self._keep_counts)

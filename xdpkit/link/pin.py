@@ -56,8 +56,8 @@ _COLUMNS = ("keys", "bits", "action", "timeout")
 class Record:
     """What a process that opens a pinned link must know.  ``maps``: ids by name; ``sets``: ids of the outer maps by the
     names of the sets; ``start``: CLOCK_MONOTONIC, seconds; ``device_dropped``: the device's counters at that time;
-    ``namespace``: inode number of the network namespace; ``tally``: what earlier programs have counted; ``redirects``: the id
-    of the map where forwarded packets are counted; ``shadow``: rules are tried beside these."""
+    ``namespace``: inode number of the network namespace; ``tally``: what earlier programs have counted; ``redirects``:
+    the id of the map where forwarded packets are counted; ``shadow``: the pipeline has one."""
 
     name: str
     device: str
@@ -93,7 +93,9 @@ class Record:
             fields: dict[str, Any] = json.loads(words)
             if fields.pop("format") != FORMAT:
                 raise ValueError("it is of another version of xdpkit")
-            got = {key: tuple(v) if isinstance(v, list) else v for key, v in fields["attachment"].items()}
+            got: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in fields["attachment"].items()
+            }
             tally = Tally()
             tally.totals = Totals(**fields["tally"]["totals"])
             tally.rules = {name: RuleTotal(**total) for name, total in fields["tally"]["rules"].items()}
@@ -185,7 +187,7 @@ class LinkPin:
         mount_bpffs(BPFFS)
         try:
             self.pins.mkdir(parents=True, exist_ok=True)
-            self.write(record, pipelines)
+            self.write(record, ruleset)
             check(lib.xk_map_pin(link_fd, str(self.pins / "link").encode()), str(self.pins / "link"))
         except BaseException:
             self.remove()

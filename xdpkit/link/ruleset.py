@@ -37,6 +37,8 @@ __all__ = ["Ruleset", "folder_of", "lasting"]
 class Ruleset:
     """A loaded pipeline.  Close it: the program, and the sets that no later ruleset has taken over."""
 
+    program: LoadedProgram
+
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
         explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
@@ -82,11 +84,11 @@ class Ruleset:
         self._declared: dict[str, Columns] = {}
         self._forks: list[Fork] = []
         self._closing = ExitStack()
-        self.program: LoadedProgram
 
     @classmethod
     def opened(
-        cls, built: Built, program: PinnedProgram, sets: Mapping[str, int], sources: Mapping[str, Columns], turns: Shared
+        cls, built: Built, program: PinnedProgram, sets: Mapping[str, int], sources: Mapping[str, Columns],
+        turns: Shared,
     ) -> Ruleset:  # fmt: skip
         """The ruleset of a pinned link, which another process has loaded: ``program`` becomes this object's, ``sets``
         are the ids of the sets' maps by their names, ``sources`` what the files of members held at that time.  The

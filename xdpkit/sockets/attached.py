@@ -6,13 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..device.netdev import Device
-<<<<<<< HEAD
 from ..kernel.attachment import Attachment
-from ..kernel.program import Program
-=======
-from ..kernel.got import Got
 from ..kernel.loaded import LoadedProgram
->>>>>>> 21b204e (wip)
 from .options import SocketOptions
 
 __all__ = ["Attached"]
@@ -25,13 +20,8 @@ class Attached:
     often, and raises OSError once the program is no longer on the device."""
 
     device: Device
-<<<<<<< HEAD
-    program: Program
-    attachment: Attachment
-=======
     program: LoadedProgram
-    got: Got
->>>>>>> 21b204e (wip)
+    attachment: Attachment
     binds: tuple[str, ...]
     options: SocketOptions
     check: Callable[[], None] = lambda: None

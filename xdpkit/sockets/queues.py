@@ -14,12 +14,7 @@ from ..device.placement import device_node
 from ..kernel.attachment import Attachment
 from ..kernel.core import check, lib
 from ..kernel.features import require
-<<<<<<< HEAD
-from ..kernel.program import Program
-=======
-from ..kernel.got import Got
 from ..kernel.loaded import LoadedProgram
->>>>>>> 21b204e (wip)
 from ..language.actions import Redirect
 from ..language.errors import NotSupported
 from .attached import Attached

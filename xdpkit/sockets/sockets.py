@@ -18,12 +18,7 @@ from typing import IO, Protocol, Self, cast
 
 from ..kernel.attachment import TC_MODES
 from ..kernel.core import lib
-<<<<<<< HEAD
-from ..kernel.program import Program
-=======
-from ..kernel.got import TC_MODES
 from ..kernel.loaded import LoadedProgram
->>>>>>> 21b204e (wip)
 from ..language.actions import Mirror, Redirect, Verdict
 from ..language.errors import NotSupported
 from ..language.rule import Rule
