@@ -7,12 +7,10 @@ A driver that does not tell which NAPI serves which queue (veth does not) is no 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from pyroute2.netlink import NLM_F_REQUEST, genlmsg
-from pyroute2.netlink.generic import GenericNetlinkSocket
+from pyroute2.netlink import genlmsg
 
-from .netlink import NetlinkError, outside_loop
+from .netlink import ask_family
 
 __all__ = ["Napi", "of_queue"]
 
@@ -55,32 +53,15 @@ class _Napi(genlmsg):  # type: ignore[misc]
 
 def of_queue(index: int, queue: int) -> Napi | None:
     """The NAPI of receive queue ``queue`` of the device; None where kernel or driver do not tell."""
-    return outside_loop(lambda: _of_queue(index, queue))
-
-
-def _of_queue(index: int, queue: int) -> Napi | None:
     names = {"NETDEV_A_QUEUE_ID": queue, "NETDEV_A_QUEUE_IFINDEX": index, "NETDEV_A_QUEUE_TYPE": _RX}
-    found = _ask(_Queue, _QUEUE_GET, names)
+    found = ask_family("netdev", _Queue(), _QUEUE_GET, names)
     napi_id = found and found.get_attr("NETDEV_A_QUEUE_NAPI_ID")
     if not napi_id:
         return None
-    told = _ask(_Napi, _NAPI_GET, {"NETDEV_A_NAPI_ID": napi_id})
+    told = ask_family("netdev", _Napi(), _NAPI_GET, {"NETDEV_A_NAPI_ID": napi_id})
 
     def value(name: str) -> int | None:
         number: int | None = told.get_attr(f"NETDEV_A_NAPI_{name}") if told else None
         return number
 
     return Napi(int(napi_id), value("IRQ"), value("DEFER_HARD_IRQS"), value("GRO_FLUSH_TIMEOUT"))
-
-
-def _ask(message: type[Any], command: int, attributes: dict[str, int]) -> Any | None:
-    request = message()
-    request["cmd"], request["version"] = command, 1
-    request["attrs"] = list(attributes.items())
-    with GenericNetlinkSocket() as sock:
-        sock.asyncore.module_err_level = "debug"  # an old kernel is no error here
-        try:
-            sock.bind("netdev", message)
-            return sock.nlm_request(request, msg_type=sock.prid, msg_flags=NLM_F_REQUEST)[0]
-        except (NetlinkError, IndexError):
-            return None

@@ -18,12 +18,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink import NLM_F_REQUEST, genlmsg
-from pyroute2.netlink.generic import GenericNetlinkSocket
+from pyroute2.netlink import NETLINK_ROUTE, NLM_F_DUMP, genlmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from . import ethtool
-from .netlink import NetlinkError, iproute, oserror, outside_loop
+from .netlink import NetlinkError, ask, ask_family, oserror
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ _TYPE_NAMES = {
 }  # fmt: skip
 
 _IFF_UP = 0x1
-_NETDEV_CMD_DEV_GET = 1
+_RTM_GETLINK, _NETDEV_CMD_DEV_GET = 18, 1
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
 
 
@@ -121,7 +120,7 @@ class _DevGet(genlmsg):  # type: ignore[misc]
 def device(name: str) -> Device:
     """Look up `name`, which may be an alternative name, in this thread's network namespace; OSError(ENODEV) names the
     devices that are there."""
-    return outside_loop(lambda: _device(_index(name)))
+    return _device(_index(name))
 
 
 def xdp_holders(index: int) -> tuple[Holder, ...]:
@@ -166,12 +165,14 @@ def promiscuous(index: int) -> Iterator[None]:
 
 def _link(index: int) -> Any:
     """RTM_GETLINK of one device."""
+    with oserror(f"look up network device {index}"):
+        return _links(index=index)[0]
 
-    def ask() -> Any:
-        with iproute(f"look up network device {index}") as ip:
-            return ip.link("get", index=index)[0]
 
-    return outside_loop(ask)
+def _links(*, index: int = 0, flags: int = 0, **attributes: Any) -> list[Any]:
+    request = ifinfmsg()
+    request["index"], request["attrs"] = index, list(attributes.items())
+    return ask(request, _RTM_GETLINK, protocol=NETLINK_ROUTE, flags=flags)
 
 
 def _index(name: str) -> int:
@@ -179,20 +180,20 @@ def _index(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        with suppress(NetlinkError, IndexError), IPRoute() as ip:
-            return int(ip.link("get", altname=name)[0]["index"])
+        with suppress(NetlinkError, IndexError):
+            return int(_links(IFLA_ALT_IFNAME=name)[0]["index"])
     here = ", ".join(sorted(other for _, other in socket.if_nameindex())) or "none"
     raise OSError(errno.ENODEV, f"no network device {name!r}; this namespace has: {here}")
 
 
 def _device(index: int) -> Device:
-    with iproute(f"look up network device {index}") as ip:
-        link = ip.link("get", index=index)[0]
+    with oserror(f"look up network device {index}"):
+        link = _links(index=index)[0]
         name = link.get_attr("IFLA_IFNAME")
         info = link.get_attr("IFLA_LINKINFO")
         kind = info.get_attr("IFLA_INFO_KIND") if info else None
-        peer_mtu = _peer_mtu(ip, link) if kind == "veth" else None
-        lower = _lower(ip, link) if kind != "veth" else ()
+        peer_mtu = _peer_mtu(link) if kind == "veth" else None
+        lower = _lower(link) if kind != "veth" else ()
     counts = link.get_attr("IFLA_NUM_RX_QUEUES", 1), link.get_attr("IFLA_NUM_TX_QUEUES", 1)
     rx, tx, max_rx = _if_told(lambda: ethtool.channels(name)) or (*counts, counts[0])
     xdp = _netdev_family(index)
@@ -230,35 +231,26 @@ def _names(bits: int | None, names: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for bit, name in enumerate(names) if (bits or 0) >> bit & 1)
 
 
-def _peer_mtu(ip: Any, link: Any) -> int | None:
+def _peer_mtu(link: Any) -> int | None:
     """The other end of a veth, also in another namespace if that has an id here (and we may look into it)."""
     there = link.get_attr("IFLA_LINK_NETNSID")
     target = {} if there is None else {"IFLA_IF_NETNSID": there}
     try:
-        mtu: int = ip.link("get", index=link.get_attr("IFLA_LINK"), **target)[0].get_attr("IFLA_MTU")
+        mtu: int = _links(index=link.get_attr("IFLA_LINK"), **target)[0].get_attr("IFLA_MTU")
         return mtu
     except NetlinkError:
         return None
 
 
-def _lower(ip: Any, link: Any) -> tuple[str, ...]:
+def _lower(link: Any) -> tuple[str, ...]:
     """IFLA_LINK names the one device below; the ports of a bond, team or bridge name it as IFLA_MASTER."""
     below = link.get_attr("IFLA_LINK")
     if below and below != link["index"] and link.get_attr("IFLA_LINK_NETNSID") is None:
-        return (ip.link("get", index=below)[0].get_attr("IFLA_IFNAME"),)
-    ports = (other for other in ip.get_links() if other.get_attr("IFLA_MASTER") == link["index"])
+        return (_links(index=below)[0].get_attr("IFLA_IFNAME"),)
+    ports = (other for other in _links(flags=NLM_F_DUMP) if other.get_attr("IFLA_MASTER") == link["index"])
     return tuple(sorted(port.get_attr("IFLA_IFNAME") for port in ports))
 
 
 def _netdev_family(index: int) -> Any | None:
     """NETDEV_CMD_DEV_GET, or None where the kernel has no such family or keeps silent about the device."""
-    request = _DevGet()
-    request["cmd"], request["version"] = _NETDEV_CMD_DEV_GET, 1
-    request["attrs"] = [("NETDEV_A_DEV_IFINDEX", index)]
-    with GenericNetlinkSocket() as sock:
-        sock.asyncore.module_err_level = "debug"  # an old kernel is no error here
-        try:
-            sock.bind("netdev", _DevGet)
-            return sock.nlm_request(request, msg_type=sock.prid, msg_flags=NLM_F_REQUEST)[0]
-        except (NetlinkError, IndexError):
-            return None
+    return ask_family("netdev", _DevGet(), _NETDEV_CMD_DEV_GET, {"NETDEV_A_DEV_IFINDEX": index})

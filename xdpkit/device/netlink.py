@@ -1,34 +1,101 @@
-"""The ground under every netlink question: pyroute2 with our errors, and away from a running asyncio loop."""
+"""The ground under every netlink question: pyroute2 with our errors, and away from a running asyncio loop.
+
+Questions are pyroute2's messages on a plain socket (``ask``): they cost a millisecond.  Changes go through its IPRoute,
+which brings asyncio and a loop of its own, and is imported when it is first used.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
+import socket
+import struct
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import EthtoolError, NoSuchDevice
+from pyroute2.netlink import (
+    NETLINK_GENERIC,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    ctrlmsg,
+)
 from pyroute2.netlink.exceptions import NetlinkError
 
-__all__ = ["NetlinkError", "iproute", "oserror", "outside_loop"]
+__all__ = ["NetlinkError", "ask", "ask_family", "iproute", "oserror", "outside_loop"]
 
 T = TypeVar("T")
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port (linux/netlink.h)
+_NLM_F_MULTI, _NLM_F_DUMP_INTR = 0x2, 0x10
+_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY = 16, 3
+
+
+def ask(message: Any, kind: int, *, protocol: int, flags: int = 0) -> list[Any]:
+    """The messages that answer ``message``, of its class.  ``kind``: the type of the request; ``protocol``: NETLINK_*;
+    ``flags``: NLM_F_*, beside NLM_F_REQUEST.  About the calling thread's network namespace.  NetlinkError is the
+    kernel's refusal, OSError that of the socket."""
+    message["header"]["type"], message["header"]["flags"] = kind, NLM_F_REQUEST | flags
+    message.encode()
+    interrupted = True
+    while interrupted:  # what is listed changed meanwhile
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as sock:
+            sock.send(message.data)
+            answers, interrupted = _answers(sock, type(message))
+    return answers
+
+
+def _answers(sock: socket.socket, form: type[Any]) -> tuple[list[Any], bool]:
+    """The messages up to the end of the answer; whether the kernel says that they do not fit together."""
+    found: list[Any] = []
+    more, interrupted = True, False
+    while more:
+        data = sock.recv(1 << 16)  # the kernel's messages are at most half of that
+        more, at = False, 0
+        while at < len(data):
+            length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
+            if kind in (NLMSG_ERROR, NLMSG_DONE):
+                (code,) = struct.unpack_from("=i", data, at + _HEADER.size)
+                if code:
+                    raise NetlinkError(-code)
+                return found, interrupted
+            answer = form(data[at : at + length])
+            answer.decode()
+            found.append(answer)
+            interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+            more = bool(flags & _NLM_F_MULTI)
+            at += (length + 3) & ~3
+    return found, interrupted
+
+
+def ask_family(family: str, message: Any, command: int, attributes: dict[str, int]) -> Any | None:
+    """The first message of a generic netlink family's answer; None where the kernel has no such family, or keeps
+    silent about that."""
+    control = ctrlmsg()
+    control["cmd"], control["version"] = _CTRL_CMD_GETFAMILY, 1
+    control["attrs"] = [("CTRL_ATTR_FAMILY_NAME", family)]
+    message["cmd"], message["version"], message["attrs"] = command, 1, list(attributes.items())
+    try:
+        found = ask(control, _GENL_ID_CTRL, protocol=NETLINK_GENERIC)[0]
+        return ask(message, found.get_attr("CTRL_ATTR_FAMILY_ID"), protocol=NETLINK_GENERIC)[0]
+    except (NetlinkError, IndexError):
+        return None
 
 
 def outside_loop(call: Callable[[], T]) -> T:
     """Run `call`, which uses pyroute2, also where an asyncio loop is running (Jupyter, an async application).
 
-    pyroute2 0.9 drives a loop of its own, and a thread can run only one. There the call runs in a fresh
+    pyroute2's IPRoute drives a loop of its own, and a thread can run only one. There the call runs in a fresh
     thread: a thread inherits the network namespace of the one that started it.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    asyncio = sys.modules.get("asyncio")  # without it no loop is running
+    if asyncio is None or asyncio._get_running_loop() is None:
         return call()
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
 
@@ -52,5 +119,7 @@ def oserror(doing: str) -> Iterator[None]:
 @contextmanager
 def iproute(doing: str) -> Iterator[Any]:
     """An IPRoute in this thread's namespace, with its errors as OSError; to be used in `outside_loop`."""
+    from pyroute2.iproute.linux import IPRoute
+
     with oserror(doing), IPRoute() as ip:
         yield ip
