@@ -1,8 +1,9 @@
 """Actions: what a rule does with a packet.
 
-An :class:`Action` ends the packet's way through the rules with a verdict.  A :class:`Step` does something and goes on:
-a rule that has only steps counts, does them, and the next rule is tried; steps may also stand in front of an action.
-Two kinds of steps are defined where what they use is: ``Log`` in limits.py, ``Add`` in sets.py.
+An :class:`Action` ends the packet's way through the rules with a verdict.  A :class:`Step` does something with the
+packet, and the packet goes on.  A rule that has only steps counts the packet and does the steps; then the next rule is
+tried.  Steps may also stand in front of an action.  Two kinds of steps are defined in other modules: ``Log`` in
+limits.py and ``Add`` in sets.py.
 Verdicts carry the numbers of ``enum xdp_action``; CONTINUE and FORWARD are ours.
 """
 
@@ -21,7 +22,7 @@ __all__ = [
 
 #: Linux's IFNAMSIZ, without the zero at the end.
 MAX_DEVICE_NAME = 15
-#: Bytes of a packet that a mirror may copy: whole packets, GRO's merged ones among them.
+#: A mirror copies at most this many bytes of a packet: a whole packet fits, also one that GRO has merged.
 MAX_MIRROR_BYTES = 65_536
 
 
@@ -48,7 +49,7 @@ class Action:
 
     @property
     def fallback(self) -> Action:
-        """What becomes of the packet where the verdict finds no socket or device."""
+        """The action that is taken where the verdict finds no socket or device."""
         return PASS
 
 
@@ -104,7 +105,7 @@ class Forward(Action):
 
 @dataclass(frozen=True, slots=True)
 class Shadow(Action):
-    """PASS, but for what is shown: the action ``would`` have been taken."""
+    """The action of a shadow's rule.  It acts as PASS; ``would`` is the action that the rule declares, for display."""
 
     verdict: Verdict = Verdict.PASS
     would: Action = Action(Verdict.PASS)
@@ -126,7 +127,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Count(Step):
-    """Nothing but what every rule does: count packets and bytes."""
+    """Count packets and bytes, as every rule does, and do nothing else."""
 
     def __str__(self) -> str:
         return "COUNT"
@@ -134,8 +135,8 @@ class Count(Step):
 
 @dataclass(frozen=True, slots=True)
 class Mirror(Step):
-    """A copy of the packet's first ``bytes`` (0: all of it) to user space, with the verdict that it got in the end; see
-    ``link.copies()``.  A packet that several rules mirror is copied once, as long as the longest asks."""
+    """Send a copy of the packet's first ``bytes`` (0: all of it) to user space, with the packet's final verdict; see
+    ``link.copies()``.  A packet that several rules mirror is copied once, with the largest of their sizes."""
 
     bytes: int = 0
 
@@ -151,8 +152,8 @@ class Mirror(Step):
 
 @dataclass(frozen=True, slots=True)
 class Mark(Step):
-    """A number of 32 bits that goes with the packet to user space (``batch.marks``); at TC it is the skb's mark too.
-    The last rule that marks wins."""
+    """Give the packet a mark, a number of 32 bits.  The mark goes with the packet to user space (``batch.marks``); at
+    TC it also becomes the mark of the skb.  Where several rules mark a packet, the last one wins."""
 
     value: int
 

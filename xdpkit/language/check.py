@@ -1,8 +1,10 @@
-"""What can be said of rules before any packet: which can never match, and which only match what an earlier rule takes.
+"""Checks of rules before any packet comes: which rules can never match, and which only match what an earlier rule
+takes.
 
-A condition is brought to disjunctive form: alternatives, each a set of headers that must be there or must be absent
-and, for each field, the intervals its value may lie in.  From that follow three findings, all certain and none
-complete (the form is given up where it has more than :data:`MAX_ALTERNATIVES` alternatives):
+A condition is brought to disjunctive form, that is to a list of alternatives.  An alternative says which headers must
+be present, which must be absent, and in which intervals the value of each field may lie.  Three findings follow from
+the form.  Each finding is certain, but not every such rule is found: a condition of more than :data:`MAX_ALTERNATIVES`
+alternatives is not checked.
 
 * *impossible*: every alternative asks for headers that exclude each other, or for a value that no interval is left for;
 * *unreachable*: an earlier rule takes every packet;
@@ -28,7 +30,7 @@ MAX_ALTERNATIVES = 64
 #: Earlier rules that each new one is compared with, those with the fewest constraints first.
 MAX_COMPARED = 128
 
-#: A field's name and the mask that was laid on it.
+#: The name of a field, and the mask under which its bits are tested.
 Key = tuple[str, int | None]
 
 
@@ -84,8 +86,10 @@ def refuse_impossible(expr: Expr) -> None:
 
 
 def lacking_keys(expr: Expr) -> Iterator[tuple[Expr, str]]:
-    """The limits and sets of which ``expr`` wants the opposite, and which are keyed by headers that a packet may lack
-    that it takes: there the limit or set is false and the opposite true.  Each with the headers, as a condition."""
+    """The negated limits and sets in ``expr`` whose key may be missing from a packet that ``expr`` takes.
+
+    A limit or set is false for a packet without the headers of its key, so its negation is true.  Yields each limit or
+    set with the headers that its key needs, written as a condition."""
     if not any(isinstance(node, (Limit, Member)) for node in expr.nodes()):
         return
     for keyed, others in _negated(expr, True, ()):
@@ -100,7 +104,7 @@ def _bracket(expr: Expr) -> str:
 
 
 def _negated(expr: Expr, wanted: bool, others: tuple[Expr, ...]) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
-    """(a condition with keys whose opposite is wanted, what else must hold)."""
+    """The negated limits and sets in ``expr``, each with the other conditions that must hold at the same time."""
     keyed = isinstance(expr, (Limit, Member)) or (
         isinstance(expr, EitherFamily) and any(isinstance(node, (Limit, Member)) for node in expr.nodes())
     )
@@ -116,7 +120,7 @@ def _negated(expr: Expr, wanted: bool, others: tuple[Expr, ...]) -> Iterator[tup
 
 
 def _keys_there(expr: Expr) -> list[Expr]:
-    """The conditions that the headers are there of which a limit or a set has its key: all of them must hold."""
+    """The headers that the key of a limit or a set is read from, as conditions that must all hold."""
     if isinstance(expr, EitherFamily):
         return [Or(tuple(Present(h, where=expr.where) for h in ("ip", "ip6")), where=expr.where)]
     specs = expr.per if isinstance(expr, Limit) else expr.fields if isinstance(expr, Member) else ()
@@ -124,7 +128,7 @@ def _keys_there(expr: Expr) -> list[Expr]:
 
 
 def _at_least(expr: Expr) -> Expr:
-    """What must hold where ``expr`` does, as far as anything is known of it."""
+    """A weaker condition that certainly holds wherever ``expr`` holds."""
     if isinstance(expr, (Limit, Member)):
         return And((Always(where=expr.where), *_keys_there(expr)), where=expr.where)
     if isinstance(expr, (And, Or)):
@@ -137,8 +141,8 @@ def _is_plain(expr: Expr) -> bool:
 
 
 class Seen:
-    """The rules before a new one, as far as one of them may take all of it: MAX_COMPARED, those with the fewest
-    constraints, the earlier ones first."""
+    """Earlier rules to compare a new rule with.  At most MAX_COMPARED are kept: those with the fewest constraints, and
+    of equal ones the earlier."""
 
     def __init__(self) -> None:
         self._rules: dict[int, list[tuple[str, list[Alternative]]]] = {}
@@ -146,7 +150,7 @@ class Seen:
         self._kinds: list[_Kind] = []
 
     def add(self, name: str, expr: Expr, where: Where) -> Finding | None:
-        """Note a rule; what an earlier one does to it."""
+        """Note a rule.  Returns a finding where an earlier rule takes all that the new one could match."""
         form = alternatives(expr)
         if form is None:
             return None
@@ -190,12 +194,12 @@ class _Kind:
     rules: list[tuple[int, list[tuple[int, int]]]]
 
     def wide(self, narrow: Alternative) -> Iterable[int]:
-        """The rules that may hold all of ``narrow``, as far as headers and hulls say."""
+        """The rules that may take all packets of ``narrow``, judged by headers and hulls alone."""
         if not self.there <= narrow.there:
             return ()
         found = self.rules
         for number, key in enumerate(self.keys):
-            if key in narrow.values:  # else any value will do, which only a closer look can tell
+            if key in narrow.values:  # otherwise ``narrow`` takes any value, and implies() decides
                 low, high = _hull(narrow.values[key])
                 found = [rule for rule in found if rule[1][number][0] <= low and high <= rule[1][number][1]]
         return [at for at, _ in found]
@@ -218,7 +222,7 @@ def implies(narrow: list[Alternative], wide: list[Alternative]) -> bool:
 
 
 class _TooMany(Exception):
-    """Given up."""
+    """The condition has too many alternatives, or is of a kind that has no disjunctive form."""
 
 
 def _bounded(found: Iterable[Alternative]) -> Iterator[Alternative]:
@@ -246,7 +250,7 @@ def _expand(expr: Expr, wanted: bool) -> list[Alternative]:
         for part in parts[1:]:
             result = list(_bounded(c for a in result for b in part for c in _joined(a, b)))
         return result
-    raise _TooMany  # of another kind of condition nothing is known
+    raise _TooMany  # nothing is known of another kind of condition
 
 
 def _limited(terms: tuple[Expr, ...]) -> tuple[Expr, ...]:
@@ -275,7 +279,7 @@ def _with(header: str | None) -> frozenset[str]:
 
 
 def _joined(a: Alternative, b: Alternative) -> list[Alternative]:
-    """Both at once: one alternative, or none if they contradict each other."""
+    """The alternative in which ``a`` and ``b`` both hold, in a list; an empty list if they contradict each other."""
     there = _together(a.there, b.there, a.absent, b.absent)
     if there is None:
         return []
@@ -292,7 +296,7 @@ def _joined(a: Alternative, b: Alternative) -> list[Alternative]:
 def _together(
     a: frozenset[str], b: frozenset[str], absent_a: frozenset[str], absent_b: frozenset[str]
 ) -> frozenset[str] | None:
-    """The headers that are there; None if that cannot be."""
+    """The headers that are present where those of ``a`` and ``b`` are; None if no packet can have them all."""
     there, absent = _closed(a | b), absent_a | absent_b
     if there & absent or not _coexist(there):
         return None
@@ -303,7 +307,7 @@ def _together(
 
 @cache
 def _closed(there: frozenset[str]) -> frozenset[str]:
-    """With the headers in front of them, where only one kind can be."""
+    """``there``, and the headers that must stand in front of them because no other kind can."""
     result, todo = set(there), list(there)
     while todo:
         behind = HEADERS[todo.pop()].behind
@@ -315,7 +319,7 @@ def _closed(there: frozenset[str]) -> frozenset[str]:
 
 @cache
 def implied(there: frozenset[str]) -> frozenset[str]:
-    """Those of ``there`` that follow from others of it."""
+    """Those headers of ``there`` that are implied by others of ``there``."""
     return frozenset(h for h in there if any(h in _closed(frozenset({other})) for other in there - {h}))
 
 
@@ -362,6 +366,6 @@ def _inside(narrow: Alternative, wide: Alternative) -> bool:
 
 def _fits(narrow: Alternative, key: Key, intervals: Intervals) -> bool:
     if intervals == ((0, field_named(key[0]).maximum),):
-        return not key[0].startswith((INNER + "payload", "payload"))  # any value, but the bytes may be missing
+        return not key[0].startswith((INNER + "payload", "payload"))  # any value matches, but bytes may be missing
     have = narrow.values.get(key)
     return have is not None and overlap(have, intervals) == have

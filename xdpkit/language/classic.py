@@ -1,15 +1,16 @@
-"""Classic BPF: the program that libpcap compiles a tcpdump string to, as a condition, and what it means.
+"""Classic BPF: libpcap compiles a tcpdump string to such a program.  Here it is a condition, with an interpreter.
 
-The machine (McCanne and Jacobson, "The BSD Packet Filter", USENIX 1993; libpcap's ``bpf_filter.c``): an accumulator A,
-an index register X, sixteen words M[] of scratch memory, all unsigned 32 bits and 0 at the start.  A load beyond the
-packet and a division by zero end the program with 0.  The packet matches if the program returns anything else.
+The machine has an accumulator A, an index register X and sixteen words M[] of scratch memory (McCanne and Jacobson,
+"The BSD Packet Filter", USENIX 1993; libpcap's ``bpf_filter.c``).  All are unsigned, of 32 bits, and 0 at the start.  A
+load beyond the packet and a division by zero end the program with 0.  The packet matches if the program returns
+anything else.
 
 libpcap emits backward jumps for ``protochain``, and its own interpreter follows them for ever where a chain of headers
-leads back to itself.  Here a packet that needs more than :data:`MAX_TURNS` of them does not match.  The loops of
-``protochain`` carry nothing from turn to turn but a protocol number (five of them go on) and an offset (a multiple of
-4), so a filter with one such loop has libpcap's meaning on every frame of up to 1,518 bytes on which libpcap comes to
-an end at all; longer frames and several loops have it within that number of turns.  (A libpcap newer than 1.10 gives
-up after 64.)
+leads back to itself.  Here a packet that needs more than :data:`MAX_TURNS` of them does not match.  A loop of
+``protochain`` carries from turn to turn only a protocol number (five numbers continue the loop) and an offset (a
+multiple of 4).  So a filter with one such loop means the same here as in libpcap, for every frame of up to 1,518 bytes
+on which libpcap ends at all.  For longer frames and for several loops this holds as long as MAX_TURNS suffices.  (A
+libpcap newer than 1.10 gives up after 64 turns.)
 
 libpcap emits a read of M[] that nothing wrote for some combinations of ``geneve`` with ``or`` and ``not``.  Up to
 version 1.10 its interpreter finds there what was on the stack; newer ones, and xdpkit, find 0.
@@ -118,7 +119,7 @@ def run(
     program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None, scratch: int = 0
 ) -> tuple[int, int]:
     """What ``program`` returns for ``frame``, and how often it jumped backwards; (0, MAX_TURNS + 1) where too often.
-    ``scratch`` is what M[] holds at the start, for those who ask whether a program depends on it."""
+    ``scratch`` is what M[] holds at the start; tests use it to find out whether a program depends on it."""
     machine = _Machine(frame, len(frame) if wire_len is None else wire_len)
     machine.memory = [scratch] * SCRATCH_WORDS
     at = turns = 0
@@ -199,7 +200,7 @@ class _Machine:
         return _JUMPS[ins.what](self.a, self.x if ins.uses_x else ins.k)
 
     def step(self, ins: Instruction) -> None:
-        """Any instruction that only goes on."""
+        """Carry out an instruction that neither jumps nor returns."""
         match ins.operation:
             case 0:  # LD
                 self.a = self.value(ins)

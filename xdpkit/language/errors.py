@@ -1,14 +1,13 @@
 """The errors of xdpkit, and which error says what.
 
-* :class:`XdpkitError` is the base of all that are defined here.
-* :class:`NotSupported`: what was asked for cannot be had here, but could be elsewhere: another kernel, driver, device,
-  mode, or with a package that is not installed.
-* OSError: the kernel refused a call for another reason, or a file did; the message names the call, the device and the
-  queue, and what to try.  Its subclasses and ``errno`` say why (PermissionError, ``errno.EBUSY``), so it is left as it
-  is.
-* ValueError and TypeError: a call that means nothing anywhere, such as a mode that does not exist.
+* :class:`XdpkitError` is the base of all errors that are defined here.
+* :class:`NotSupported`: the request cannot be met here.  It could be met with another kernel, driver, device or mode,
+  or with a package that is not installed.
+* OSError: the kernel refused a call for another reason, or a file could not be used.  The message names the call, the
+  device and the queue, and what to try.  The subclass and ``errno`` say why (PermissionError, ``errno.EBUSY``).
+* ValueError and TypeError: the call is wrong on every machine, for instance it names a mode that does not exist.
 
-So ``except (XdpkitError, OSError)`` takes everything that can go wrong with a call that is right.
+So ``except (XdpkitError, OSError)`` catches everything that can go wrong with a correct call.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class XdpkitError(Exception):
     """The base of xdpkit's errors."""
 
 
-#: Characters of a message; what is quoted in it may be a whole file.
+#: Most characters of a message.  A message quotes user input, which may be a whole file.
 MAX_MESSAGE = 600
 
 
@@ -46,7 +45,7 @@ def shortened(message: str) -> str:
 
 
 class PipelineError(XdpkitError, ValueError):
-    """A declaration that cannot mean anything; the message starts with the place of the rule."""
+    """A declaration is wrong; the message starts with the file and line of the rule."""
 
     def __init__(self, message: str, where: Where | None = None):
         super().__init__(shortened(f"{where}: {message}" if where else message))
@@ -54,7 +53,8 @@ class PipelineError(XdpkitError, ValueError):
 
 
 class VerifierError(XdpkitError):
-    """The kernel refused the program.  ``where`` and ``rule`` point at the pipeline, ``log`` is the verifier's own."""
+    """The kernel's verifier refused the program.  ``where`` and ``rule`` name the line and the rule of the pipeline;
+    ``log`` is the verifier's whole log."""
 
     def __init__(self, message: str, *, where: Where | None = None, rule: str | None = None, log: str = ""):
         super().__init__(f"{where}: {message}" if where else message)
@@ -64,7 +64,7 @@ class VerifierError(XdpkitError):
 
 
 class NotSupported(XdpkitError):
-    """A ``feature`` that cannot be had here, and what it ``needs``."""
+    """A ``feature`` is not available here; ``needs`` says what it takes."""
 
     def __init__(self, feature: str, needs: str):
         super().__init__(f"{feature}: {needs}")

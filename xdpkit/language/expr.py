@@ -29,7 +29,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def here() -> Where:
-    """The nearest place outside this package: the line the user wrote."""
+    """The line of the user's source that called into this package."""
     frame = sys._getframe(1)
     while frame.f_back and (frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE):
         frame = frame.f_back
@@ -38,7 +38,7 @@ def here() -> Where:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Expr:
-    """A condition on a packet.  Two are equal where they say the same, wherever they are written."""
+    """A condition on a packet.  Two conditions are equal if they test the same, whatever line declares them."""
 
     where: Where = field(kw_only=True, compare=False)
 
@@ -46,14 +46,14 @@ class Expr:
         return f"<{type(self).__name__} {self}>"
 
     def nodes(self) -> Iterator[Expr]:
-        """This condition and all that it is made of."""
+        """This condition, its terms, and their terms in turn."""
         yield self
         for term in getattr(self, "terms", ()):
             yield from term.nodes()
 
     @property
     def needs_brackets(self) -> bool:
-        """The condition, as text, goes into brackets where it stands beside & or |."""
+        """Whether the condition, as text, needs brackets next to & or |."""
         return False
 
     def __and__(self, other: object) -> Expr:
@@ -87,8 +87,8 @@ class Present(Expr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Test(Expr):
-    """The packet has the field, and its value lies in one of ``intervals`` (closed, sorted, apart); with ``mask`` only
-    those bits of the value count."""
+    """The packet has the field, and the field's value lies in one of ``intervals``, which are closed, sorted and do not
+    touch.  With ``mask``, only the bits of the mask are compared."""
 
     spec: FieldSpec
     intervals: Intervals
@@ -127,8 +127,8 @@ class Or(Expr):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class EitherFamily(Or):
-    """A condition on an address of either family: its ``terms`` are the one for IPv4 and the one for IPv6, each behind
-    the header that it is for; ``text`` is how it was written."""
+    """A condition on an address of either family.  ``terms``: the condition for IPv4 and the condition for IPv6, each
+    joined to the test for its header.  ``text``: the condition as the user wrote it."""
 
     text: str = ""
 
@@ -168,15 +168,16 @@ def _bracket(term: Expr, kinds: type | tuple[type, ...]) -> str:
 
 
 def _terms(expr: Expr, kind: type[And] | type[Or]) -> tuple[Expr, ...]:
-    """The terms of a chain, so that ``a | b | c`` is one node: chains may be longer than Python's stack is deep."""
+    """The terms of ``expr`` if it is of ``kind``, else ``expr`` alone.  So ``a | b | c`` becomes one node: a long chain
+    of nested nodes would overflow Python's stack."""
     return expr.terms if type(expr) is kind else (expr,)
 
 
 class Named:
-    """What may stand where a condition goes and becomes one there: a header, a field of one bit."""
+    """An object that can stand for a condition, such as a header or a field of one bit."""
 
     def condition(self) -> Expr:
-        """The condition that it means."""
+        """The condition that the object stands for."""
         raise NotImplementedError
 
     def __bool__(self) -> NoReturn:
@@ -201,7 +202,7 @@ class Named:
 
 
 class Keyed(Named):
-    """A set, as far as fields know it: ``ip.dst.isin(blocked)`` is ``blocked.match(ip.dst)``."""
+    """The part of a set that a field needs: ``ip.dst.isin(blocked)`` calls ``blocked.match(ip.dst)``."""
 
     def match(self, *fields: Any) -> Expr:
         """The condition that ``fields`` are in it."""
@@ -227,7 +228,7 @@ def _is_text(text: str) -> PipelineError:
 
 
 def as_expr(value: object) -> Expr:
-    """A condition from what may stand where one goes: an expression, a header, a field of one bit."""
+    """``value`` as a condition: an expression, a header, or a field of one bit.  PipelineError for anything else."""
     if isinstance(value, Named):
         return value.condition()
     if isinstance(value, Expr):
@@ -238,7 +239,7 @@ def as_expr(value: object) -> Expr:
 
 
 def merge(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """Sorted, with those that touch joined."""
+    """``intervals``, sorted, with intervals that touch or overlap joined."""
     out: list[tuple[int, int]] = []
     for low, high in sorted(intervals):
         if out and low <= out[-1][1] + 1:

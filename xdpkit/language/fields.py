@@ -1,12 +1,12 @@
-"""The field table: every header and field a rule can name, where its value comes from, and how it is written.
+"""The field table: every header and field that a rule can name, where its value comes from, and how it is written.
 
-One table feeds everything.  ``bpf/walk.h`` finds the headers and notes where they start (in ``struct packet``, whose
-layout is generated from here when the package is built), the compiler reads fields there, the reference evaluator does
-the same with bytes, and the objects that users write (``udp.dport``) are made from the same rows.  A field of a header
-that is walked already is one row here and nothing else.
+All other parts read this one table.  ``bpf/walk.h`` finds the headers and notes where they start, in ``struct packet``,
+whose layout is generated from the table when the package is built.  The compiler reads fields at these places, and the
+reference evaluator reads them in the bytes of the frame.  The objects that users write (``udp.dport``) are made from
+the same rows.  To add a field of a header that is walked already, one row here is enough.
 
 ``inner`` is a second set of headers, those inside a tunnel: ``inner.ip.dst`` has the row of ``ip.dst``.
-This module imports nothing but the standard library: the build runs it before the package exists.
+This module imports only the standard library, because the build runs it before the package exists.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ OUTER = (
 )
 #: Headers that the walk into tunnels finds; they have no inner counterpart.
 TUNNEL = ("gre.key", "vxlan", "geneve", "gtpu", "mpls")
-#: What the kernel may know of a packet beside its bytes: each is present or absent by itself, like a header, and is a
-#: field of the same name.  No inner counterpart either.
+#: What the kernel may know of a packet besides its bytes.  Each is present or absent by itself, like a header, and has
+#: one field of the same name.  They have no inner counterpart either.
 METADATA = ("meta.timestamp", "meta.hash", "meta.vlan")
 HEADERS: dict[str, HeaderSpec] = {h.name: h for h in OUTER} | {
     INNER + h.name: replace(h, name=INNER + h.name, behind=tuple(INNER + b for b in h.behind))
     for h in OUTER
     if h.name not in (*TUNNEL, *METADATA)
 }
-#: Of these at most one is in a packet, and at most one inside a tunnel.
+#: Groups of headers of which a packet has at most one outside a tunnel, and at most one inside.
 EXCLUSIVE = (
     ("arp", "ip", "ip6", "mpls"),
     ("tcp", "udp", "icmp", "icmp6", "sctp", "gre"),

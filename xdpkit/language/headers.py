@@ -1,4 +1,4 @@
-"""What users write conditions with: headers and their fields, ``udp.dport == 53``, ``ip & ~tcp``, ``inner.ip.src``.
+"""The headers and fields that users write conditions with: ``udp.dport == 53``, ``ip & ~tcp``, ``inner.ip.src``.
 
 The objects are made from the table in ``fields.py``; comparing a field makes a condition (``expr.py``).
 """
@@ -31,7 +31,7 @@ _WRITTEN = (int, str, bytes, ipaddress.IPv4Address, ipaddress.IPv6Address)
 
 
 def parse_value(spec: FieldSpec, value: object) -> int:
-    """``value`` as the integer that the field holds; PipelineError says how to write it."""
+    """``value`` as the integer that the field holds.  PipelineError says how to write a value of this field."""
     if isinstance(value, bool) or not isinstance(value, _WRITTEN):
         raise PipelineError(f"{spec.name} compares with {_form(spec)}, not {value!r}", here())
     try:
@@ -47,12 +47,12 @@ def parse_value(spec: FieldSpec, value: object) -> int:
     return number
 
 
-#: Numbers of protocols (IANA) that have a header here of the same name.
+#: IANA's numbers of the protocols that have a header of the same name in this module.
 _PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58, "sctp": 132, "gre": 47, "ah": 51}
 
 
 def _named(spec: FieldSpec, value: object) -> str:
-    """What to write for the name of a service or a protocol."""
+    """A hint for an error message: the number to write for the name of a service or a protocol."""
     if not isinstance(value, str):
         return ""
     name = value.strip().lower()
@@ -486,7 +486,7 @@ mpls: Header = HEADER_OBJECTS["mpls"]
 pkt: Header = HEADER_OBJECTS["pkt"]
 """The packet as a whole: its length and the queue that it came in on."""
 meta: Header = HEADER_OBJECTS["meta"]
-"""What is known of a packet beside its bytes: time, hash, VLAN tag that the device took out."""
+"""What the kernel knows of a packet besides its bytes: time, hash, and a VLAN tag that the device took out."""
 
 src: EitherField = EitherField(EITHER[0])
 """The source address, IPv4 or IPv6."""

@@ -1,9 +1,9 @@
 """Conditions that depend on time and chance: ``limit("1000/second")`` and ``sample(100)``.
 
 ``limit`` is true of a packet as long as packets (or bytes) come no faster than the rate, as in nftables;
-``~limit(...)`` is what is over it.  It is a token bucket: what is left over is saved up to ``burst``.  With ``per``
-every value of a field (or tuple of fields) has a bucket of its own.  A condition is tried from left to right and no
-further than needed, so in ``udp & limit(...)`` only UDP takes tokens.
+``~limit(...)`` is true of the packets above the rate.  A limit is a token bucket: tokens that are not used are saved,
+up to ``burst``.  With ``per`` every value of a field (or tuple of fields) has a bucket of its own.  A condition is
+tried from left to right and no further than needed, so in ``udp & limit(...)`` only UDP packets take tokens.
 
 The bucket is kept as one number, the time when it will be full again (the generic cell rate algorithm of ITU-T I.371,
 in its virtual scheduling form): a packet costs ``cost`` and conforms if ``max(full, now) + cost - now <= burst``.
@@ -24,9 +24,9 @@ from .headers import Field
 
 __all__ = ["Limit", "Log", "Sample", "limit", "log", "sample"]
 
-#: Parts of a nanosecond, as a power of two, and of those in the cost of one packet or byte.
+#: Times are counted in 2**-TIME_SHIFT ns; the cost of one packet or byte in 2**-COST_SHIFT of that unit.
 TIME_SHIFT, COST_SHIFT = 6, 10
-#: What a length in bytes may come to, and a time in the units above: 64-bit arithmetic in the kernel must hold it.
+#: The largest packet length in bytes, and the largest time in the unit above, for which 64-bit arithmetic suffices.
 MAX_BYTES, MAX_COST = 1 << 17, 1 << 60
 MAX_KEY_BYTES = 64
 _PERIODS = {"second": 1, "sec": 1, "s": 1, "minute": 60, "min": 60, "hour": 3600, "h": 3600, "day": 86_400, "d": 86_400}
@@ -70,7 +70,7 @@ class Limit(Expr):
 
     @property
     def tolerance(self) -> int:
-        """Cost of a burst, the same unit."""
+        """Cost of a burst, in the same unit."""
         return self.unit_cost * self.burst >> COST_SHIFT
 
     def __str__(self) -> str:

@@ -1,10 +1,12 @@
-"""What the kernel may know of a packet beside its bytes: ``meta.timestamp``, ``meta.hash``, ``meta.vlan`` (pure).
+"""Metadata, that is what the kernel may know of a packet besides its bytes: ``meta.timestamp``, ``meta.hash``,
+``meta.vlan``.  This module is pure.
 
-Each is present or absent by itself, packet by packet, and a test on one that is absent is false.  At XDP the driver has
-it (Documentation/networking/xdp-rx-metadata.rst), and only a program that is bound to its device can read it; at TC and
-in the socket filter it is in the skb.  A time of 0 and a hash of 0 mean that there is none, as in the kernel's own skb.
+Each field is present or absent by itself, packet by packet, and a test on an absent field is false.  At XDP the driver
+has the values (Documentation/networking/xdp-rx-metadata.rst), and only a program that is bound to its device can read
+them; at TC and in the socket filter they are in the skb.  A time of 0 and a hash of 0 mean that there is none, as in
+the kernel's own skb.
 
-Readers of sockets get the same with each packet if they want it (``SocketOptions.rx_metadata``):
+Readers of sockets receive the same values with each packet if they request them (``SocketOptions.rx_metadata``); see
 :func:`choose_reader_metadata`.
 """
 
@@ -31,7 +33,7 @@ __all__ = [
     "refuse_generic",
 ]
 
-#: The metadata that readers of sockets may want, in the order of the bits in bpf/xdp_meta.h.
+#: The metadata that readers of sockets may request, in the order of the bits in bpf/xdp_meta.h.
 READER_METADATA = ("timestamp", "hash", "vlan")
 
 #: The kernel that brought each to XDP, and what the generic netlink family `netdev` calls it.
@@ -89,7 +91,7 @@ def absent_at(mode: str, offered: frozenset[str], fields: Iterable[str]) -> tupl
 
 
 def refuse_generic(fields: dict[str, Where], mode: str, device: str) -> None:
-    """NotSupported where ``fields`` are asked for in generic mode: no device-bound program can be attached there."""
+    """NotSupported where ``fields`` are tested in generic mode: no device-bound program can be attached there."""
     if mode == "generic" and fields:
         feature = f"{next(iter(fields.values()))}: {', '.join(fields)} in generic mode on {device}"
         raise NotSupported(feature, "a device-bound program, native mode only; mode tc_ingress reads the skb instead")
@@ -101,7 +103,7 @@ def offered_names(offered: frozenset[str]) -> list[str]:
 
 
 def kernel_needs(fields: Iterable[str]) -> str:
-    """What the fields need of the kernel at XDP."""
+    """What the kernel must have for these fields at XDP, as text."""
     late = [name for name in fields if _SINCE[name] != "6.3"]
     later = "".join(f", Linux {_SINCE[name]} for {name}" for name in late)
     return f"a device-bound program in native mode (Linux 6.3{later})"

@@ -52,7 +52,7 @@ class Pipeline:
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
         self._targets = set[str]()
-        #: The rules that are tried beside these: see :meth:`with_shadow`.
+        #: The shadow, whose rules see every packet and act on none: see :meth:`with_shadow`.
         self.shadowed: Pipeline | None = None
         self._seen, self._findings = Seen(), list[Finding]()
 
@@ -60,7 +60,7 @@ class Pipeline:
         self, name: str, *fields: object, capacity: int = DEFAULT_CAPACITY, intervals: bool | None = None,
         timeouts: bool = False, pinned: bool = False, members: Iterable[object] = (), source: str | None = None,
     ) -> Set:  # fmt: skip
-        """Declare a set keyed by ``fields``; it stands for the condition that the packet's own are in it.
+        """Declare a set keyed by ``fields``.  As a condition it is true if the packet's own values are in the set.
 
         ``intervals``: members may be prefixes and ranges of the last field (default: for a single address field);
         otherwise each is one value, and looked up faster.  ``timeouts``: members may have one.  ``capacity``: members
@@ -245,8 +245,8 @@ class Pipeline:
         return self.outcomes + (self.shadowed.outcomes if self.shadowed is not None else ())
 
     def with_shadow(self, other: Pipeline) -> Pipeline:
-        """These rules, and the shadow of ``other`` beside them: each packet is judged by both, these act.  Sets of the
-        same name are one; PipelineError if they are not of one kind."""
+        """These rules with ``other`` as their shadow: both judge each packet, and only these rules act.  Sets of the
+        same name are shared.  Raises PipelineError if two such sets are of different kinds."""
         mine = {spec.name: spec for spec in self._sets.values()}
         for spec in other.sets:
             if spec.name in mine and mine[spec.name].kind != spec.kind:
