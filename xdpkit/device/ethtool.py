@@ -1,7 +1,7 @@
-"""What a driver tells and takes through the ethtool ioctl (linux/ethtool.h): queues, offloads, counters.
+"""Settings and counters of a driver, through the ethtool ioctl (linux/ethtool.h): queues, offloads, counters.
 
-Each call is about the calling thread's network namespace. Setting needs CAP_NET_ADMIN. An OSError says what
-was asked of which device; EOPNOTSUPP means that the driver has no such thing.
+Each call looks in the network namespace of the calling thread. Setting needs CAP_NET_ADMIN. An OSError names the
+request and the device; EOPNOTSUPP means that the driver does not have it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def feature(name: str, feature: str) -> bool:
 
 
 def _ask(ioctl: Any, command: int, size: int) -> bytes:
-    """An ethtool command that pyroute2 has no name for: `size` bytes, the first four being the command."""
+    """Send an ethtool command that pyroute2 does not know, as `size` bytes of which the first four are its number."""
     buffer = ctypes.create_string_buffer(struct.pack("I", command), size)
     ioctl.ifreq.gstrings = ctypes.cast(buffer, ctypes.POINTER(None))
     ioctl.ioctl()

@@ -1,8 +1,8 @@
-"""Facts about network devices, asked of the kernel through netlink.
+"""Facts about network devices, from the kernel through netlink.
 
-Nothing here reads sysfs (after setns(2) it goes on showing the namespace it was mounted in) and nothing runs
-a command. Every socket is opened for one question, so each answer is about the *calling thread's* network
-namespace at that moment. No privilege is needed. What a driver can be told is in `ethtool`.
+This module does not read sysfs, because after setns(2) sysfs still shows the namespace that it was mounted in, and it
+runs no command. It opens a socket for each question, so each answer is about the *calling thread's* network namespace
+at that moment. No privilege is needed. Settings of a driver are in `ethtool`.
 
 Sources: linux/if_link.h, linux/netdev.h (generic netlink family `netdev`,
 Documentation/netlink/specs/netdev.yaml), packet(7).
@@ -44,14 +44,14 @@ _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One network device as it was when asked. Queue counts are the ones in use, not the ones allocated; a tap that
-    no program has opened has none.
+    """One network device as it was at the time of the look-up. Queue counts are those in use, not those allocated; a
+    tap that no program has opened has no queue.
 
-    `name` is the kernel's, also where it was looked up by an alternative name; `link_type` is ARPHRD_*.
-    `xdp_features` is None where the kernel cannot tell (no `netdev` generic netlink family: before 6.3);
-    `xdp_zc_max_segs` is the most buffers of one zero-copy packet (0: not stated); `lower` names the devices
-    that this one stands on (VLAN and macvlan: one; bond, team, bridge: its ports); `mtu` and a veth's
-    `peer_mtu` are in bytes, the latter None where the peer is out of reach.
+    `name` is the kernel's name, also where the device was looked up by an alternative name; `link_type` is ARPHRD_*.
+    `xdp_features` is None where the kernel does not report them (before Linux 6.3, which brought the generic netlink
+    family `netdev`). `xdp_zc_max_segs` is the most buffers of one zero-copy packet (0: not reported). `lower` names the
+    devices below this one: one for a VLAN or macvlan, the ports for a bond, team or bridge. `mtu` and a veth's
+    `peer_mtu` are in bytes; `peer_mtu` is None where the peer cannot be looked up.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Device:
 
     @property
     def is_ethernet(self) -> bool:
-        """Its frames start with an Ethernet header."""
+        """Whether frames of the device start with an Ethernet header."""
         return self.link_type in ETHERNET_TYPES
 
     @property
     def link_type_name(self) -> str:
-        """What its packets start with, for messages."""
+        """The name of the link type, for messages."""
         return _TYPE_NAMES.get(self.link_type, f"link type {self.link_type}")
 
 
@@ -94,8 +94,8 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What of a device changes while it is used: its `name`, `mtu` in bytes, `rx_packets` received since it was made,
-    and the XDP programs on it."""
+    """What may change while a device is used: its `name`, its `mtu` in bytes, the `rx_packets` received since it was
+    made, and the XDP programs on it."""
 
     name: str
     mtu: int
@@ -129,7 +129,7 @@ def xdp_holders(index: int) -> tuple[Holder, ...]:
 
 
 def state(index: int) -> State:
-    """The device as it is now, in one question; OSError(ENODEV) when it is not in this namespace."""
+    """The state of the device now, in one netlink request; OSError(ENODEV) when it is not in this namespace."""
     link = _link(index)
     counters = link.get_attr("IFLA_STATS64")
     return State(link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), counters["rx_packets"], _holders(link))
@@ -220,7 +220,7 @@ def _device(index: int) -> Device:
 
 
 def _if_told(ask: Callable[[], T]) -> T | None:
-    """None where the driver cannot answer: lo and its like have no ethtool operations."""
+    """The result of `ask`; None where the driver has no ethtool operations, as for lo."""
     try:
         return ask()
     except OSError:
@@ -232,7 +232,8 @@ def _names(bits: int | None, names: tuple[str, ...]) -> frozenset[str]:
 
 
 def _peer_mtu(link: Any) -> int | None:
-    """The other end of a veth, also in another namespace if that has an id here (and we may look into it)."""
+    """The MTU of the other end of a veth. The other end may be in another namespace, if that has an id here and this
+    process may look into it."""
     there = link.get_attr("IFLA_LINK_NETNSID")
     target = {} if there is None else {"IFLA_IF_NETNSID": there}
     try:
@@ -243,7 +244,7 @@ def _peer_mtu(link: Any) -> int | None:
 
 
 def _lower(link: Any) -> tuple[str, ...]:
-    """IFLA_LINK names the one device below; the ports of a bond, team or bridge name it as IFLA_MASTER."""
+    """The devices below: IFLA_LINK names the only one; the ports of a bond, team or bridge name it as IFLA_MASTER."""
     below = link.get_attr("IFLA_LINK")
     if below and below != link["index"] and link.get_attr("IFLA_LINK_NETNSID") is None:
         return (_links(index=below)[0].get_attr("IFLA_IFNAME"),)
@@ -252,5 +253,5 @@ def _lower(link: Any) -> tuple[str, ...]:
 
 
 def _netdev_family(index: int) -> Any | None:
-    """NETDEV_CMD_DEV_GET, or None where the kernel has no such family or keeps silent about the device."""
+    """The answer to NETDEV_CMD_DEV_GET; None where the kernel has no such family or does not know the device."""
     return ask_family("netdev", _DevGet(), _NETDEV_CMD_DEV_GET, {"NETDEV_A_DEV_IFINDEX": index})

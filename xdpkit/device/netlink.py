@@ -1,4 +1,4 @@
-"""The ground under every netlink question: pyroute2 with our errors, and away from a running asyncio loop.
+"""How all modules call pyroute2: its errors become OSError with a message, and it runs outside a running asyncio loop.
 
 Questions are pyroute2's messages on a plain socket (``ask``): they cost a millisecond.  Changes go through its IPRoute,
 which brings asyncio and a loop of its own, and is imported when it is first used.
@@ -49,7 +49,8 @@ def ask(message: Any, kind: int, *, protocol: int, flags: int = 0) -> list[Any]:
 
 
 def _answers(sock: socket.socket, form: type[Any]) -> tuple[list[Any], bool]:
-    """The messages up to the end of the answer; whether the kernel says that they do not fit together."""
+    """The messages up to the end of the answer, and whether the kernel reports that they are inconsistent (a change
+    while it listed them)."""
     found: list[Any] = []
     more, interrupted = True, False
     while more:
@@ -72,8 +73,8 @@ def _answers(sock: socket.socket, form: type[Any]) -> tuple[list[Any], bool]:
 
 
 def ask_family(family: str, message: Any, command: int, attributes: dict[str, int]) -> Any | None:
-    """The first message of a generic netlink family's answer; None where the kernel has no such family, or keeps
-    silent about that."""
+    """The first message of a generic netlink family's answer; None where the kernel has no such family or command, or
+    does not know the object."""
     control = ctrlmsg()
     control["cmd"], control["version"] = _CTRL_CMD_GETFAMILY, 1
     control["attrs"] = [("CTRL_ATTR_FAMILY_NAME", family)]
@@ -88,8 +89,8 @@ def ask_family(family: str, message: Any, command: int, attributes: dict[str, in
 def outside_loop(call: Callable[[], T]) -> T:
     """Run `call`, which uses pyroute2, also where an asyncio loop is running (Jupyter, an async application).
 
-    pyroute2's IPRoute drives a loop of its own, and a thread can run only one. There the call runs in a fresh
-    thread: a thread inherits the network namespace of the one that started it.
+    pyroute2's IPRoute runs a loop of its own, and a thread can run only one. Where a loop is running already, the call
+    is made in a new thread, which inherits the network namespace of the calling thread.
     """
     asyncio = sys.modules.get("asyncio")  # without it no loop is running
     if asyncio is None or asyncio._get_running_loop() is None:
@@ -102,7 +103,7 @@ def outside_loop(call: Callable[[], T]) -> T:
 
 @contextmanager
 def oserror(doing: str) -> Iterator[None]:
-    """Turn pyroute2's exceptions, and an OSError that only has its number, into one that says what failed."""
+    """Turn pyroute2's exceptions, and an OSError without a message, into an OSError that says what failed."""
     try:
         yield
     except NetlinkError as error:

@@ -1,8 +1,8 @@
-"""Anonymous network namespaces: held by a file descriptor alone, so the kernel removes them with their owner.
+"""Anonymous network namespaces: only a file descriptor holds them, so the kernel removes them when their owner ends.
 
-Nothing is mounted under /var/run/netns. When the last descriptor closes and the last process inside ends, by
-any signal, the namespace goes and takes its veth pairs with it. setns(2) and unshare(2) act on one thread:
-other threads of the process stay where they are; threads and processes started inside begin inside.
+Nothing is mounted under /var/run/netns. When the last descriptor is closed and the last process inside has ended, by
+any signal, the kernel removes the namespace with its veth pairs. setns(2) and unshare(2) act on one thread: the other
+threads of the process stay where they are; threads and processes that are started inside begin inside.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _new() -> int:
 
 
 def _elsewhere(call: Callable[[], T]) -> T:
-    """Run in a thread of its own, whose namespace nobody will miss."""
+    """Run `call` in a new thread, so that a change of namespace affects no other code."""
     got: list[T] = []
     failed: list[BaseException] = []
 
@@ -133,7 +133,8 @@ def _call(function: str, *args: int) -> None:
 
 
 def _disable_ipv6() -> None:
-    """/proc/sys/net is the writing thread's own. A kernel without IPv6 has nothing to turn off."""
+    """Turn IPv6 off in this thread's namespace: /proc/sys/net shows that one. A kernel without IPv6 has no such
+    file."""
     for scope in ("all", "default"):
         knob = Path("/proc/sys/net/ipv6/conf", scope, "disable_ipv6")
         if knob.exists():

@@ -1,9 +1,9 @@
-"""Where workers run and where UMEM lies: near the device.
+"""Which CPUs workers run on, and which NUMA node UMEM lies in: those near the device.
 
-A worker gets a CPU of the device's NUMA node that serves no interrupt of these queues, since the driver and the reader
-of a queue work at the same time; where there is none, CPUs take turns.  Facts come from netlink (the queue's NAPI and
-its interrupt, Linux 6.8), /proc/irq, and sysfs by PCI address: nothing there depends on a network namespace.
-"""
+A worker runs on a CPU of the device's NUMA node that serves no interrupt of these queues, because the driver and the
+reader of a queue work at the same time.  Where there are not enough such CPUs, workers share them.  The facts come from
+netlink (the NAPI of a queue and its interrupt, Linux 6.8), from /proc/irq, and from sysfs by PCI address.  None of
+these depends on a network namespace, except netlink, which looks in that of the calling thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["choose", "device_node", "parse_list", "place"]
 
 
 def place(device: Device, queues: Sequence[int]) -> tuple[int, ...]:
-    """A CPU for each of ``queues``, of those that this thread may use."""
+    """A CPU for the worker of each of ``queues``, of the CPUs that this thread may use."""
     allowed = os.sched_getaffinity(0)
     node = device_node(device)
     near = _read_list(f"/sys/devices/system/node/node{node}/cpulist") if node is not None else allowed
@@ -30,8 +30,8 @@ def place(device: Device, queues: Sequence[int]) -> tuple[int, ...]:
 
 
 def choose(workers: int, allowed: Iterable[int], near: Iterable[int], busy: Iterable[int]) -> tuple[int, ...]:
-    """CPUs for ``workers``: those ``allowed``, first those ``near`` that are not ``busy`` with interrupts, then near,
-    then the others; all of the best kind take turns."""
+    """A CPU for each of ``workers``, out of ``allowed``.  The best kind that exists is used, and its CPUs take turns:
+    first ``near`` and not ``busy`` with interrupts, then not ``busy``, then ``near``, then any."""
     allowed, near, busy = set(allowed), set(near), set(busy)
     pool = sorted((near - busy) & allowed) or sorted(allowed - busy) or sorted(near & allowed) or sorted(allowed)
     return tuple(pool[n % len(pool)] for n in range(workers))

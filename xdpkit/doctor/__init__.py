@@ -1,2 +1,2 @@
-"""What this machine, its kernel and a device can do for xdpkit, and what to do about what they cannot.  It imports
-``kernel``, ``device``, ``sockets`` (what can be asked for) and below; no link."""
+"""What this machine, its kernel and a device can do for xdpkit, and advice for what they cannot do.  It imports
+``kernel``, ``device``, ``sockets`` (for the options) and rooms below, but not ``link``."""

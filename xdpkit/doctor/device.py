@@ -89,12 +89,12 @@ def _features(device: Device) -> Iterator[Check]:
         text = "the kernel does not tell what the driver can (before 6.3)"
         yield Check("XDP", "note", text, "mode auto tries zero-copy, native, generic in turn")
         return
-    told = ", ".join(sorted(features)) or "none"
+    names = ", ".join(sorted(features)) or "none"
     if "basic" not in features:
-        text = f"the driver has no native XDP (features: {told}): generic mode runs after the skb is made, more slowly"
+        text = f"the driver has no native XDP (features: {names}): generic mode runs after the skb is made, more slowly"
         yield Check("XDP", "note", text, "use mode generic or auto; or attach to the device below, if there is one")
     else:
-        yield Check("XDP", "ok", f"native; features: {told}")
+        yield Check("XDP", "ok", f"native; features: {names}")
         if "redirect" not in features:
             yield Check("redirect", "problem", "the driver cannot redirect: no AF_XDP in native mode", "mode generic")
         if "ndo-xmit" not in features:
@@ -110,7 +110,7 @@ def _features(device: Device) -> Iterator[Check]:
 
 
 def _metadata(device: Device) -> Check:
-    """What the driver says beside the bytes to a program in native mode; a kernel before 6.3 has none to offer."""
+    """The metadata that the driver offers to a program in native mode; a kernel before 6.3 offers none."""
     names = offered_names(device.rx_metadata)
     if names:
         return Check("metadata", "ok", f"the driver offers {', '.join(names)} in native mode")
@@ -166,7 +166,8 @@ def _native_mtu(device: Device, limit: int) -> Check:
 
 
 def _busy_poll(device: Device) -> Iterator[Check]:
-    """Documentation/networking/napi.rst: busy polling wants interrupts that stay off while somebody polls."""
+    """Whether sockets can busy poll.  Interrupts should stay off while a socket polls
+    (Documentation/networking/napi.rst)."""
     found = napi.of_queue(device.index, 0)
     if found is None:
         text = "kernel or driver do not tell which NAPI serves a queue: sockets cannot busy poll"
@@ -198,7 +199,7 @@ def _holders(device: Device) -> Iterator[Check]:
 
 
 def _offloads(device: Device) -> Iterator[Check]:
-    """Driver features that change what XDP sees, or that drivers refuse beside it."""
+    """Driver features that change the packets that XDP sees, or with which drivers refuse XDP."""
     if _on(device, "rx-vlan-hw-parse"):
         text = "tags may arrive beside the frame (rx-vlan-hw-parse): rules on vlan do not see those, meta.vlan does"
         off = "its peer txvlan off" if device.kind == "veth" else f"{device.name} rxvlan off"

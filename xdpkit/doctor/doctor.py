@@ -66,7 +66,7 @@ def _kernel() -> Iterator[Check]:
 
 
 def _features() -> Iterator[Check]:
-    """What is newer than this kernel, or missing in it; nothing can be said without the privilege to try."""
+    """The features that this kernel does not have.  Without the privilege to try a feature nothing is reported."""
     if _effective() >> _SYS_ADMIN & 1:
         for feature in FEATURES.values():
             if not has(feature.name):
@@ -129,9 +129,9 @@ def _packages() -> Iterator[Check]:
     else:
         yield Check("bitcode", "ok", "the data plane is installed")
     try:
-        told = ctypes.CDLL("libbpf.so.1").libbpf_version_string
-        told.restype = ctypes.c_char_p
-        yield Check("libbpf", "ok", f"version {told().decode().removeprefix('v')}")
+        version_string = ctypes.CDLL("libbpf.so.1").libbpf_version_string
+        version_string.restype = ctypes.c_char_p
+        yield Check("libbpf", "ok", f"version {version_string().decode().removeprefix('v')}")
     except (OSError, AttributeError):
         yield Check("libbpf", "note", "libbpf.so.1 is not where the loader looks: it is linked in, or old")
 
@@ -150,8 +150,8 @@ def _capabilities() -> Iterator[Check]:
 
 def _huge_pages() -> Check:
     with open("/proc/meminfo") as file:
-        told = dict(line.split(":") for line in file)
-    free, size = told.get("HugePages_Free", "0").strip(), told.get("Hugepagesize", "0 kB").strip()
+        meminfo = dict(line.split(":") for line in file)
+    free, size = meminfo.get("HugePages_Free", "0").strip(), meminfo.get("Hugepagesize", "0 kB").strip()
     if free != "0":
         return Check("huge pages", "ok", f"{free} of {size} are free")
     advice = "for huge_pages=on: echo 32 > /proc/sys/vm/nr_hugepages"

@@ -21,8 +21,8 @@ _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.  ``note``: works, but know this; ``problem``: something will not work.  ``advice``
-    says what to do; it is empty where there is nothing to do."""
+    """The result of one check.  ``status``: "ok"; "note" for what works with a restriction; "problem" for what will not
+    work.  ``advice`` says what to do; it is empty where there is nothing to do."""
 
     topic: str
     status: Status

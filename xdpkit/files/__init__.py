@@ -1,3 +1,2 @@
-"""Captures on disk: the formats pcap and pcapng, read with an error that names what is damaged, and pcapng written.
-Bytes in,
-bytes out: it imports nothing of xdpkit, and knows no pipeline."""
+"""Captures on disk: this room reads pcap and pcapng, with errors that name what is damaged, and writes pcapng.  It
+knows no pipeline, and imports nothing of xdpkit."""

@@ -1,11 +1,12 @@
 """Capture files: the packets in the bytes of a pcap or pcapng file, of either byte order.
 
-Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.  Where they leave room this reader does what libpcap does
-(sf-pcap.c, sf-pcapng.c), so that tcpdump and xdpkit see the same packets: the modified pcap format with longer record
-headers is read; lengths that old versions wrote in the other order are put right; a packet is cut to the snapshot
-length of its file.  Unlike libpcap it takes interfaces of different link types and sections of different byte orders.
+Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.  Where the drafts leave a choice this reader does what
+libpcap does (sf-pcap.c, sf-pcapng.c), so that tcpdump and xdpkit see the same packets: it reads the modified pcap
+format with longer record headers, corrects lengths that old versions wrote in the other order, and cuts a packet to the
+snapshot length of its file.  Unlike libpcap it reads interfaces of different link types and sections of different byte
+orders.
 
-Damage is never taken for the end of the file: a record that is cut short or cannot be is :class:`Damaged`.
+Damage is never taken for the end of the file: a record that is cut short or impossible raises :class:`Damaged`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import NamedTuple, Protocol
 
 __all__ = ["Damaged", "Record", "Stream", "records"]
 
-#: More than any packet of Ethernet that a capture holds (MAXIMUM_SNAPLEN), and more than any block.
+#: Limits in bytes of a packet (libpcap's MAXIMUM_SNAPLEN) and of a block; a larger one is damage.
 MAX_PACKET_BYTES, MAX_BLOCK_BYTES = 262_144, 16 << 20
 #: Magic number to nanoseconds in a unit of the fraction, and the size of the header of a record.
 _PCAP = {0xA1B2C3D4: (1000, 16), 0xA1B23C4D: (1, 16), 0xA1B2CD34: (1000, 24)}
-#: The link type itself; above it is what is known of frame check sequences.
+#: The bits of a link type; the bits above it describe frame check sequences.
 _LINKTYPE_MASK = 0x03FF_FFFF
 _SECTION, _INTERFACE, _OLD_PACKET, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 2, 3, 6
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
@@ -29,7 +30,7 @@ _END_OF_OPTIONS, _TSRESOL, _TSOFFSET = 0, 9, 14
 
 
 class Damaged(Exception):
-    """What is wrong with the file."""
+    """The file is damaged; the message says how."""
 
 
 class Record(NamedTuple):
@@ -42,7 +43,7 @@ class Record(NamedTuple):
 
 
 class Stream(Protocol):
-    """Something to read from; fewer bytes than asked for are not the end, none are."""
+    """An object to read from.  It may return fewer bytes than requested; only an empty result is the end."""
 
     def read(self, size: int, /) -> bytes:
         """Up to ``size`` bytes."""
@@ -50,7 +51,7 @@ class Stream(Protocol):
 
 
 def records(stream: Stream) -> Iterator[Record]:
-    """The packets of a capture.  Damaged where it is none, or where it cannot go on."""
+    """The packets of a capture.  Raises Damaged if ``stream`` is no capture, and at the first damaged record."""
     read = _reader(stream)
     magic = read(4, "its first number", optional=True)
     for order in "<>":
@@ -65,7 +66,8 @@ Read = Callable[..., bytes]
 
 
 def _reader(stream: Stream) -> Read:
-    """A function that reads ``size`` bytes of ``what``, or none where the file ends and may end (``optional``)."""
+    """A function that reads exactly ``size`` bytes; ``what`` names them in errors.  With ``optional`` it returns no
+    bytes where the file ends in front of them; otherwise an end there is damage."""
 
     def read(size: int, what: str, optional: bool = False) -> bytes:
         parts, left = list[bytes](), size
@@ -97,7 +99,7 @@ def _pcap(read: Read, order: str, unit_ns: int, header_bytes: int) -> Iterator[R
 
 
 def _cut(data: bytes, snaplen: int) -> bytes:
-    """``data`` as far as the snapshot length goes; 0 and what is no positive ``int`` of C are none."""
+    """The first ``snaplen`` bytes of ``data``; all of it where ``snaplen`` is 0 or no positive ``int`` of C."""
     return data[:snaplen] if 0 < snaplen < 1 << 31 else data
 
 
@@ -112,7 +114,7 @@ class _Interface:
     offset: int = 0  # seconds
 
     def time_ns(self, high: int, low: int) -> int:
-        """Nanoseconds since 1970 of a time stamp in two halves, as far as 64 bits go."""
+        """The nanoseconds since 1970 of a time stamp in two halves, cut to 64 bits."""
         found = (high << 32 | low) * 1_000_000_000 // self.units + self.offset * 1_000_000_000
         return min(max(found, 0), (1 << 64) - 1)
 
@@ -135,7 +137,7 @@ def _pcapng(read: Read) -> Iterator[Record]:
 
 
 def _block(read: Read, order: str, size: int, start: int = 8) -> bytes:
-    """The rest of a block of ``size`` bytes of which ``start`` have been read, without the length at its end."""
+    """The body of a block of ``size`` bytes, of which ``start`` are read already, without the length at the end."""
     if size % 4 or not start + 4 <= size <= MAX_BLOCK_BYTES:
         raise Damaged(f"a block would have {size:,} bytes")
     body = read(size - start, "a block")
@@ -145,7 +147,8 @@ def _block(read: Read, order: str, size: int, start: int = 8) -> bytes:
 
 
 def _section(read: Read, size: bytes = b"") -> str:
-    """A section header behind its type, perhaps also behind its ``size``: the byte order of what follows."""
+    """Read a section header, of which the type (and the ``size``, if that is passed) is read already.  Returns the byte
+    order of the section."""
     size = size or read(4, "the section header")
     magic = read(4, "the section header")
     order = next((o for o in "<>" if struct.unpack(f"{o}I", magic)[0] == _BYTE_ORDER_MAGIC), None)

@@ -1,7 +1,7 @@
-"""Files that a user names as outputs: a regular file is replaced whole or not at all, everything else is written into.
+"""Output files that a user names.  A regular file is replaced whole or not at all; anything else is written into.
 
-A device node, a FIFO or a symbolic link that stands at the path stays what it is: only a regular file is ever renamed
-over, truncated or removed.
+A device node, a FIFO or a symbolic link at the path stays what it is: only a regular file is ever renamed over,
+truncated or removed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["append_blocks", "empty_regular_file", "remove_if_empty", "write_whol
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Make ``data`` (text is written as UTF-8) the content of the file at ``path``.
 
-    Of a regular file, also behind symbolic links, either all is replaced or nothing: it keeps its mode, and its owner
-    where we may set it.  A device or a FIFO is opened and written into.  OSError names ``path``.
+    A regular file, also one behind symbolic links, is replaced whole or not at all.  It keeps its mode, and also its
+    owner where this process may set it.  A device or a FIFO is opened and written into.  OSError names ``path``.
     """
     name, content = os.fspath(path), data.encode() if isinstance(data, str) else data
     try:
@@ -39,7 +39,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def _replace(target: str, content: bytes, there: os.stat_result | None) -> None:
-    """Rename a new file over ``target``; ``there``: what stands there now."""
+    """Rename a new file with ``content`` over ``target``; ``there`` describes the file that is there now, if any."""
     number, partial = tempfile.mkstemp(prefix=f".{os.path.basename(target)[:200]}.", dir=os.path.dirname(target))
     try:
         with open(number, "wb") as file:
@@ -64,23 +64,23 @@ def _umask() -> int:
 
 
 def empty_regular_file(file: IO[bytes]) -> None:
-    """Cut off what an open regular file holds from its position on; what the shell appends to (>>), a device and a FIFO
-    stay as they are."""
+    """Truncate an open regular file at its position.  A file that the shell appends to (>>), a device and a FIFO stay
+    as they are."""
     appends = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not appends:
         file.truncate()
 
 
 def remove_if_empty(path: str | os.PathLike[str], file: IO[bytes]) -> None:
-    """Remove the regular file at ``path`` if it is the open ``file`` itself, no link to it, and holds nothing."""
+    """Remove the regular file at ``path`` if it is empty and is the open ``file`` itself, not a link to it."""
     mine, there = os.fstat(file.fileno()), os.lstat(path)
     if stat.S_ISREG(there.st_mode) and os.path.samestat(mine, there) and mine.st_size == 0:
         os.unlink(path)
 
 
 def append_blocks(file: IO[bytes], blocks: bytes) -> None:
-    """Write all of ``blocks``, or, to a regular file, nothing: what a full disk cuts is no block.  OSError names the
-    file."""
+    """Write all of ``blocks``.  If the disk is full, a regular file is cut back to its length before, so that it never
+    ends within a block.  OSError names the file."""
     file.flush()
     written = 0
     try:

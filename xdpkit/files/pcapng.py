@@ -16,8 +16,8 @@ LINKTYPE_ETHERNET = 1
 
 @dataclass(frozen=True, slots=True)
 class InterfaceStatistics:
-    """Counts for an Interface Statistics Block.  ``received`` by the hook, ``dropped`` before it by the device,
-    ``accepted`` by the filter, ``os_dropped`` between filter and user space, ``delivered`` to user space."""
+    """Packet counts for an Interface Statistics Block: ``received`` by the hook, ``dropped`` by the device before the
+    hook, ``accepted`` by the filter, ``os_dropped`` between filter and user space, ``delivered`` to user space."""
 
     received: int
     dropped: int

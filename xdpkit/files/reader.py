@@ -21,8 +21,9 @@ __all__ = ["CapturedPacket", "Skipped", "read_captures"]
 
 @dataclass(frozen=True, slots=True)
 class CapturedPacket:
-    """``number`` from 1 in its file; ``data`` as captured; ``wire_bytes`` its length on the wire, more than len(data)
-    if it was cut; ``time_ns`` nanoseconds since 1970."""
+    """A packet of a capture.  ``number``: its place in the file, from 1.  ``data``: the captured bytes.
+    ``wire_bytes``: its length on the wire, which is more than len(data) if the capture cut it.  ``time_ns``:
+    nanoseconds since 1970."""
 
     file: str
     number: int
@@ -32,14 +33,14 @@ class CapturedPacket:
 
     @property
     def cut(self) -> bool:
-        """The capture holds only the beginning."""
+        """Whether the capture holds only the beginning of the packet."""
         return self.wire_bytes > len(self.data)
 
 
 @dataclass(slots=True)
 class Skipped:
-    """What of some captures was not read: ``packets`` of link types other than Ethernet, by file and number of the link
-    type; ``errors``: what is wrong with files, each of which was read as far as it could be."""
+    """What could not be read of some captures.  ``packets``: the number of packets of other link types than Ethernet,
+    by file and number of the link type.  ``errors``: one for each damaged file, which was read up to the damage."""
 
     packets: Counter[tuple[str, int]] = field(default_factory=Counter)
     errors: list[OSError] = field(default_factory=list)
@@ -61,11 +62,11 @@ class Skipped:
 def read_captures(
     paths: list[Path], progress: Callable[[int], None] = lambda _: None, skipped: Skipped | None = None
 ) -> Iterator[CapturedPacket]:
-    """The packets of ``paths`` one file after the other; "-" is standard input.  ``progress`` gets the number of file
-    bytes read since its last call.
+    """The packets of ``paths``, one file after the other; "-" is standard input.  ``progress`` is called with the
+    number of file bytes that were read since the call before.
 
-    ``skipped`` notes what cannot be read, and the rest is read all the same.  Without it, OSError names the file that
-    is not a capture, that is not of Ethernet, or that ends in the middle of a packet."""
+    With ``skipped``, what cannot be read is noted there and reading continues.  Without it, OSError names the file that
+    is not a capture, that holds other packets than Ethernet, or that ends in the middle of a packet."""
     for path in paths:
         name = "standard input" if str(path) == "-" else str(path)
         try:

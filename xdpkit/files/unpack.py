@@ -1,8 +1,8 @@
 """Compressed files: gzip (RFC 1952) and Zstandard (RFC 8878), with a limit on what a small file may unpack to.
 
-A file of a few kilobytes can unpack to gigabytes.  Captures and lists of addresses become 3 to 50 times as long; a
-file that becomes more than MAX_RATIO times as long is refused before it fills the memory or takes hours.  Who has such
-a file can unpack it with another tool: files that are not compressed have no such limit.
+A file of a few kilobytes can unpack to gigabytes.  Captures and lists of addresses become 3 to 50 times as long.  A
+file that becomes more than MAX_RATIO times as long is refused before it fills the memory or takes hours.  A user who
+has such a file can unpack it with another tool: files that are not compressed have no such limit.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ class TooMuch(Exception):
     """The file unpacks to more than the limit."""
 
 
-#: What reading raises where a file is damaged, cut short, or unpacks to too much.
+#: The exceptions that reading raises where a file is damaged, cut short, or unpacks to too much.
 DAMAGE = (TooMuch, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
-#: Every file may unpack to so many bytes, and a longer one to so many times its own length.
+#: Every file may unpack to ALWAYS_BYTES bytes, and a longer file to MAX_RATIO times its own length.
 ALWAYS_BYTES, MAX_RATIO = 16 << 20, 200
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 #: Bytes of a Zstandard file that are unpacked at once: 4 of them can become 128 KiB.
 _PIECE = 256
-#: Progress is reported after so many bytes, for each report draws a line.
+#: Progress is reported after this many bytes, because each report draws a line.
 _REPORTED_BYTES = 1 << 16
 
 
 def unpack(raw: Stream, progress: Callable[[int], None] = lambda _: None) -> Stream:
     """``raw``, a file or a pipe read from its start, as a stream of what it holds, unpacked if it is compressed.
 
-    ``progress`` gets the number of bytes that were read since its last call.  Reading raises what is in DAMAGE where
-    the file is damaged, cut short, or unpacks to too much.
+    ``progress`` is called with the number of bytes that were read since the call before.  Reading raises one of DAMAGE
+    where the file is damaged, cut short, or unpacks to too much.
     """
     source = _Source(raw, progress)
     if source.start.startswith(_GZIP):
@@ -48,7 +48,8 @@ def unpack(raw: Stream, progress: Callable[[int], None] = lambda _: None) -> Str
 
 
 class _Source:
-    """The file itself: counts what is read, and gives its first bytes once more."""
+    """The file itself.  It counts the bytes that are read, and returns the first bytes, which were read to recognise
+    the format, a second time."""
 
     def __init__(self, raw: Stream, progress: Callable[[int], None]) -> None:
         self.taken, self._reported, self._raw, self._progress = 0, 0, raw, progress
@@ -74,7 +75,8 @@ class _Source:
 
 
 class _Zstandard:
-    """The content of all frames of a Zstandard file; unlike zstandard's own reader it notices a frame that is cut."""
+    """The content of all frames of a Zstandard file.  Unlike zstandard's own reader it notices a frame that is cut
+    short."""
 
     def __init__(self, source: Stream) -> None:
         self._source, self._left, self._packed = source, b"", b""
@@ -99,7 +101,7 @@ class _Zstandard:
 
 
 class _Bounded:
-    """What a compressed file holds, as far as the limit allows."""
+    """The content of a compressed file, up to the limit."""
 
     def __init__(self, stream: Stream, source: _Source) -> None:
         self._stream, self._source, self._unpacked = stream, source, 0

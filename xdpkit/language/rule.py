@@ -16,9 +16,10 @@ __all__ = ["Rule"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Rule:
-    """``name``, condition, ``steps``, action (CONTINUE: none, the next rule is tried), and the line that declared it.
-    ``lookup``: the rule is one of those that :meth:`Pipeline.apply` made of a verdict map; its condition ends with
-    this one, asked for the rule's own action."""
+    """One rule of a pipeline.  ``action`` is CONTINUE where the rule has none and the next rule is tried; ``where`` is
+    the line that declared it.  ``lookup``: set in the rules that :meth:`Pipeline.apply` makes of a verdict map, one for
+    each action.  It is the look-up that they share: the condition of each ends with it, restricted to the rule's own
+    action."""
 
     name: str
     expr: Expr
@@ -39,7 +40,7 @@ class Rule:
         return ", ".join(parts)
 
     def nodes(self) -> Iterator[Expr]:
-        """The condition and all that it is made of, and the limits of its steps."""
+        """The condition, its terms and their terms in turn, and the limits of the steps."""
         yield from self.expr.nodes()
         yield from (step.limit for step in self.steps if isinstance(step, Log))
 

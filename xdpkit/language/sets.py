@@ -4,10 +4,11 @@ A set holds members of one kind: a field or a tuple of fields.  ``blocked = pipe
 and ``blocked`` stands for the condition that the packet's own fields are in it; ``ip.dst.isin(blocked)`` asks with
 another field.  A verdict map (``pipe.vmap``) holds an action with each member.
 
-Here is what can be said without a kernel: :class:`SetSpec` turns members, as people write them, into :class:`Entry`
-values, which is what the reference evaluator and the kernel's maps hold.  The key of an entry is the fields' values in
-network order, one after the other, each in whole bytes, with zeros up to a multiple of 4 bytes.  With ``intervals`` the
-last field is a prefix (a range becomes several) and the longest one that fits is the member; without, keys are exact.
+This module needs no kernel.  :class:`SetSpec` turns members, as people write them, into :class:`Entry` values, which
+the reference evaluator and the kernel's maps hold.  The key of an entry is the fields' values in network order, one
+after the other, each in whole bytes, with zeros up to a multiple of 4 bytes.  With ``intervals`` the last field is a
+prefix (a range becomes several prefixes), and the longest prefix that matches is the member.  Without ``intervals``
+keys are exact.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ __all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Add", "Entry", "Member", "Set", "SetS
 
 DEFAULT_CAPACITY = 65_536
 MAX_CAPACITY = 1 << 26
-#: Bytes of a key: the kernel's prefix tries take 256 bytes, and more than this is on no stack here.
+#: Most bytes of a key.  The kernel's prefix tries take 256, but the key must fit on the stack of the program.
 MAX_KEY_BYTES = 64
-#: Seconds; as nanoseconds it stays far inside 64 bits.
+#: Longest time-out, in seconds; in nanoseconds it stays far inside 64 bits.
 MAX_TIMEOUT = 10 * 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key of a set: ``key`` (SetSpec.key_bytes long), of which the first ``bits`` count; ``action``: index into
-    SetSpec.actions (0 in a plain set); ``timeout``: seconds it stays, 0 for ever."""
+    """One key of a set.  ``key``: SetSpec.key_bytes bytes, of which the first ``bits`` are compared.  ``action``: an
+    index into SetSpec.actions (0 in a plain set).  ``timeout``: the seconds that it stays; 0 is for ever."""
 
     key: bytes
     bits: int
@@ -46,7 +47,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class SetSpec:
-    """A declared set: see :meth:`xdpkit.Pipeline.set`.  ``actions`` are those a verdict map may hold; none in a set."""
+    """A declared set: see :meth:`xdpkit.Pipeline.set`.  ``actions``: those that members of a verdict map may have;
+    empty for a set."""
 
     name: str
     fields: tuple[FieldSpec, ...]
@@ -76,7 +78,7 @@ class SetSpec:
 
     @property
     def kind(self) -> str:
-        """What the members are, in words that two declarations of the same set must share."""
+        """The fields and options of the set, as text.  Two declarations of one shared set must have the same text."""
         parts = [",".join(f.name for f in self.fields)]
         parts += [word for word, there in (("intervals", self.intervals), ("timeouts", self.timeouts)) if there]
         parts += [f"actions {'/'.join(map(str, self.actions))}"] * bool(self.actions)
@@ -173,7 +175,7 @@ class SetSpec:
 
 
 def _intervals(condition: Expr) -> tuple[tuple[int, int], ...]:
-    """Those of a condition on one field."""
+    """The intervals of ``condition``, which tests one field."""
     assert isinstance(condition, Test)
     return condition.intervals
 
@@ -184,7 +186,7 @@ def _ends(ends: list[str]) -> tuple[int, int]:
 
 
 def _plain(error: PipelineError) -> str:
-    """The message without the place in front: the caller puts the place there once."""
+    """The message without the place in front, because the caller puts the place there."""
     text = str(error)
     return text.removeprefix(f"{error.where}: ") if error.where else text
 
@@ -215,8 +217,8 @@ def cover(low: int, high: int, bits: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Member(Expr):
-    """The packet has all of ``fields``, and their values are a key of the set.  With ``action`` (an index into the
-    set's actions) the key must also hold that action."""
+    """The packet has all of ``fields``, and their values are a member of the set.  With ``action`` (an index into the
+    set's actions) the member must also have that action."""
 
     set: SetSpec
     fields: tuple[FieldSpec, ...]
@@ -234,8 +236,9 @@ class Member(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Add(Step):
-    """The values of ``fields`` become a member of the set for ``timeout`` seconds (0: for ever); a member that is there
-    gets its time-out anew, one without a time-out stays so.  Made by :meth:`xdpkit.language.sets.Set.add`."""
+    """Add the values of ``fields`` to the set for ``timeout`` seconds (0: for ever).  The time-out of a member that is
+    there already starts again; a member without a time-out keeps none.  :meth:`xdpkit.language.sets.Set.add` makes
+    this step."""
 
     set: SetSpec
     fields: tuple[FieldSpec, ...]
@@ -247,25 +250,26 @@ class Add(Step):
 
 
 class Set(Keyed):
-    """A declared set or verdict map; stands where a condition goes, for "the packet's own fields are in it"."""
+    """A declared set or verdict map.  As a condition it is true if the packet's own fields are in the set."""
 
     def __init__(self, spec: SetSpec):
         self.spec = spec
 
     @property
     def name(self) -> str:
-        """The name it was declared by."""
+        """The name of the set."""
         return self.spec.name
 
     def __repr__(self) -> str:
         return f"<{'vmap' if self.spec.actions else 'set'} {self.spec.name}: {self.spec.kind}>"
 
     def condition(self) -> Expr:
-        """The packet's own fields, those the set is declared for, are in it."""
+        """The condition that the packet's own fields, those that the set is declared for, are in the set."""
         return self._member(self.spec.fields)
 
     def _member(self, specs: tuple[FieldSpec, ...], action: int | None = None) -> Expr:
-        """``specs`` are in it; of an address of either family as two conditions."""
+        """The condition that the values of ``specs`` are in the set.  An address of either family becomes two
+        conditions, one for IPv4 and one for IPv6."""
         variants = families(specs)
         if len(variants) == 1:
             return Member(self.spec, specs, action, where=here())
@@ -276,11 +280,12 @@ class Set(Keyed):
         return EitherFamily(terms, str(Member(self.spec, specs, action, where=here())), where=here())
 
     def with_action(self, number: int) -> Expr:
-        """The packet's own fields are in the verdict map, with this one of its actions (an index)."""
+        """The condition that the packet's own fields are in the verdict map with action ``number`` (an index)."""
         return self._member(self.spec.fields, number)
 
     def _keys(self, fields: tuple[Field, ...]) -> tuple[FieldSpec, ...]:
-        """The fields as keys of the set; an address of one family may be one where the set holds both."""
+        """The fields that a key is read from.  Where the set holds addresses of both families, an IPv4 address is read
+        as an IPv4-mapped one."""
         specs = tuple(_spec(f) for f in fields)
         if len(specs) != len(self.spec.fields):
             return specs
@@ -290,7 +295,8 @@ class Set(Keyed):
         )
 
     def match(self, *fields: Field) -> Expr:
-        """``fields`` of the packet are in the set: as many as it is declared for, each of the same width and kind."""
+        """The condition that the values of ``fields`` are in the set.  There must be as many fields as the set is
+        declared for, each of the same width and kind; otherwise PipelineError."""
         specs = self._keys(fields)
         same = len(specs) == len(self.spec.fields) and all(
             a.bits == b.bits and (a.kind == b.kind or (a.kind, b.kind) == ("ipv6", "ip"))
@@ -303,8 +309,9 @@ class Set(Keyed):
         return self._member(specs)
 
     def add(self, *fields: Field, timeout: float = 0) -> Add:
-        """A step: the packet's own fields, or ``fields``, become a member for ``timeout`` seconds (0: for ever); one
-        that is there gets its time-out anew."""
+        """A step that adds the packet's own fields, or ``fields``, to the set for ``timeout`` seconds (0: for ever).
+        The time-out of a member that is there already starts again.  PipelineError for a verdict map, for a time-out
+        where the set has none, and for fields that do not fit."""
         if self.spec.actions:
             raise PipelineError(f"verdict map {self.name!r}: a packet cannot add a verdict", here())
         if timeout and not self.spec.timeouts:
@@ -326,7 +333,7 @@ def declare(
     name: object, fields: Iterable[object], *, capacity: object, intervals: bool | None, timeouts: bool, pinned: bool,
     actions: tuple[Action, ...], members: object, source: object,
 ) -> SetSpec:  # fmt: skip
-    """A SetSpec from what a user wrote, checked; initial members too."""
+    """Check the arguments of a declaration and make a SetSpec of them, with the initial members.  PipelineError."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,31}", name):
         raise PipelineError(f"set name {name!r}: letters, digits and '_', at most 32", here())
     specs = tuple(_spec(f) for f in fields)

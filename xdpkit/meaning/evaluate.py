@@ -26,9 +26,10 @@ __all__ = ["Metadata", "Outcome", "Packet", "State", "evaluate", "holds", "run",
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a frame: the ``rule`` that took it (its action holds the verdict), the rules it ``passed``, whose
-    steps it met, and what steps did: the ``mark``; the rule that ``mirrored`` it and how many bytes; the rules that
-    ``logged`` it; those whose step ``failed`` (no room in a set)."""
+    """What became of a frame.  ``rule``: the rule that took it; the rule's action holds the verdict.  ``passed``: the
+    rules whose condition held and that let the frame go on.  ``mark``: the mark that it has.  ``mirrored``: the rule
+    that mirrored it, and how many bytes.  ``logged``: the rules that logged it.  ``failed``: the rules with a step that
+    could not be done, because a set was full."""
 
     rule: Rule
     passed: list[Rule] = field(default_factory=list)
@@ -40,8 +41,8 @@ class Outcome:
 
 @singledispatch
 def holds(expr: Expr, packet: Packet, state: State) -> bool:
-    """Is ``expr`` true of ``packet``?  A limit takes a token and a sample draws, so the order counts: left to right,
-    and no further than needed."""
+    """Is ``expr`` true of ``packet``?  Terms are tried from left to right, and no further than needed.  The order
+    matters, because a limit takes a token and a sample draws a random number."""
     raise TypeError(f"no meaning for {type(expr).__name__}")
 
 
@@ -110,8 +111,8 @@ def run(
     wire_bytes: int | None = None,
     metadata: Metadata = NO_METADATA,
 ) -> Outcome:
-    """What becomes of ``frame``, with what ``state`` remembers and what it will remember then.  ``metadata``: what is
-    known of the frame beside its bytes, nothing by default."""
+    """Run ``pipeline`` on ``frame``.  It reads and changes ``state``.  ``metadata``: what is known of the frame besides
+    its bytes; by default nothing."""
     packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata)
     outcome = Outcome(pipeline.outcomes[-1])
     for rule in pipeline.outcomes:

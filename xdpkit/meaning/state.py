@@ -1,5 +1,6 @@
-"""What a pipeline remembers from packet to packet, in plain Python: members of sets, buckets of limits, and the clock
-and the randomness that it is given.  The reference evaluator works on one; the kernel's maps must come to the same."""
+"""What a pipeline remembers from packet to packet, in plain Python: members of sets and buckets of limits, with the
+clock and the random numbers that they use.  The reference evaluator works on such a state, and the kernel's maps must
+hold the same."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def key_of(packet: Packet, fields: Iterable[FieldSpec], key_bytes: int) -> bytes
 
 @dataclass(slots=True)
 class Members:
-    """The members of one set: by prefix length in bits, the longest that fits is found."""
+    """The members of one set, by prefix length in bits; a look-up finds the longest prefix that matches."""
 
     spec: SetSpec
     by_bits: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
@@ -37,12 +38,12 @@ class Members:
         return sum(map(len, self.by_bits.values()))
 
     def put(self, entry: Entry, now_ns: int = 0) -> None:
-        """Add ``entry`` or write it over."""
+        """Add ``entry``, or replace the one with the same key."""
         expires = now_ns + round(entry.timeout * 1e9) if entry.timeout else 0
         self.by_bits.setdefault(entry.bits, {})[_head(entry.key, entry.bits)] = (expires, entry.action)
 
     def find(self, key: bytes, now_ns: int) -> int | None:
-        """The action of the member that fits ``key`` best and whose time is not over, None if there is none."""
+        """The action of the longest member that matches ``key`` and has not timed out; None if there is none."""
         for bits in sorted(self.by_bits, reverse=True):
             expires, action = self.by_bits[bits].get(_head(key, bits), (-1, 0))
             if expires == 0 or expires > now_ns:
@@ -50,8 +51,8 @@ class Members:
         return None
 
     def add(self, key: bytes, timeout: float, now_ns: int) -> bool:
-        """What a step does: a member that is this very key gets its time-out anew, one without stays; a key that lies
-        in a member's prefix is one already.  False where the set is full."""
+        """Do what the step ``Add`` does, and return False where the set is full.  If ``key`` itself is a member, its
+        time-out starts again, unless it has none.  If ``key`` lies in the prefix of a member, nothing is added."""
         bits, expires = self.spec.key_bits, now_ns + round(timeout * 1e9) if timeout else 0
         mine, head = self.by_bits.setdefault(bits, {}), _head(key, bits)
         if head in mine:
@@ -66,7 +67,7 @@ class Members:
         return True
 
     def _covers(self, key: bytes, now_ns: int) -> bool:
-        """The longest prefix around ``key`` lives."""
+        """Whether the longest prefix that holds ``key`` has not timed out."""
         for bits in sorted(self.by_bits, reverse=True):
             if _head(key, bits) in self.by_bits[bits]:
                 expires, _ = self.by_bits[bits][_head(key, bits)]
@@ -79,15 +80,15 @@ def _head(key: bytes, bits: int) -> int:
 
 
 def draw(random: int) -> int:
-    """The next 32 random bits behind ``random``: the linear congruential generator of Numerical Recipes.  The kernel
-    draws its own; it uses this one where it must come to the same as the reference."""
+    """The 32 random bits that follow ``random``, by the linear congruential generator of Numerical Recipes.  A program
+    in the kernel uses the kernel's generator, except in tests that compare it with the reference."""
     return (random * 1664525 + 1013904223) & 0xFFFFFFFF
 
 
 @dataclass(slots=True)
 class State:
-    """``now_ns``: the clock, nanoseconds; ``random``: 32 bits from which the next ones are drawn.  Set both before each
-    packet."""
+    """The state of one pipeline.  ``now_ns``: the clock in nanoseconds.  ``random``: 32 bits from which the next are
+    drawn.  Set both before each packet."""
 
     pipeline: Pipeline
     now_ns: int = 0
@@ -108,7 +109,7 @@ class State:
                 self.sets[name].put(entry, self.now_ns)
 
     def take(self, limit: Limit, key: bytes, packet_bytes: int) -> bool:
-        """Take a packet out of a bucket; False where it comes too fast, and takes nothing."""
+        """Take the tokens of a packet out of a bucket.  False where the packet is above the rate: it takes none."""
         now = self.now_ns << TIME_SHIFT
         full = max(self.buckets.get((limit.bucket, key), 0), now) + limit.cost(packet_bytes)
         if full - now > limit.tolerance:

@@ -22,7 +22,7 @@ Inside = tuple[int, int] | None
 
 
 class Outer(Protocol):
-    """The packet: its bytes, and what notes that a header is there."""
+    """The packet, as far as this module needs it: its bytes, and a method that notes where a header starts."""
 
     frame: bytes
 

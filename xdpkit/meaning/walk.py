@@ -40,9 +40,9 @@ NO_METADATA = Metadata()
 
 @dataclass(slots=True)
 class Packet:
-    """What the walk found: where each header starts, by name (``inner.ip`` inside a tunnel), and the values that are
-    not in one place of the bytes (members of ``struct packet``); ``len`` and ``rx_queue`` are always there.  Metadata
-    that is there starts at 0."""
+    """What the walk found.  ``starts``: where each header starts, by name (``inner.ip`` inside a tunnel); metadata that
+    is present starts at 0.  ``members``: values that are not at one place in the bytes, by the names of the members of
+    ``struct packet``; ``len`` and ``rx_queue`` are always present."""
 
     frame: bytes = field(repr=False)
     starts: dict[str, int] = field(default_factory=dict)
@@ -79,7 +79,8 @@ class Packet:
 
 def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA) -> Packet:
     """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``.
-    ``wire_bytes``: its length where ``frame`` is only the beginning of it.  ``metadata``: what is known beside it."""
+    ``wire_bytes``: the length of the packet where ``frame`` is only its beginning.  ``metadata``: what is known of the
+    packet besides its bytes."""
     length = len(frame) if wire_bytes is None else wire_bytes
     packet = Packet(frame, members={"len": length, "rx_queue": rx_queue})
     for name, value in metadata.present().items():
@@ -100,7 +101,8 @@ def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, meta
 
 
 def _walk_link(packet: Packet, prefix: str, at: int) -> tuple[int, int]:
-    """Ethernet and its tags; where they end and the EtherType of what follows, 0 if nothing does."""
+    """Walk Ethernet and its tags.  Returns where they end, and the EtherType of the next header (0 if there is
+    none)."""
     if not packet.found(prefix + "eth", at):
         return at, 0
     ethertype = int.from_bytes(packet.frame[at + 12 : at + 14])
@@ -118,8 +120,8 @@ def _walk_link(packet: Packet, prefix: str, at: int) -> tuple[int, int]:
 
 
 def _walk_network(packet: Packet, prefix: str, at: int, ethertype: int) -> tuple[int, int | None]:
-    """The network header and the transport header behind it; where that starts and its protocol, None if there is
-    none."""
+    """Walk the network header and the transport header behind it.  Returns where the transport header starts, and its
+    protocol number (None if there is none)."""
     proto = None
     if ethertype == IPV4:
         at, proto = _walk_ip(packet, prefix, at)
