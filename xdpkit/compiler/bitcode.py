@@ -1,6 +1,5 @@
-"""What clang made of ``bpf/`` when the package was built, and what ships in it: the bitcode of the hooks, and the
-objects of
-small programs that never change."""
+"""The files that clang made of ``bpf/`` when the package was built: the bitcode of the hooks, and the objects of small
+programs that never change.  They ship in the package."""
 
 from __future__ import annotations
 

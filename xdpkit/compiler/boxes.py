@@ -1,9 +1,9 @@
-"""Rules as boxes: what a decision tree is built from.
+"""Rules as boxes, from which decision trees are built.
 
-The alternatives of a plain rule (``check.alternatives``: headers there or absent, intervals per field) become boxes:
-for each *word*, 32 bits of what is known of a packet, an interval.  A word is a field (or its bits under a mask), 32
-bits of a longer field, or 0 and 1 for a header that is absent or there.  A field of an absent header counts as 0; the
-word of the header tells the difference.
+The alternatives of a plain rule (``check.alternatives``: headers present or absent, intervals of fields) become boxes.
+A box has an interval for each *word*.  A word is 32 bits of what is known of a packet: a field (or its bits under a
+mask), 32 bits of a longer field, or 1 and 0 for a header that is present or absent.  A field of an absent header counts
+as 0; the word of the header tells it from a value of 0.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..language.rule import Rule
 
 __all__ = ["MAX_WORDS", "Boxes", "Run", "Word", "plain", "runs"]
 
-#: Words of one table; they are on the stack, and where rules read many headers little of it is left.
+#: Most words of one table.  The words are on the stack, and where rules read many headers little of the stack is left.
 MAX_WORDS, MANY_HEADERS, FEW_WORDS = 32, 10, 16
-#: Boxes of one rule; a rule of more is left to code.
+#: Most boxes of one rule; a rule with more is left to code.
 MAX_BOXES = 256
-#: Boxes of one table.
+#: Most boxes of one table.
 MAX_RUN_BOXES = 1 << 17
 WORD_BITS = 32
 
@@ -36,8 +36,8 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Word:
-    """``header`` there (1) or absent (0) if ``spec`` is None, else the bits of ``spec`` from ``shift`` up, under
-    ``mask``."""
+    """One word.  If ``spec`` is None: whether ``header`` is present (1) or absent (0).  Otherwise 32 bits of the field
+    ``spec``, from bit ``shift`` up, under ``mask``."""
 
     header: str | None
     spec: FieldSpec | None = None
@@ -55,9 +55,9 @@ Box = dict[Word, Interval]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """``low``, ``high``: int64[boxes, words], closed intervals.  ``rule``: int64[boxes], ascending; the first that
-    holds a packet has its rule.  ``words``: what the columns are; ``guard``: headers that every box asks for, not among
-    them."""
+    """Boxes as arrays.  ``low``, ``high``: int64[boxes, words], closed intervals.  ``rule``: int64[boxes], ascending;
+    the first box that holds a packet decides its rule.  ``words``: the columns.  ``guard``: the headers that every box
+    requires; they have no column."""
 
     words: tuple[Word, ...]
     guard: frozenset[str]
@@ -67,7 +67,7 @@ class Boxes:
 
     @property
     def headers(self) -> frozenset[str]:
-        """The headers that are asked for."""
+        """The headers that the boxes ask for."""
         return self.guard | {word.header for word in self.words if word.header is not None}
 
     @property
@@ -78,7 +78,7 @@ class Boxes:
 
 @dataclass(slots=True)
 class Run:
-    """Consecutive rules, numbered as in the pipeline, with their boxes if all are plain."""
+    """Consecutive rules with their numbers in the pipeline, and their boxes if all of them are plain."""
 
     rules: list[tuple[int, Rule]] = field(default_factory=list)
     boxes: list[list[tuple[Alternative, Box]]] | None = None
@@ -124,8 +124,8 @@ class Run:
 
 
 def runs(rules: Iterable[tuple[int, Rule]], least: int, most_words: int = MAX_WORDS) -> Iterator[Run]:
-    """``rules`` in order as runs: at least ``least`` plain ones each, which may become a table, and what is between,
-    without boxes."""
+    """``rules`` in order, divided into runs.  A run with boxes has at least ``least`` plain rules and may become a
+    table; the rules between such runs are runs without boxes."""
     code = Run()
     for run in _plain_runs(rules, most_words):
         if run.boxes is None or len(run.rules) < max(least, 1):
@@ -140,7 +140,7 @@ def runs(rules: Iterable[tuple[int, Rule]], least: int, most_words: int = MAX_WO
 
 
 def _plain_runs(rules: Iterable[tuple[int, Rule]], most_words: int) -> Iterator[Run]:
-    """Runs of plain rules as long as one table may be, and the other rules."""
+    """Runs of plain rules, each as long as one table may be, and runs of the other rules."""
     run = Run(boxes=[])
     for index, rule in rules:
         found = plain(rule)
@@ -164,8 +164,8 @@ def _plain_runs(rules: Iterable[tuple[int, Rule]], most_words: int) -> Iterator[
 
 
 def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
-    """The boxes of ``rule``, with the alternatives they are of; None if it is not plain: it takes every packet, has
-    steps, asks for something else than headers and fields, or has more than MAX_BOXES."""
+    """The boxes of ``rule``, each with its alternative.  None if the rule is not plain: it takes every packet, has
+    steps, tests something else than headers and fields, or has more than MAX_BOXES boxes."""
     if isinstance(rule.expr, Always) or getattr(rule, "steps", None):
         return None
     form = alternatives(rule.expr)
@@ -177,7 +177,7 @@ def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
         parts: list[list[Box]] = []
         for (name, mask), intervals in alternative.values.items():
             if field_named(name).kind == "bytes":
-                return None  # may end before they do, which no word says
+                return None  # the packet may end before these bytes, and no word says so
             words = _field_words(name, mask)
             parts.append([box for interval in intervals for box in _split(words, interval)])
             size *= len(parts[-1])
@@ -208,8 +208,8 @@ def _field_words(name: str, mask: int | None) -> tuple[Word, ...]:
 
 
 def _split(words: tuple[Word, ...], interval: Interval) -> list[Box]:
-    """``interval`` of a field as boxes of its words: one for a value or a prefix, else up to two more for each word
-    behind the first."""
+    """``interval`` of a field as boxes of the field's words.  A value or a prefix is one box; any other interval has up
+    to two more boxes for each word behind the first."""
     if len(words) == 1:
         return [{words[0]: interval}]
     return [dict(zip(words, pieces, strict=False)) for pieces in _pieces(*interval, [word.shift for word in words])]
@@ -231,5 +231,5 @@ def _pieces(low: int, high: int, shifts: list[int]) -> list[tuple[Interval, ...]
         found += [((last, last), *tail) for tail in _pieces(0, above, rest)]
         last -= 1
     if first <= last:
-        found.append(((first, last),))  # the words behind it: any value
+        found.append(((first, last),))  # the words behind it may have any value
     return found

@@ -35,7 +35,7 @@ from .compiled import HOOKS, Compiled, TableInfo
 __all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
 FORMAT = 2
-#: What a built file unpacks to at most: 65,535 rules in tables are some 20 MiB.
+#: Most bytes that a built file may unpack to; 65,535 rules in tables take some 20 MiB.
 MAX_BYTES = 256 << 20
 #: What a program needs of the kernel, by hook.
 NEEDS = {
@@ -44,9 +44,9 @@ NEEDS = {
     "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
     "tc": ("Linux 6.6: tcx links",),
 }
-#: What limits and tcpdump strings that loop need, at every hook.
+#: What a program with limits, or with tcpdump strings that loop, needs of the kernel at every hook.
 LOOPS = "Linux 5.17: bpf_loop"
-#: What zipfile, json and the decoder raise on a file that is damaged or something else.
+#: The exceptions that zipfile, json and the decoder raise on a file that is damaged or of another kind.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError,
     LookupError, ValueError, TypeError, AttributeError, OverflowError,
@@ -55,8 +55,8 @@ _DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A pipeline with its compiled programs by hook.  ``folder``: where the files of its sets are, if not beside the
-    pipeline."""
+    """A pipeline with its compiled programs by hook.  ``folder``: the folder of the files of its sets; None where that
+    is the folder of the pipeline's own file."""
 
     pipeline: Pipeline
     programs: dict[str, Compiled]
@@ -67,7 +67,8 @@ class Built:
         return self.programs.get(hook) or compile_pipeline(self.pipeline, hook)
 
     def with_reader_metadata(self, hook: str, names: tuple[str, ...]) -> Built:
-        """With a program for ``hook`` that writes this metadata for readers; compiled now unless it is there."""
+        """This pipeline with a program for ``hook`` that writes the metadata ``names`` for readers; the program is
+        compiled now unless it is there."""
         found = self.programs.get(hook)
         if found is None or found.reader_metadata != names:
             found = compile_pipeline(self.pipeline, hook, reader_metadata=names)
@@ -85,19 +86,19 @@ def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
 
 
 def _loops(pipeline: Pipeline) -> bool:
-    """The rules need bpf_loop(): to pay for a limit, and for tcpdump strings that loop."""
+    """Whether the rules need bpf_loop(): limits do, and tcpdump strings that loop."""
     nodes = (node for rule in pipeline.every_rule for node in rule.nodes())
     return bool(pipeline.limits) or any(isinstance(n, Classic) and has_loops(n.instructions) for n in nodes)
 
 
 def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = None) -> Built:
-    """What was built of it, and the rest to be compiled when asked for; with the shadow of another pipeline beside it
-    all is compiled anew.  TypeError for what is no pipeline."""
-    for given in (pipeline, *([] if shadow is None else [shadow])):
-        if not isinstance(given, Pipeline | Compiled | Built):
-            file = isinstance(given, str | os.PathLike)
-            advice = f": load_file({os.fspath(given)!r}) reads the pipeline of a file" if file else ""
-            raise TypeError(f"{given!r} is no Pipeline, Compiled or Built{advice}")
+    """``pipeline`` as a Built: programs that are compiled already are kept, others are compiled when they are needed.
+    With ``shadow`` the programs hold both rulesets, so all of them are compiled again.  TypeError for other objects."""
+    for argument in (pipeline, *([] if shadow is None else [shadow])):
+        if not isinstance(argument, Pipeline | Compiled | Built):
+            file = isinstance(argument, str | os.PathLike)
+            advice = f": load_file({os.fspath(argument)!r}) reads the pipeline of a file" if file else ""
+            raise TypeError(f"{argument!r} is no Pipeline, Compiled or Built{advice}")
     if shadow is not None:
         base = pipeline if isinstance(pipeline, Pipeline) else pipeline.pipeline
         return Built(base.with_shadow(shadow), {}, pipeline.folder if isinstance(pipeline, Built) else None)
@@ -191,7 +192,8 @@ def _expect(kind: type[T], value: object) -> T:
 
 
 def load(path: str | Path) -> Built:
-    """A pipeline from a Python file, to be compiled when asked, or from a built file; told apart by content."""
+    """A pipeline from a Python file, compiled when a program is needed, or from a built file.  The content of the file
+    decides which it is.  Raises OSError and PipelineError, as :func:`read` and :func:`load_file` do."""
     if zipfile.is_zipfile(path):
         return read(path)
     return Built(load_file(path), {})

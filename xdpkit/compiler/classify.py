@@ -1,6 +1,6 @@
 """The function ``classify()`` while it is written: its module, its blocks, and how a rule ends in it.
 
-The passes (read.py, conditions.py, memory.py, lower_tables.py, turns.py) get a :class:`Classify` and write into it.
+The passes (read.py, conditions.py, memory.py, lower_tables.py, turns.py) write into a :class:`Classify`.
 """
 
 from __future__ import annotations
@@ -66,22 +66,22 @@ class Classify:
         self.function.attributes.add("alwaysinline")
         self.function.set_metadata("dbg", self.debug.subprogram)
         self.registers = Registers(self.function)
-        #: The headers that are there wherever the code runs that is written now.
+        #: The headers that are certainly present where the code that is written now runs.
         self.present: frozenset[str] = frozenset()
         self.targets = {
             kind: {name: n for n, name in enumerate(self.pipeline.targets(kind))} for kind in (Forward, Redirect)
         }
-        #: The block in front of all rules of a section, for what they have in common, and the values computed there.
+        #: The block in front of all rules of a section, and the values that are computed there once for all of them.
         self.first = self.registers.first
         self.values: dict[str, ir.Value] = {}
-        #: Where a packet goes on that a rule of the shadow has taken; None while the rules that act are written.
+        #: The block that follows once a rule of the shadow has taken the packet; None while the live rules are written.
         self.after_shadow = self.block("tried") if plan.shadow else None
         #: The last rule of the section: it takes every packet.
         self.last = _last(plan.shadow or plan.acting)
 
     def start_acting(self, builder: ir.IRBuilder) -> None:
-        """Begin with the rules that act, behind those of the shadow, as if there had been none: no value that was
-        computed for those is used again (bpf/shadow.h says why)."""
+        """Begin with the live rules, behind those of the shadow.  No value that was computed for the shadow is used
+        again (bpf/shadow.h says why)."""
         assert self.after_shadow is not None
         start = self.after_shadow
         self.after_shadow, self.first, self.last = None, start, _last(self.plan.acting)
@@ -95,8 +95,8 @@ class Classify:
         builder.position_at_end(acting)
 
     def once(self, key: str, make: Callable[[ir.IRBuilder], ir.Value]) -> ir.Value:
-        """A value that is the same for all rules of a section, computed in its first block: it spares LLVM the work of
-        finding that out, which grows faster than the number of rules."""
+        """A value that is the same for all rules of a section, computed in the section's first block.  LLVM would find
+        equal values by itself, but the time for that grows faster than the number of rules."""
         if key not in self.values:
             builder = ir.IRBuilder(self.first)
             builder.position_before(self.first.terminator)
@@ -106,20 +106,21 @@ class Classify:
 
     @contextmanager
     def knowing(self, headers: frozenset[str]) -> Iterator[None]:
-        """What is written inside runs only where ``headers`` are present."""
+        """Context manager: code that is written inside runs only where ``headers`` are present."""
         before = self.present
         self.present |= headers
         yield
         self.present = before
 
     def room_for(self, kind: ir.Type, name: str) -> ir.Value:
-        """A place on the stack."""
+        """A variable on the stack."""
         builder = ir.IRBuilder(self.registers.first)
         builder.position_at_start(self.registers.first)
         return builder.alloca(kind, name=name)
 
     def block(self, name: str) -> ir.Block:
-        """A new basic block at the end of the function; numbered, since llvmlite is slow to tell equal names apart."""
+        """A new basic block at the end of the function.  Its name has a number, because llvmlite is slow where names
+        are equal."""
         return self.function.append_basic_block(f"{name}.{len(self.function.blocks)}")
 
     def external(self, name: str) -> ir.Function:
@@ -142,8 +143,8 @@ class Classify:
         ir.IRBuilder(function.append_basic_block()).ret_void()
 
     def require(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
-        """What is first of a section goes on only where ``holds``, as it always does; else the last rule takes the
-        packet.  ``builder`` stands at the end of the first block."""
+        """Let the first block of a section go on only where ``holds`` is true.  It always is, but the verifier does not
+        know that; in the other case the last rule takes the packet.  ``builder`` is at the end of the first block."""
         more, never = self.block("more"), self.block("never")
         start = self.first.terminator
         builder.remove(start)
@@ -156,8 +157,8 @@ class Classify:
         self.finish(builder, I32(self.outcome(*self.last)))
 
     def finish(self, builder: ir.IRBuilder, outcome: ir.Value) -> None:
-        """A rule takes the packet: return its outcome; or, of rules that are only tried, count it and go on to those
-        that act."""
+        """Write what happens where a rule takes the packet: a live rule returns its outcome; a rule of the shadow
+        counts the packet, which then goes on to the live rules."""
         if self.after_shadow is None:
             builder.ret(outcome)
             return
@@ -178,12 +179,12 @@ class Classify:
         return index << 16 | target << 6 | action.fallback.verdict << 3 | action.verdict
 
     def place(self, builder: ir.IRBuilder, offset: int) -> ir.Value:
-        """A member of ``struct steps``."""
+        """The address of a member of ``struct steps``."""
         at = builder.gep(self.function.args[2], [I64(offset)], source_etype=I8)
         return builder.bitcast(at, I32.as_pointer())
 
     def store(self, builder: ir.IRBuilder, offset: int, value: ir.Value) -> None:
-        """Write one."""
+        """Store into a member of ``struct steps``."""
         builder.store(value, self.place(builder, offset))
 
 

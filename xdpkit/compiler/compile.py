@@ -15,8 +15,8 @@ def compile_pipeline(
     pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, reader_metadata: tuple[str, ...] = ()
 ) -> Compiled:
     """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly;
-    ``reader_metadata``: see :class:`Compiled`.  Raises NotSupported where llvmlite is
-    missing, PipelineError where the rules are too many for one program."""
+    ``reader_metadata``: see :class:`Compiled`.  Raises NotSupported where llvmlite is missing, PipelineError where the
+    rules are too many for one program, and ValueError for a hook that does not exist."""
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     try:

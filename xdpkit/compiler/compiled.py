@@ -1,4 +1,4 @@
-"""What compiling gives: the object of one hook, and what is needed to read its counters."""
+"""The result of compiling: the object of one hook, and what is needed to read its counters."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ HOOKS = ("xdp", "xdp_frags", "tc", "socket")
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """Rules ``first`` to ``last`` (numbers in the pipeline) are looked up, not tried one by one: ``boxes`` in ``trees``
-    decision trees of ``entries`` entries together; a packet looks at ``depth`` of them at most."""
+    """Rules ``first`` to ``last`` (numbers in the pipeline) are looked up in a table, not tried one by one.  The table
+    has ``boxes`` boxes in ``trees`` decision trees, with ``entries`` entries in all.  A packet reads at most ``depth``
+    entries."""
 
     first: int
     last: int
@@ -32,10 +33,10 @@ class TableInfo:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """An eBPF object (ELF bytes, BTF and line info inside) with what is needed to read its counters.  ``ir``: the LLVM
-    IR of classify() before linking; ``assembly``: BPF assembly, empty unless asked for; ``steps_ns``: what each step of
-    compiling took; ``tables``: the rules that became decision trees; ``reader_metadata``: the
-    metadata that an XDP program writes in front of redirected packets for readers (names of
+    """An eBPF object (ELF bytes with BTF and line info) and what is needed to read its counters.  ``ir``: the LLVM IR
+    of classify() before linking; ``assembly``: BPF assembly, empty unless requested; ``steps_ns``: the time in ns that
+    each step of compiling took; ``tables``: the rules that became decision trees; ``reader_metadata``: the metadata
+    that an XDP program writes in front of redirected packets for readers (names of
     :data:`xdpkit.language.metadata.READER_METADATA`)."""
 
     pipeline: Pipeline

@@ -123,7 +123,7 @@ class Conditions:
 
 
 def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The same value, hidden: neither LLVM nor the verifier knows what earlier tests have found out about it.
+    """The same value, hidden from LLVM and from the verifier: both forget what earlier tests have shown about it.
 
     LLVM and the verifier carry the result of each test of a field into all tests behind it.  That makes a few rules
     fast.  With many rules the time for it grows with the square of their number, and the verifier's budget of a million

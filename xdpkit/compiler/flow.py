@@ -1,4 +1,4 @@
-"""What the lowering of classic BPF must know of a program before it starts: where it goes, and what it uses."""
+"""Control flow of a classic BPF program, for its lowering: reachable instructions, basic blocks, registers used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACCUMULATOR, INDEX, SCRATCH = "A", "X", "M{}"
 
 
 def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
-    """The instructions that a run can come to; libpcap leaves dead ones behind where it does not optimize."""
+    """The instructions that a run can reach.  Without its optimizer libpcap leaves dead instructions in a program."""
     seen: set[int] = set()
     todo = [0]
     while todo:
@@ -23,8 +23,8 @@ def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
 
 
 def bytes_found(instructions: tuple[Instruction, ...], reached: list[int]) -> dict[int, int]:
-    """For each instruction, how many bytes of the packet every way there has found.  Nothing is known where a turn of a
-    loop starts."""
+    """For each instruction, how many bytes the packet has at least, because every path to the instruction has loaded
+    them.  Where a turn of a loop starts, nothing is known."""
     found = dict.fromkeys(reached, 1 << 32) | {0: 0}
     found |= {target: 0 for at in reached for target in instructions[at].targets(at) if target <= at}
     for at in reached:

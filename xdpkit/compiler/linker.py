@@ -17,12 +17,12 @@ from .lower import Lowered
 
 #: BPF instruction set v3 (kernel 5.1 and later): 32-bit ALU and jumps.
 CPU = "v3"
-#: LLVM ends the process where a function needs more stack than this, by default the kernel's 512 bytes.  The verifier
-#: says the same of the program, and nobody dies.  Only LLVM's BPF backend knows the option.
+#: LLVM ends the process if a function needs more stack than this; its default is the kernel's limit of 512 bytes.  With
+#: a larger limit, the kernel's verifier refuses the program instead.  Only LLVM's BPF backend has the option.
 STACK_BYTES = 1 << 30
-#: A jump of BPF goes so many instructions far.
+#: Most instructions that a BPF jump can pass.
 REACH = (1 << 15) - 1
-#: Bytes of bitcode from which a program may be longer than that: programs have an instruction to 12 bytes and more.
+#: Shorter bitcode, in bytes, cannot have a longer jump: programs have one instruction for 12 bytes or more.
 LONG_BYTES = 8 * REACH
 #: The program's function in every hook; all others are inlined or dropped.
 ENTRY = "xdpkit"
@@ -67,7 +67,7 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
 
 
 def optimise(module: llvm.ModuleRef, *, large: bool) -> llvm.TargetMachine:
-    """Inline and optimise in place; the machine to emit with.
+    """Inline and optimise ``module`` in place.  Returns the machine to emit it with.
 
     The bitcode is optimised already, so for a ``large`` program the passes that clean up after inlining are enough:
     LLVM's -O2 takes four times as long for 100 rules, and gains 1 ns in 57 (perf/filter.py)."""
@@ -99,9 +99,9 @@ def optimise(module: llvm.ModuleRef, *, large: bool) -> llvm.TargetMachine:
 def check_reach(module: llvm.ModuleRef, machine: llvm.TargetMachine, rules: Lowered) -> None:
     """PipelineError where a jump of the program would be too long.
 
-    LLVM finds that out when it writes the object, and ends the process.  When it writes assembly it does not look, and
-    the same instructions are there to be counted.  That takes as long as the object does, so short programs are spared
-    it by their size."""
+    When LLVM writes the object it checks this, and ends the process.  When it writes assembly it does not check, so
+    this function counts the instructions there.  Writing assembly takes as long as writing the object, so it is left
+    out for programs that are too short to have such a jump."""
     if len(rules.text) < REACH or len(module.as_bitcode()) < LONG_BYTES:
         return
     longest = longest_jump(emit_assembly(module, machine))
@@ -133,6 +133,6 @@ def emit_object(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> bytes:
 
 
 def emit_assembly(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> str:
-    """BPF assembly text with ``.loc`` directives, of a copy: what LLVM emits it also changes, and emitted a second time
-    the same module is another program, of more stack."""
+    """BPF assembly text with ``.loc`` directives.  It is emitted from a copy, because LLVM changes a module when it
+    emits it: emitted a second time, the same module becomes a program that needs more stack."""
     return str(machine.emit_assembly(llvm.parse_bitcode(module.as_bitcode(), create_context())))

@@ -1,4 +1,4 @@
-"""The compiled program beside the lines it came from: BPF assembly grouped by source line."""
+"""The compiled program with the lines that it came from: BPF assembly grouped by source line."""
 
 from __future__ import annotations
 

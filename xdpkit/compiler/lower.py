@@ -43,11 +43,12 @@ POINTER = ir.IntType(8).as_pointer()
 class Lowered:
     """A pipeline as LLVM IR, and what linking must know of it.
 
-    ``text``: the IR of ``classify``; ``parts``: the modules of the data plane that it needs besides the hook's own;
-    ``templates``: the copies of templates that it calls, symbol to template; ``chained``: how many rules are tested one
-    by one; ``large``: those are a large program; ``tables``: the rules that are looked up; ``packet_in_map``: what the
-    walk finds is kept in a map at every hook, because there is a shadow or many rules read many headers; ``name`` and
-    ``where`` are the pipeline's."""
+    ``text``: the IR of ``classify``.  ``parts``: the modules of the data plane that it needs besides that of the hook.
+    ``templates``: the copies of templates that it calls, from symbol to template.  ``chained``: how many rules are
+    tested one by one.  ``large``: whether these make a large program, which gets fewer of LLVM's passes.  ``tables``:
+    the rules that are looked up.  ``packet_in_map``: whether the walk keeps its findings in a map at every hook,
+    because there is a shadow or because many rules read many headers.  ``name`` and ``where``: those of the
+    pipeline."""
 
     text: str
     parts: tuple[str, ...]
@@ -61,7 +62,8 @@ class Lowered:
 
 
 def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
-    """The IR of ``classify`` for ``pipeline``; ``reader_metadata``: what readers want, names of READER_METADATA."""
+    """The IR of ``classify`` for ``pipeline``.  ``reader_metadata``: the metadata that readers request, names of
+    READER_METADATA."""
     plan = make_plan(pipeline)
     classify = Classify(plan)
     rules = RuleLowering(classify)
@@ -93,7 +95,7 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
 
 
 def _constants(classify: Classify, reader: Reader, reader_metadata: Sequence[str]) -> None:
-    """The functions by which the data plane asks what the rules need: LLVM removes what they do not."""
+    """Write the functions that tell the data plane what the rules need; LLVM removes the rest of the data plane."""
     plan, pipeline = classify.plan, classify.pipeline
     classify.constant("reads_headers", I32(int(not plan.read <= set(METADATA))))
     classify.constant("wanted", I64(reader.wanted))
@@ -115,7 +117,7 @@ class RuleLowering:
         self.conditions = Conditions(classify, self.reader, self.memory)
 
     def lower_section(self, parts: tuple[Part, ...], builder: ir.IRBuilder) -> None:
-        """Rules in order: tables, and tests."""
+        """Write the rules of a section in order; a part of it is a table or a list of rules that are tested."""
         for part in parts:
             if isinstance(part, Table):
                 self.tables.lower(part, builder)
@@ -124,7 +126,8 @@ class RuleLowering:
                 self._group(headers, list(group), builder)
 
     def _group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
-        """Neighbouring rules that can hold only where ``headers`` are present: that is asked once, for all of them."""
+        """Write neighbouring rules that can hold only where ``headers`` are present; one test for the headers stands in
+        front of all of them."""
         past = self.classify.block("past")
         if headers:
             inside = self.classify.block("group")
@@ -139,7 +142,7 @@ class RuleLowering:
         builder.position_at_end(past)
 
     def _rules(self, rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
-        """One rule, or those of one verdict map, which is asked once."""
+        """Write one rule, or the rules of one verdict map, which share one look-up."""
         index, rule = rules[0]
         skip = self.classify.block("skip")
         if rule.lookup is not None:
@@ -153,7 +156,7 @@ class RuleLowering:
         builder.position_at_end(skip)
 
     def _vmap(self, rules: list[tuple[int, Rule]], builder: ir.IRBuilder, skip: ir.Block) -> None:
-        """A look-up, and for each of the map's actions the end of its rule."""
+        """Write the look-up of a verdict map, and for each of the map's actions the end of its rule."""
         _, rule = rules[0]
         assert rule.lookup is not None
         base = rule.expr.terms[:-1] if isinstance(rule.expr, And) else ()
@@ -175,7 +178,7 @@ class RuleLowering:
             self._end(index, one, builder, skip)
 
     def _end(self, index: int, rule: Rule, builder: ir.IRBuilder, skip: ir.Block) -> None:
-        """What a rule that holds does: its steps, and then its verdict, or the next rule."""
+        """Write what happens where a rule holds: its steps, and then its verdict or the next rule."""
         if rule.goes_on:
             builder.call(self.classify.external("count_passed"), [self.classify.function.args[0], I32(index)])
         for step in rule.steps:
@@ -187,6 +190,7 @@ class RuleLowering:
 
 
 def lookup_of(numbered: tuple[int, Rule]) -> object:
-    """The same for the rules of one verdict map, which is looked up once for all; else another for every rule."""
+    """A key to group rules by: the rules of one verdict map have the same key, so that they share one look-up; any
+    other rule has a key of its own."""
     index, rule = numbered
     return index if rule.lookup is None else (rule.lookup.set.name, rule.lookup.where)

@@ -1,6 +1,5 @@
-"""Lowering classic BPF (``xdpkit/language/classic.py``) to LLVM IR: one basic block per jump target, A, X and M[] as
-stack slots
-that LLVM turns into registers.
+"""Lowering classic BPF (``xdpkit/language/classic.py``) to LLVM IR.  Each jump target becomes a basic block; A, X and
+M[] are stack slots, which LLVM turns into registers.
 
 A program that jumps backwards becomes a part of the generated function ``turn()`` (``turns.py``).
 """
@@ -57,8 +56,8 @@ _COMPARE = {JEQ: "==", JGT: ">", JGE: ">="}
 
 @dataclass
 class Program:
-    """One classic program on its way to IR: reads ``source``, ends in ``yes`` or ``no``.  ``again(builder, target)``
-    ends a block that jumps backwards."""
+    """Lowers one classic program.  The code reads the packet from ``source`` and ends in block ``yes`` or ``no``.
+    ``again(builder, target)`` ends a block that jumps backwards."""
 
     classify: Classify
     registers: Registers
@@ -71,7 +70,7 @@ class Program:
     found: dict[int, int] = field(default_factory=dict)
 
     def lower(self, instructions: tuple[Instruction, ...], builder: ir.IRBuilder) -> None:
-        """The whole program, from where ``builder`` stands."""
+        """Write the whole program at the place of ``builder``."""
         reached = reachable(instructions)
         self.found = bytes_found(instructions, sorted(reached))
         function = self.registers.function
@@ -87,7 +86,7 @@ class Program:
             self.instruction(at, instructions[at], builder)
 
     def instruction(self, at: int, ins: Instruction, builder: ir.IRBuilder) -> None:
-        """One instruction; ends the block if it jumps or returns."""
+        """Write one instruction, which ends the block if it jumps or returns."""
         match ins.operation:
             case 0 | 1:  # LD, LDX
                 self.set(builder, INDEX if ins.operation == LDX else ACCUMULATOR, self.loaded(at, ins, builder))
@@ -114,7 +113,7 @@ class Program:
         builder.store(value, self.registers[name])
 
     def loaded(self, at: int, ins: Instruction, builder: ir.IRBuilder) -> Any:
-        """What LD and LDX load."""
+        """The value that LD or LDX loads."""
         match ins.mode:
             case 0x00:  # IMM
                 return I32(ins.k)
@@ -133,7 +132,7 @@ class Program:
         raise ValueError(f"no such load: {ins}")
 
     def packet(self, at: int, ins: Instruction, offset: Any, builder: ir.IRBuilder) -> Any:
-        """Bytes of the packet; where it has none, the program ends in ``no``."""
+        """The value of bytes of the packet.  Where the packet ends before them, the program goes to ``no``."""
         checked = ins.mode != IND and ins.k + ins.size <= self.found[at]
         name = f"{'load' if ins.mode == IND else 'checked' if checked else 'fixed'}{8 * ins.size}"
         value = builder.call(self.classify.external(name), [self.source, offset])
@@ -160,7 +159,7 @@ class Program:
         return _ALU[ins.what](builder, a, b)
 
     def jump(self, at: int, ins: Instruction, builder: ir.IRBuilder) -> None:
-        """JMP in all its forms."""
+        """Write a jump, conditional or not."""
         targets = [self.target(at, target, builder) for target in ins.targets(at)]
         if ins.what == JA:
             builder.branch(targets[0])
@@ -173,7 +172,7 @@ class Program:
         builder.cbranch(test, *targets)
 
     def target(self, at: int, target: int, builder: ir.IRBuilder) -> ir.Block:
-        """The block to jump to; for a jump backwards one that ends the turn."""
+        """The block to jump to.  A jump backwards goes to a block that ends the turn."""
         if target > at:
             return self.blocks[target]
         assert self.again is not None, "only turn() can hold a loop"

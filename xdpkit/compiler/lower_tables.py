@@ -1,8 +1,8 @@
 """The code that looks up rules in tables (rule_tables.py).
 
-The words that a table looks at are gathered once into an array on the stack; ``descend`` (bpf/table.h) goes down each
-tree, mostly one, and the smallest number found is the rule that takes the packet.  The entries are part of the
-program's object: they are read in place, come and go with the program, and are in built files.
+The words that a table reads are gathered once into an array on the stack.  ``descend`` (bpf/table.h) goes down each
+tree of the table, mostly one, and the smallest number found is the rule that takes the packet.  The entries are part of
+the program's object: the program reads them in place, they are loaded and removed with it, and built files have them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .tree import ENTRY
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
-#: Section of the entries: libbpf makes a map of its own of it, frozen before the program is loaded.
+#: The section of the entries.  libbpf makes a map of the section, and freezes the map before it loads the program.
 SECTION = ".rodata.table"
 
 
 class TableLowering:
-    """The tables of one pipeline on its way to IR."""
+    """Writes the tables of one pipeline into ``classify``."""
 
     def __init__(self, classify: Classify, reader: Reader):
         self.classify, self.reader = classify, reader
@@ -38,16 +38,16 @@ class TableLowering:
 
     @cached_property
     def room(self) -> ir.Value:
-        """The words, for one table after the other."""
+        """The array of words, which all tables use in turn."""
         return self.classify.room_for(ir.ArrayType(I32, self.words), "words")
 
     @property
     def zero(self) -> ir.Value:
-        """0, of which neither LLVM nor the verifier knows that.
+        """A value that is 0, which neither LLVM nor the verifier knows.
 
-        What is combined with it has no value and no bounds any more that the verifier could tell ways apart by.  It
-        would otherwise follow each way into and through a table by itself: headers there or absent, entries near the
-        root."""
+        The verifier knows neither the value nor the bounds of a number that is combined with it, so it does not follow
+        separate paths for different values of that number.  Otherwise it would follow each path into a table and
+        through it by itself: one for each combination of headers, and for each entry near the root."""
         hide = ir.InlineAsm(ir.FunctionType(I32, [I32]), "", "=r,0")
 
         length = self.reader.member("len")
@@ -58,7 +58,8 @@ class TableLowering:
         return self.classify.once("zero", make)
 
     def lower(self, table: Table, builder: ir.IRBuilder) -> None:
-        """Look ``table`` up where ``builder`` stands; it goes on where no rule of it takes the packet."""
+        """Write the look-up of ``table`` at the place of ``builder``, which then stands where no rule of the table
+        takes the packet."""
         classify, guard = self.classify, table.boxes.guard
         past, take = classify.block("past"), classify.block("take")
         builder.debug_metadata = classify.debug.location(table.rules[0][1].where)
@@ -85,7 +86,7 @@ class TableLowering:
         self.made.append(table.info())
 
     def _gather(self, boxes: Boxes, builder: ir.IRBuilder, past: ir.Block) -> None:
-        """Store the words; 0 for fields of a header that is absent."""
+        """Store the words of the packet; fields of a header that is absent are 0."""
         for header, group in groupby(enumerate(boxes.words), key=lambda pair: pair[1].header):
             words = list(group)
             fields = [(number, word.spec, word) for number, word in words if word.spec is not None]
@@ -108,13 +109,13 @@ class TableLowering:
             builder.position_at_end(after)
 
     def _there(self, builder: ir.IRBuilder, header: str) -> ir.Value:
-        """1 if ``header`` is there, else 0."""
+        """1 if ``header`` is present, else 0."""
         bit = HEADER_BITS[header.removeprefix(INNER)].bit_length() - 1
         present = builder.xor(self.reader.member(f"{side(header)}present"), self.zero)
         return builder.and_(builder.lshr(present, I32(bit)), I32(1))
 
     def _fields(self, builder: ir.IRBuilder, fields: list[tuple[int, FieldSpec, Word]], no: ir.Block) -> None:
-        """Store words of fields of one header that is there."""
+        """Store the words of fields of one header, which is present."""
         values: dict[str, ir.Value] = {}
         pointer = None
         for number, spec, word in fields:
@@ -140,8 +141,8 @@ class TableLowering:
         builder.store(value, builder.bitcast(place, I32.as_pointer()))
 
     def _outcome(self, table: Table, builder: ir.IRBuilder, rule: ir.Value) -> ir.Value:
-        """The outcome of rule ``rule`` of the table: computed where outcomes are evenly apart, as they are when all
-        rules do the same; else read."""
+        """The outcome of rule ``rule`` of the table.  Where all rules have the same action, outcomes have a constant
+        distance and are computed; otherwise they are read from an array."""
         values = np.array([self.classify.outcome(index, each) for index, each in table.rules], np.uint32)
         step = values[1] - values[0] if len(values) > 1 else np.uint32(0)
         if (values == values[0] + np.arange(len(values), dtype=np.uint32) * step).all():

@@ -1,7 +1,7 @@
-"""What rules remember, in IR: look-ups in sets, limits, samples, and the steps that a packet meets on its way.
+"""IR for what rules remember: look-ups in sets, limits, samples, and steps.
 
-Maps and the functions on them are C templates (``bpf/set.bpf.c``, ``bpf/limit.bpf.c``); :attr:`Memory.templates` says
-which copies a pipeline needs, and ``link`` makes them.
+Maps and the functions on them are C templates (``bpf/set.bpf.c``, ``bpf/limit.bpf.c``).  :attr:`Memory.templates` lists
+the copies that a pipeline needs, and the linker makes them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .read import Reader
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VOID, POINTER = ir.VoidType(), I8.as_pointer()
-#: Up to this many sets that are looked up more than once, the verifier may try both that a set is there and that it
-#: is not.
+#: With up to this many sets that are looked up more than once, the verifier may try for each set both that its map is
+#: there and that it is not.
 FEW_SETS = 2
 #: Copies of whole packets are as long as the packet.
 WHOLE = 0xFFFFFFFF
 
 
 class Memory:
-    """The sets, limits and steps of one pipeline on its way to IR."""
+    """Writes the sets, limits and steps of one pipeline into ``classify``."""
 
     def __init__(self, classify: Classify, reader: Reader):
         self.classify, self.reader = classify, reader
@@ -57,11 +57,12 @@ class Memory:
         return builder.call(module.globals[name], list(arguments))
 
     def members(self, builder: ir.IRBuilder, spec: SetSpec) -> ir.Value:
-        """The map of a set's members; for a set that is looked up more than once the same for all rules of a
+        """The map of a set's members.  A set that is looked up more than once is fetched once for all rules of a
         section.
 
-        There always is one, which the verifier does not know.  It tries both where the map is first used, and the
-        answers of several sets multiply: where they are many, no rule is tried without all of them."""
+        The map is always there, but the verifier does not know that.  Where a map is first used it follows both cases,
+        and the cases of several sets multiply.  So where there are many sets, the code goes on to the rules only if all
+        maps are there."""
 
         def ask(at: ir.IRBuilder) -> ir.Value:
             members = self.call(at, "set", set_symbol(spec.name), "members", [], POINTER)
@@ -75,7 +76,7 @@ class Memory:
 
     @cached_property
     def room(self) -> ir.Value:
-        """Room for a key; aligned, so that fields can be stored whole."""
+        """A variable for a key, aligned so that fields can be stored whole."""
         first = self.classify.registers.first
         builder = ir.IRBuilder(first)
         builder.position_at_start(first)
@@ -86,7 +87,7 @@ class Memory:
     ) -> ir.Value:
         """Pointer to the values of ``fields``, whose headers are known to be there, in network order and filled up with
         zeros; ``bits`` goes in front, as the length of a prefix.  Branches to ``no`` where payload is missing."""
-        values = [self.reader.field(builder, spec, no) for spec in fields]  # it may call, and use room itself
+        values = [self.reader.field(builder, spec, no) for spec in fields]  # a field may be read through the same room
         start = 0 if bits is None else 4
         if bits is not None:
             builder.store(I32(bits), self.at(builder, 0, 32))
@@ -103,7 +104,7 @@ class Memory:
         return self.room
 
     def at(self, builder: ir.IRBuilder, offset: int, width: int) -> ir.Value:
-        """Where in the room."""
+        """The address ``offset`` bytes into the room, for an integer of ``width`` bits."""
         place = builder.gep(self.room, [I64(offset)], source_etype=I8)
         return builder.bitcast(place, ir.IntType(width).as_pointer())
 
@@ -138,12 +139,12 @@ class Memory:
         return builder.icmp_unsigned("!=", taken, I32(0))
 
     def sampled(self, builder: ir.IRBuilder, sample: Sample) -> ir.Value:
-        """i1: drawn."""
+        """i1: the packet is in the sample."""
         drawn = builder.zext(builder.call(self.classify.external("random_bits"), []), I64)
         return builder.icmp_unsigned("<", drawn, I64(sample.threshold))
 
     def do(self, builder: ir.IRBuilder, step: Step, index: int, rule: Rule) -> None:
-        """A step of rule number ``index``."""
+        """Write a step of rule number ``index``."""
         after = self.classify.block("after")
         match step:
             case Mark():
@@ -178,7 +179,8 @@ class Memory:
         builder.position_at_end(after)
 
     def mirror(self, builder: ir.IRBuilder, step: Mirror, index: int) -> None:
-        """Ask the entry for a copy: the longest that a rule wants, in the name of the first."""
+        """Note for the entry of the hook that a copy is wanted: as long as the longest that a rule requests, with the
+        number of the first rule that requests one."""
         before = builder.load(self.classify.place(builder, MIRROR))
         wanted = I32(step.bytes or WHOLE)
         first = builder.icmp_unsigned("==", before, I32(0))
@@ -188,7 +190,7 @@ class Memory:
 
 
 def lookups(rules: Iterable[Rule]) -> Counter[str]:
-    """How often each set is looked up or added to, at most."""
+    """How often a packet is looked up in each set or added to it, at most."""
     found = Counter[str]()
     for rule in rules:
         found.update(node.set.name for node in rule.nodes() if isinstance(node, Member))
@@ -197,7 +199,7 @@ def lookups(rules: Iterable[Rule]) -> Counter[str]:
 
 
 def fitted(builder: ir.IRBuilder, value: ir.Value, shift: int, width: int) -> ir.Value:
-    """``width`` bits of ``value`` from bit ``shift`` on; those that it does not have are 0."""
+    """``width`` bits of ``value`` from bit ``shift`` on; bits beyond the width of ``value`` are 0."""
     value = builder.lshr(value, value.type(shift)) if shift else value
     if value.type.width > width:
         return builder.trunc(value, ir.IntType(width))

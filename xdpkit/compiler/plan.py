@@ -1,7 +1,5 @@
-"""The plan of a program: which rules are tables and which are tests, and what their number and kind ask of the rest.
-
-Nothing here makes IR: these are facts about the rules.
-"""
+"""The plan of a program: which rules become tables and which become tests, and which measures their number and kind
+call for.  This module makes no IR; it only looks at the rules."""
 
 from __future__ import annotations
 
@@ -22,13 +20,13 @@ FEW, FEW_BRANCHY_RULES, FEW_BRANCHY_FIELDS = 32, 8, 2
 #: With more rules than this, LLVM keeps the offsets of headers in half words of the stack, and the verifier knows no
 #: bounds of those.  So at TC what the walk finds is kept in a map, and an offset is bounded again where it is used.
 FEW_BOUNDS = 11
-#: From this many rules on, or more than FEW that look up sets, what one test finds out is not carried into the next
-#: (see unknown()).
+#: With this many rules or more, or with more than FEW rules that look up sets, the result of one test is hidden from
+#: the next (see unknown()).
 MANY = 128
 #: The verifier can follow this many table entries on a packet's path once for each path through the headers.
 DEEP = 16
-#: What the walk finds is hidden from the verifier (bpf/packet.h) where rules read more headers than this, or make more
-#: tests.
+#: Where rules read more headers than this, or make more tests, the findings of the walk are hidden from the verifier
+#: (bpf/packet.h).
 MANY_HEADERS, MANY_TESTS = 10, 1000
 
 #: Rules in order with their numbers: a table, or some that are tested one by one.
@@ -39,10 +37,11 @@ Part = Table | list[tuple[int, Rule]]
 class Plan:
     """How the rules of ``pipeline`` become a program.
 
-    ``shadow`` and ``acting``: the two sections of rules, the first empty without a shadow.  ``read``: the headers that
-    the rules read.  ``chained``: how many rules are tested one by one; ``large``: those get fewer of LLVM's passes;
-    ``hides_values``: what one test finds out is not carried into the next; ``hides_headers``: what the walk finds is
-    hidden from the verifier; ``headers_in_map``: it is kept in a map, at TC."""
+    ``shadow`` and ``acting``: the two sections of rules; the first is empty without a shadow.  ``read``: the headers
+    that the rules read.  ``chained``: how many rules are tested one by one.  ``large``: whether the program gets fewer
+    of LLVM's passes.  ``hides_values``: whether the result of one test is hidden from the next.  ``hides_headers``:
+    whether the findings of the walk are hidden from the verifier.  ``headers_in_map``: whether they are kept in a map
+    at TC."""
 
     pipeline: Pipeline
     shadow: tuple[Part, ...]
@@ -61,12 +60,12 @@ class Plan:
 
     @property
     def tunnels(self) -> bool:
-        """The rules read what the walk into tunnels finds."""
+        """Whether the rules read what the walk into tunnels finds."""
         return self.reads_inside or not self.read.isdisjoint(TUNNEL)
 
     @property
     def reads_inside(self) -> bool:
-        """The rules read headers inside a tunnel."""
+        """Whether the rules read headers inside a tunnel."""
         return any(name.startswith(INNER) for name in self.read)
 
 
@@ -100,7 +99,7 @@ def make_plan(pipeline: Pipeline) -> Plan:
 
 
 def looks_up(rule: Rule) -> bool:
-    """The condition of ``rule`` looks up a set."""
+    """Whether the condition of ``rule`` looks up a set."""
     return any(isinstance(node, Member) for node in rule.nodes())
 
 
@@ -173,9 +172,9 @@ def required(expr: Expr) -> frozenset[str]:
 
 
 def required_first(expr: Expr) -> frozenset[str]:
-    """Those of :func:`required` that may be tested before the rest of ``expr``: where one of them is missing, ``expr``
-    would try no limit and draw no sample.  Headers that are required only behind a limit or a sample are left out,
-    because these count every packet that comes to them."""
+    """The headers of :func:`required` that may be tested before the rest of ``expr``.  Where one of them is missing,
+    ``expr`` tries no limit and draws no sample.  Headers that are required only behind a limit or a sample are left
+    out, because a limit or sample counts every packet that reaches it."""
     if not isinstance(expr, (And, Or)):
         return required(expr)
     if isinstance(expr, Or):

@@ -1,7 +1,7 @@
 """Reading: which headers a packet has, and the fields in them, as LLVM values.
 
-The walk (``bpf/walk.h``) notes where headers start; a field is read there when a rule asks for it.  Members of
-``struct packet`` are loaded in the function's first block, and fields that a group of rules tests more than once in
+The walk (``bpf/walk.h``) notes where headers start; a field is read there when a rule tests it.  Members of ``struct
+packet`` are loaded in the first block of the function.  Fields that a group of rules tests more than once are loaded in
 front of the group.
 """
 
@@ -26,19 +26,20 @@ OFFSETS = offsets()
 HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
 #: HIDE_HEADERS and HEADERS_IN_MAP in bpf/packet.h.
 HIDE_HEADERS, HEADERS_IN_MAP = 1 << 31, 1 << 30
-#: So many fields a group of rules reads in front: more would not fit on the stack.
+#: Most fields that are loaded in front of a group of rules: more would not fit on the stack.
 HOIST_FIELDS = 16
 
 
 class Reader:
-    """What one pipeline reads of a packet."""
+    """Reads the packet for the rules of one pipeline."""
 
     def __init__(self, classify: Classify):
         self.classify = classify
 
     @property
     def wanted(self) -> int:
-        """What wanted() returns: the bits of the headers read and of all that may stand in front of them."""
+        """The value that wanted() returns: the bits of the headers that are read, and of all headers that may stand in
+        front of them."""
         wanted, todo = set[str](), set(self.classify.plan.read)
         while todo:
             name = todo.pop()
@@ -55,7 +56,7 @@ class Reader:
         )
 
     def member(self, name: str) -> ir.Value:
-        """A member of ``struct packet``, at its own width."""
+        """The value of a member of ``struct packet``, with the member's own width."""
         offset, bits = OFFSETS[name]
 
         def load(builder: ir.IRBuilder) -> ir.Value:
@@ -65,7 +66,7 @@ class Reader:
         return self.classify.once(f"member {name}", load)
 
     def present(self, builder: ir.IRBuilder, headers: Iterable[str]) -> ir.Value:
-        """i1: all of ``headers`` are there."""
+        """i1: all of ``headers`` are present."""
         result = None
         for prefix, names in sides(headers):
             bits = I32(sum(HEADER_BITS[name] for name in names))
@@ -76,12 +77,12 @@ class Reader:
 
     @cached_property
     def where(self) -> ir.Value:
-        """Room for the pointer that header() and bytes() give back."""
+        """A variable for the pointer that header() and bytes() return."""
         return self.classify.room_for(POINTER, "where")
 
     @cached_property
     def room(self) -> ir.Value:
-        """Room for bytes of the payload."""
+        """A variable for bytes of the payload."""
         return self.classify.room_for(ir.ArrayType(I64, PAYLOAD_MAX_SIZE // 8), "room")
 
     def field(self, builder: ir.IRBuilder, spec: FieldSpec, no: ir.Block) -> ir.Value:
@@ -125,8 +126,8 @@ class Reader:
     def hoisting(
         self, builder: ir.IRBuilder, headers: frozenset[str], rules: Iterable[Rule], no: ir.Block
     ) -> Iterator[None]:
-        """Read here, where ``headers`` are present, the fields of theirs that ``rules`` test more than once, if they
-        are few; for what is lowered inside."""
+        """Context manager: at its start the fields of ``headers`` (which are present here) that ``rules`` test more
+        than once are read, if there are few of them; code that is written inside uses these values."""
         specs: dict[str, FieldSpec] = {}
         times: Counter[str] = Counter()
         for node in (node for rule in rules for node in rule.expr.nodes() if isinstance(node, Test)):
@@ -145,7 +146,7 @@ class Reader:
 
 
 def side(name: str) -> str:
-    """The prefix of what is inside a tunnel, nothing for what is outside."""
+    """The prefix of the side that a header is on: ``inner.`` inside a tunnel, empty outside."""
     return INNER if name.startswith(INNER) else ""
 
 

@@ -1,6 +1,6 @@
 """Tables: a run of many plain rules as decision trees in the object's read-only data, instead of a chain of tests.
 
-Here the runs and their trees are found; lower_tables.py writes the code that goes down them.
+This module finds the runs and builds their trees; lower_tables.py writes the code that goes down the trees.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .boxes import FEW_WORDS, MANY_HEADERS, MAX_WORDS, Boxes, Run, runs
 from .compiled import TableInfo
 from .tree import Tree, build
 
-#: From so many plain rules in a row on, a table: measured, see docs/design.md.
+#: So many plain rules in a row or more become a table; docs/design.md has the measurement.
 LEAST = 16
-#: Trees of one table: every packet goes down each of them.
+#: Most trees of one table, because every packet goes down each of them.
 MAX_TREES = 6
 #: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for
 #: every way through the headers that a rule asks for.
@@ -34,7 +34,7 @@ class Table:
     trees: list[Tree]
 
     def info(self) -> TableInfo:
-        """What is said of it."""
+        """The description of the table for users."""
         return TableInfo(
             first=self.rules[0][0],
             last=self.rules[-1][0],
@@ -68,7 +68,8 @@ def tables(rules: Iterable[tuple[int, Rule]], headers: int = 0) -> Iterator[Tabl
 
 
 def _made(run: Run) -> Iterator[Table | list[tuple[int, Rule]]]:
-    """A run as a table; one that is too much for one as two of half its length, and one too short as code."""
+    """A run as a table.  A run that is too large for one table becomes two of half its length; a run that is too short
+    for a table is left to code."""
     boxes = run.made()
     trees = _trees(boxes, np.arange(len(boxes.rule)), MAX_TREES)
     if trees is not None:
@@ -81,8 +82,8 @@ def _made(run: Run) -> Iterator[Table | list[tuple[int, Rule]]]:
 
 
 def _trees(boxes: Boxes, rows: NDArray[np.int64], limit: int) -> list[Tree] | None:
-    """Trees of the boxes ``rows``: one, or if that gets too large those of the boxes that constrain a word, and those
-    of the others; None if it takes more than ``limit``."""
+    """Trees of the boxes ``rows``: one tree, if it is not too large.  Otherwise the boxes are divided into those that
+    constrain a word and the others, and both parts get trees.  None if there are more than ``limit`` trees."""
     low, high, top = boxes.low[rows], boxes.high[rows], boxes.top
     tree = build(low, high, boxes.rule[rows], top)
     if tree is not None:

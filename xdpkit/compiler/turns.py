@@ -1,7 +1,8 @@
 """Loops of classic BPF: the generated function ``turn()``, which ``loop()`` (bpf/loop.h) runs through bpf_loop().
 
-One turn goes on until the program ends or jumps backwards; then the registers that the program uses are kept in
-``words``, with the number of the jump's target, and the next turn starts there.  The verifier looks at one turn only.
+One turn runs until the program ends or jumps backwards.  Where it jumps backwards, the registers that the program uses
+are stored in ``words`` with the number of the jump's target, and the next turn starts there.  The verifier checks the
+function once, for one turn.
 """
 
 from __future__ import annotations

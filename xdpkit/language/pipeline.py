@@ -94,12 +94,12 @@ class Pipeline:
         return Set(spec)
 
     def rule(self, condition: object, *then: object, name: str | None = None) -> Rule:
-        """Append a rule: an action, or steps (COUNT, Mirror, Mark, log(), set.add()) with or without an action behind
-        them; a rule without one counts, does its steps, and the next rule is tried.  ``name`` (unique; ``rule-N`` if
-        not given) is what counters are known by.
+        """Append a rule.  ``then`` is an action, or steps (COUNT, Mirror, Mark, log(), set.add()) with or without an
+        action behind them.  A rule without an action counts the packet and does its steps; then the next rule is tried.
+        ``name`` is the name of the rule's counters: unique, by default ``rule-N``.
 
-        Raises PipelineError if the condition can never hold, and warns with PipelineWarning, at the line that calls, if
-        an earlier rule takes all that it could match (see :meth:`check`)."""
+        Raises PipelineError if the rule is wrong or its condition can never hold.  Warns with PipelineWarning, at the
+        line of the caller, if an earlier rule takes all that this one could match (see :meth:`check`)."""
         name = self._name(name)
         expr = as_expr(condition)
         steps, action = _then(then)
@@ -112,7 +112,8 @@ class Pipeline:
 
     @staticmethod
     def _warn_of_lacking_keys(rule: Rule) -> None:
-        """A rule that takes packets because they lack a key is hardly meant so: it cuts off the other family."""
+        """Warn of a rule that takes packets because they have no key for a negated limit or set.  Such a rule is mostly
+        a mistake that cuts off IPv4 or IPv6."""
         for keyed, needs in lacking_keys(rule.expr):
             hint = " (or key it by src or dst, which serve IPv4 and IPv6)" if needs in ("ip", "ip6") else ""
             said = (
@@ -123,9 +124,9 @@ class Pipeline:
             return
 
     def apply(self, vmap: Set, *, when: object = None, name: str | None = None) -> tuple[Rule, ...]:
-        """Append a verdict map: a packet whose key is in it, and for which ``when`` holds, meets the action that the
-        map has for it; others go on to the next rule.  In the counters it is one rule for each action,
-        ``NAME:ACTION``."""
+        """Append a verdict map: a packet whose key is in the map, and for which ``when`` holds, meets the action of its
+        key; other packets go on to the next rule.  The counters show a rule for each action, ``NAME:ACTION``.  Raises
+        PipelineError where ``vmap`` is no verdict map of this pipeline, or ``when`` has a limit or a sample."""
         if not isinstance(vmap, Set) or not vmap.spec.actions:
             raise PipelineError(f"apply wants a verdict map, made by pipe.vmap, not {vmap!r}", here())
         name = self._name(name if name is not None else vmap.name)
@@ -133,7 +134,7 @@ class Pipeline:
         if any(isinstance(node, (Limit, Sample)) for expr in base for node in expr.nodes()):
             raise PipelineError("apply: a limit or sample goes into a rule of its own, not into `when`", here())
         condition = vmap.condition()
-        lookup = condition if isinstance(condition, Member) else None  # else it is looked up for each family
+        lookup = condition if isinstance(condition, Member) else None  # an address of either family has two look-ups
         self._owns(condition, ())
         made = []
         for number, action in enumerate(vmap.spec.actions):
@@ -171,7 +172,7 @@ class Pipeline:
             if len(self._targets) > MAX_TARGETS:
                 raise PipelineError(f"more than {MAX_TARGETS} devices and socket groups", rule.where)
         if rule.goes_on:
-            return rule  # takes nothing from those behind it
+            return rule  # the packet reaches the rules behind it all the same
         finding = self._seen.add(name, rule.expr, rule.where)
         if finding:
             self._findings.append(finding)
@@ -180,7 +181,8 @@ class Pipeline:
         return rule
 
     def check(self) -> list[Finding]:
-        """The rules that never match because of an earlier one.  What is found is certain; not all is found."""
+        """The rules that never match because of an earlier rule.  Each finding is certain, but not every such rule is
+        found."""
         return list(self._findings)
 
     def restore(self, rules: Iterable[Rule], sets: Iterable[SetSpec] = ()) -> None:
@@ -192,12 +194,12 @@ class Pipeline:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules as declared, the default not among them."""
+        """The rules as declared, without the default."""
         return tuple(self._rules)
 
     @property
     def outcomes(self) -> tuple[Rule, ...]:
-        """The rules and, last, the default as a rule that takes every packet: one counter each."""
+        """The rules and, as the last one, the default as a rule that takes every packet.  Each has a counter."""
         return (*self._rules, self._otherwise)
 
     @property
@@ -207,7 +209,7 @@ class Pipeline:
 
     @property
     def sets(self) -> tuple[SetSpec, ...]:
-        """The declared sets and verdict maps, those of a shadow among them."""
+        """The declared sets and verdict maps, including those of a shadow."""
         theirs = {spec.name: spec for spec in self.shadowed.sets} if self.shadowed is not None else {}
         return tuple((theirs | self._sets).values())
 
@@ -218,12 +220,12 @@ class Pipeline:
 
     @property
     def remembers(self) -> bool:
-        """What becomes of a packet may depend on those before it."""
+        """Whether the verdict on a packet may depend on the packets before it."""
         return bool(self.limits) or Add in self.steps
 
     @property
     def is_timed(self) -> bool:
-        """A verdict may depend on time or chance."""
+        """Whether a verdict may depend on time or chance."""
         nodes = (node for rule in self.every_rule for node in rule.nodes())
         return any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets)
 
@@ -233,15 +235,15 @@ class Pipeline:
         return frozenset(type(step) for rule in self._rules for step in rule.steps)
 
     def targets(self, kind: type[Forward] | type[Redirect]) -> tuple[str, ...]:
-        """The devices that rules FORWARD to, or the socket groups that they REDIRECT to, in order; the ordinary sockets
-        are the group "", always the first."""
+        """The devices that rules FORWARD to, or the socket groups that rules REDIRECT to, in the order of the rules.
+        The first group is always "", that of the ordinary sockets."""
         actions = [rule.action for rule in self.outcomes if isinstance(rule.action, kind)]
         names = [a.device if isinstance(a, Forward) else a.group for a in actions if isinstance(a, (Forward, Redirect))]
         return tuple(dict.fromkeys(["", *names] if kind is Redirect else names))
 
     @property
     def every_rule(self) -> tuple[Rule, ...]:
-        """The outcomes, and those of a shadow behind them: as they are numbered."""
+        """The outcomes, then those of a shadow: the order in which the program numbers them."""
         return self.outcomes + (self.shadowed.outcomes if self.shadowed is not None else ())
 
     def with_shadow(self, other: Pipeline) -> Pipeline:
@@ -261,7 +263,7 @@ class Pipeline:
         return both
 
     def shadow(self) -> Pipeline:
-        """The same rules, evaluated and counted, that act on nothing: every packet passes, steps only count."""
+        """The same rules as a shadow: they are evaluated and counted, but every packet passes, and steps only count."""
         shadow = Pipeline(self.name, default=Shadow(would=self.default))
         shadow.where = self.where
         shadow._otherwise = replace(self._otherwise, action=shadow.default)
@@ -274,7 +276,8 @@ class Pipeline:
         return metadata_fields(self.every_rule)
 
     def digest(self) -> str:
-        """SHA-256 of what the pipeline means: names, sets, conditions, actions; not where it stands."""
+        """SHA-256, as hexadecimal digits, of what the pipeline means: names, sets, conditions and actions, but not
+        files and lines."""
         text = "\n".join(f"{r.name}\0{r}" for r in self.outcomes)
         text += "".join(f"\n{s.name}\0{s.kind}\0{s.capacity}\0{s.pinned}\0{s.source}\0{s.members}" for s in self.sets)
         return hashlib.sha256(f"{self.name}\n{text}".encode()).hexdigest()
@@ -284,7 +287,7 @@ class Pipeline:
 
 
 def _shadow(rule: Rule) -> Rule:
-    """A rule that only counts, with buckets of its own."""
+    """``rule`` as a shadow has it: it only counts, and its limits have buckets of their own."""
     expr, _ = _named_buckets(rule.expr, (), f"shadow of {rule.name}")
     action = rule.action if rule.goes_on else Shadow(would=rule.action)
     return replace(rule, expr=expr, action=action, steps=(COUNT,) * rule.goes_on)
@@ -297,7 +300,7 @@ def _action(action: object) -> Action:
 
 
 def _then(then: tuple[object, ...]) -> tuple[tuple[Step, ...], Action]:
-    """Steps, and the action behind them."""
+    """The steps and the action that a rule declares, checked; CONTINUE if it declares no action."""
     if not then:
         raise PipelineError("a rule wants an action (PASS, DROP, ...) or steps (COUNT, Mirror(64), ...)", here())
     *first, last = then
@@ -312,7 +315,7 @@ def _then(then: tuple[object, ...]) -> tuple[tuple[Step, ...], Action]:
 
 
 def _each_family(step: Step) -> Iterator[Step]:
-    """The step, or where it adds an address of either family one for IPv4 and one for IPv6."""
+    """The step itself; a step that adds an address of either family becomes two, for IPv4 and for IPv6."""
     if isinstance(step, Add):
         yield from (replace(step, fields=fields) for _, fields in families(step.fields))
     else:
@@ -320,7 +323,7 @@ def _each_family(step: Step) -> Iterator[Step]:
 
 
 def _named_buckets(expr: Expr, steps: tuple[Step, ...], name: str) -> tuple[Expr, tuple[Step, ...]]:
-    """With every limit's bucket named: two rules do not share one."""
+    """``expr`` and ``steps`` with a name for the bucket of every limit, so that no two rules share a bucket."""
     count = 0
 
     def bind(node: Expr) -> Expr:
