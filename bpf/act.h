@@ -48,14 +48,33 @@ static __always_inline struct test_input *find_test_input(void)
 	return bpf_map_lookup_elem(&test_input, &zero);
 }
 
+static __always_inline __u64 test_clock(void)
+{
+	struct test_input *g = find_test_input();
+
+	return g ? g->now_ns : 0;
+}
+
 GENERATED_CALLS __u64 now(void)
 {
-	struct test_input *g;
+	return explain ? test_clock() : bpf_ktime_get_ns();
+}
 
-	if (!explain)
-		return bpf_ktime_get_ns();
-	g = find_test_input();
-	return g ? g->now_ns : 0;
+/* Set before load: seconds by which the kernel's TAI clock is ahead of UTC. */
+const volatile __u32 tai_seconds = 0;
+#define DAY 86400u
+#define THURSDAY 4u /* the first of 1970; a week begins with Sunday */
+
+/* The time of day and the day of the week, in UTC: of the clock that time and settimeofday() change (Linux 6.1). */
+static __always_inline void find_time(struct packet *p)
+{
+	__u64 seconds;
+
+	if (!(asked() & (ASKED_META_DAY | ASKED_META_SECOND)))
+		return;
+	seconds = explain ? test_clock() / 1000000000u : bpf_ktime_get_tai_ns() / 1000000000u - tai_seconds;
+	p->meta_day = (seconds / DAY + THURSDAY) % 7;
+	p->meta_second = seconds % DAY;
 }
 
 /* 32 random bits; in a test run the next number of the generator in xdpkit/meaning/state.py. */

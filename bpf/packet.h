@@ -63,6 +63,9 @@ __u64 wanted(void);
 #define HIDE_HEADERS (1u << 31)
 #define HEADERS_IN_MAP (1u << 30)
 
+/* Generated, a constant: the ASKED_ bits of what rules ask for that is in no header. */
+__u32 asked(void);
+
 /*
  * A zero that the verifier takes for an unknown number.  The verifier follows all rules once for every combination of the
  * numbers that it knows (which headers are present, where they start), and once only for numbers that it does not know.

@@ -33,6 +33,10 @@ static __always_inline void find_metadata(const struct source *s, struct packet 
 {
 	__u32 wants = wanted();
 
+	if (asked() & ASKED_META_MARK)
+		p->meta_mark = s->skb->mark;
+	if (asked() & ASKED_META_PRIORITY)
+		p->meta_priority = s->skb->priority;
 #ifdef DIRECT_ACCESS /* the kernel does not let socket filters read it */
 	if (wants & HAS_META_TIMESTAMP && (p->meta_timestamp = s->skb->hwtstamp))
 		p->outer.present |= HAS_META_TIMESTAMP;

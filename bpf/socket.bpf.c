@@ -19,6 +19,7 @@ int xdpkit(struct skb *skb)
 	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
 	p->len = wire_length(&s);
 	find_metadata(&s, p);
+	find_time(p);
 	if (reads_headers())
 		walk(&s, p, s.tpid, s.tci);
 	outcome = classify(p, &s, &a);

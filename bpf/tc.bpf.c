@@ -144,6 +144,7 @@ static long judge(__u32 n, struct judge_state *j)
 	if (wanted() & HIDE_HEADERS)
 		tpid = (s.tpid ^ ZERO(p->rx_queue)) & 0xffff; /* what the walk finds of it is not known to loads */
 	find_metadata(&s, p);
+	find_time(p);
 	if (reads_headers())
 		walk(&s, p, tpid, s.tci);
 	if (reads_headers() && s.missed && (want = bytes_to_pull(skb))) {

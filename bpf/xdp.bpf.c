@@ -230,6 +230,7 @@ int xdpkit(struct xdp_md *ctx)
 	p->len = length(ctx, &s);
 	p->rx_queue = ctx->rx_queue_index;
 	find_metadata(ctx, p);
+	find_time(p);
 	if (reads_headers())
 		walk(&s, p, 0, 0);
 	outcome = classify(p, &s, &a);

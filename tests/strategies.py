@@ -27,7 +27,7 @@ from xdpkit.language.check import PipelineWarning, possible
 from xdpkit.language.expr import And, Expr, here
 from xdpkit.language.fields import FIELDS
 from xdpkit.language.headers import HEADER_OBJECTS, Field, field_object
-from xdpkit.language.pipeline import Pipeline
+from xdpkit.language.pipeline import CLOCK, Pipeline
 from xdpkit.meaning.walk import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
@@ -276,7 +276,9 @@ def truncations(frame: bytes, min_size: int = 14) -> list[bytes]:
 # ---- pipelines ----
 
 _PAYLOAD = tuple(f"{p}payload[{o}:{n}]" for p in ("", "inner.") for o, n in ((0, 1), (0, 4), (1, 3), (7, 2), (2, 16)))
-_FIELDS: tuple[Field, ...] = tuple(field_object(name) for name in (*(spec.name for spec in FIELDS), *_PAYLOAD))
+_FIELDS: tuple[Field, ...] = tuple(
+    field_object(name) for name in (*(spec.name for spec in FIELDS if spec.name not in CLOCK), *_PAYLOAD)
+)
 
 
 _FIELD = of(_FIELDS)

@@ -97,6 +97,7 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
     "gtpu.type": (GTPU4, 255), "gtpu.teid": (GTPU4, 0x55),
     "mpls.label": (MPLS4, 100), "mpls.tc": (MPLS4, 5), "mpls.bos": (MPLS4, 0), "mpls.ttl": (MPLS4, 7),
     "pkt.len": (ARP4, 42), "pkt.queue": (ARP4, 0),
+    "meta.mark": (ARP4, 0), "meta.priority": (ARP4, 0), "meta.day": (ARP4, "Thursday"), "meta.hour": (ARP4, "00:00"),
 }  # fmt: skip
 
 

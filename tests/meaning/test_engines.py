@@ -33,7 +33,7 @@ from xdpkit.language.expr import Present, here
 from xdpkit.language.fields import FIELDS, HEADERS
 from xdpkit.language.headers import HEADER_OBJECTS, pkt, udp
 from xdpkit.language.metadata import Metadata
-from xdpkit.language.pipeline import Pipeline
+from xdpkit.language.pipeline import CLOCK, Pipeline
 from xdpkit.meaning.evaluate import evaluate, walk
 
 #: Random rules and rules about every field are in each other's way.
@@ -137,6 +137,8 @@ def deviations(frame: bytes) -> Pipeline:
     """A pipeline whose rules match where a field is not what the reference reads from ``frame``."""
     pipe, packet = Pipeline("fields"), walk(frame)
     for spec in FIELDS:
+        if spec.name in CLOCK:
+            continue  # the kernel has another time than the reference: see test_clock.py
         header, _, name = spec.name.rpartition(".")
         value = packet.value(spec)
         field = getattr(HEADER_OBJECTS[header], name)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..language.expr import Always, And, Expr, Or, Present, Test
-from ..language.fields import INNER, TUNNEL, FieldSpec
+from ..language.fields import INNER, TUNNEL
 from ..language.limits import Limit, Sample
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
-from ..language.sets import Add, Member
+from ..language.sets import Member
 from .rule_tables import Table, tables
 
 #: Up to FEW rules that are tested one by one get all passes of LLVM's -O2, unless they branch much: more than
@@ -115,28 +115,7 @@ def headers_read(rules: Iterable[Rule]) -> Iterator[str]:
     """The header of every test of a header or field in the rules, as often as it is tested."""
     for rule in rules:
         yield from (node.header for node in rule.nodes() if isinstance(node, Present))
-        yield from (spec.header for spec in fields_read(rule) if spec.header is not None)
-
-
-def fields_read(rule: Rule) -> Iterator[FieldSpec]:
-    """The fields that the conditions and steps of a rule read, and those of the packets that it remembers."""
-    for node in rule.nodes():
-        yield from _fields(node)
-    for step in rule.steps:
-        if isinstance(step, Add):
-            yield from step.fields
-
-
-def _fields(expr: Expr) -> tuple[FieldSpec, ...]:
-    """The fields that a condition reads itself."""
-    match expr:
-        case Test():
-            return (expr.spec,)
-        case Member():
-            return expr.fields
-        case Limit():
-            return expr.per
-    return ()
+        yield from (spec.header for spec in rule.fields() if spec.header is not None)
 
 
 def is_branchy(rules: Iterable[Rule]) -> bool:
@@ -147,7 +126,7 @@ def is_branchy(rules: Iterable[Rule]) -> bool:
     count, found = 0, set[str]()
     for rule in rules:
         mine = {node.set.name for node in rule.nodes() if isinstance(node, Member)}
-        for spec in fields_read(rule):
+        for spec in rule.fields():
             mine |= {spec.name} if spec.kind == "bytes" else {INNER} if spec.name.startswith(INNER) else set()
         count, found = count + bool(mine), found | mine
     return count > FEW_BRANCHY_RULES and len(found) > FEW_BRANCHY_FIELDS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from ..device.netdev import Device
 from ..language.actions import Forward, Redirect
 from ..language.errors import NotSupported, VerifierError, Where
 from ..language.metadata import kernel_needs
-from ..language.pipeline import MATRIX, Pipeline
+from ..language.pipeline import CLOCK, MATRIX, Pipeline
 from ..language.rule import Rule
 from .core import check, ffi, lib, text
 from .loaded import LoadedProgram
@@ -58,6 +59,8 @@ class Program(LoadedProgram):
         try:
             self._configure_maps(maps, ring_bytes)
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
+            if not self.pipeline.asked.isdisjoint(CLOCK):
+                check(lib.xk_program_set_u32(self._program, b"tai_seconds", tai_seconds()))
             if self.is_xdp:
                 self._configure_xdp(metadata)
             self._load()
@@ -171,6 +174,11 @@ class Program(LoadedProgram):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def tai_seconds() -> int:
+    """Seconds by which the kernel's TAI clock is ahead of UTC now: 0 where nobody told the kernel of leap seconds."""
+    return round(time.clock_gettime(time.CLOCK_TAI) - time.clock_gettime(time.CLOCK_REALTIME))
 
 
 def may_load() -> bool:

@@ -98,7 +98,13 @@ PACKET_MEMBERS: tuple[tuple[str, int], ...] = (
     ("meta_timestamp", 64),
     ("meta_hash", 32),
     ("meta_vlan", 16),
+    ("meta_day", 16),
+    ("meta_second", 32),
+    ("meta_mark", 32),
+    ("meta_priority", 32),
 )
+#: What rules may ask for that is in no header and costs something to find out, in the order of the bits of asked().
+ASKED = ("meta_mark", "meta_priority", "meta_day", "meta_second")
 _HEADERS_BYTES = -(-sum(bits for _, bits in HEADERS_MEMBERS) // 32) * 4
 
 
@@ -107,8 +113,9 @@ class FieldSpec:
     """One row: ``name`` as users write it, the ``header`` that must be present (None: always there), ``at``: the byte
     of the header where its value starts, or the member of ``struct packet`` that holds it; ``shift`` and ``bits`` cut
     it out.  ``kind`` says how values are written: uint, mac, ipv4, ipv6, ip (either family, IPv4 as an IPv4-mapped IPv6
-    address, RFC 4291 section 2.5.5.2), flags or bytes.  ``alone``: the values that it means when it stands alone as a
-    condition.  ``mapped``: its 32 bits are an IPv4 address, and its value is that address as an IPv4-mapped one."""
+    address, RFC 4291 section 2.5.5.2), flags, day, time or bytes.  ``alone``: the values that it means when it stands
+    alone as a condition.  ``mapped``: its 32 bits are an IPv4 address, and its value is that address as an IPv4-mapped
+    one."""
 
     name: str
     header: str | None
@@ -233,6 +240,10 @@ _OUTER_ONLY: tuple[FieldSpec, ...] = (
     FieldSpec("meta.timestamp", "meta.timestamp", "meta_timestamp", 64, "time of arrival by the device's clock, in ns"),
     FieldSpec("meta.hash", "meta.hash", "meta_hash", 32, "flow hash that came with the packet (RSS)"),
     FieldSpec("meta.vlan", "meta.vlan", "meta_vlan", 12, "VLAN identifier of a tag that is not in the bytes any more"),
+    FieldSpec("meta.mark", None, "meta_mark", 32, "the skb's mark; 0 where nobody set one, and at XDP"),
+    FieldSpec("meta.priority", None, "meta_priority", 32, "the skb's priority; 0 where nobody set one, and at XDP"),
+    FieldSpec("meta.day", None, "meta_day", 3, "day of the week in UTC: 'Sunday' (0) to 'Saturday' (6)", "day"),
+    FieldSpec("meta.hour", None, "meta_second", 17, "time of day in UTC: '17:30' or seconds since midnight", "time"),
 )
 FIELDS: tuple[FieldSpec, ...] = (
     *_BOTH,
@@ -310,6 +321,7 @@ def c_header() -> str:
     """``packet_layout.h``: header bits and ``struct packet``, with every offset asserted."""
     lines = ["/* Generated from xdpkit/language/fields.py when the package is built. */", "#pragma once", "", "enum {"]
     lines += [f"\tHAS_{h.name.upper().replace('.', '_')} = 1u << {bit}," for bit, h in enumerate(OUTER)]
+    lines += [f"\tASKED_{name.upper()} = 1u << {bit}," for bit, name in enumerate(ASKED)]
     lines += [
         "};",
         "",

@@ -81,6 +81,10 @@ def _number(spec: FieldSpec, value: object) -> int:
         address = ipaddress.ip_address(value)  # type: ignore[arg-type]
         return int(address) | MAPPED if address.version == 4 else int(address)
     text = str(value)
+    if spec.kind == "day":
+        return _day(text)
+    if spec.kind == "time" and ":" in text:
+        return _seconds(text)
     if spec.kind == "flags" and not text[:1].isdigit():
         return sum({_flag(name.strip()) for name in re.split(r"[|,]", text)})
     if spec.kind == "mac":
@@ -96,6 +100,24 @@ def _flag(name: str) -> int:
     return 1 << TCP_FLAGS.index(name.lower())
 
 
+#: Days by their number in ``meta.day``.
+DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+
+
+def _day(text: str) -> int:
+    """The number of a day: its name, or its first three letters."""
+    found = [n for n, day in enumerate(DAYS) if text.strip().lower() in (day.lower(), day[:3].lower())]
+    return found[0] if found else int(text, 0)
+
+
+def _seconds(text: str) -> int:
+    """Seconds since midnight of "17:30" or "17:30:15"."""
+    match = re.fullmatch(r"\s*([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?\s*", text)
+    if not match:
+        raise ValueError(text)
+    return int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3] or 0)
+
+
 def _form(spec: FieldSpec) -> str:
     return {
         "ipv4": "an IPv4 address such as '192.0.2.1'",
@@ -104,6 +126,8 @@ def _form(spec: FieldSpec) -> str:
         "flags": "flags such as 'syn|ack' or a whole number",
         "bytes": f"{spec.size} bytes or a whole number",
         "mac": "a MAC address such as '02:00:00:00:00:01'",
+        "day": "a day such as 'Monday'",
+        "time": "a time such as '17:30' (UTC)",
     }.get(spec.kind, "a whole number")
 
 

@@ -38,17 +38,22 @@ READER_METADATA = ("timestamp", "hash", "vlan")
 
 #: The kernel that brought each to XDP, and what the generic netlink family `netdev` calls it.
 _SINCE = {"meta.timestamp": "6.3", "meta.hash": "6.3", "meta.vlan": "6.8"}
+#: What is in the skb alone.
+_OF_SKB = ("meta.mark", "meta.priority")
 _FEATURES = {"meta.timestamp": "timestamp", "meta.hash": "hash", "meta.vlan": "vlan-tag"}
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """What is known of one packet, for the reference evaluator; None is absent.  ``timestamp``: ns, 64 bits; ``hash``:
-    32 bits; ``vlan``: the identifier of the tag (12 bits).  A timestamp or hash of 0 is absent too."""
+    32 bits; ``vlan``: the identifier of the tag (12 bits).  A timestamp or hash of 0 is absent too.  ``mark`` and
+    ``priority`` of the skb (32 bits) are never absent: 0 is what they are where nobody has set them."""
 
     timestamp: int | None = None
     hash: int | None = None
     vlan: int | None = None
+    mark: int = 0
+    priority: int = 0
 
     def present(self) -> dict[str, int]:
         """The values that are there, by field."""
@@ -85,9 +90,10 @@ def _headers(node: Expr) -> Iterator[str]:
 def absent_at(mode: str, offered: frozenset[str], fields: Iterable[str]) -> tuple[str, ...]:
     """Those of ``fields`` that no packet can have in attach mode ``mode`` on a device whose driver has the
     ``offered`` functions (``Device.rx_metadata``)."""
-    if mode == "native":
-        return tuple(name for name in fields if _FEATURES[name] not in offered)
-    return tuple(name for name in fields if mode == "af_packet" and name == "meta.timestamp")
+    missing = {name for name, feature in _FEATURES.items() if mode == "native" and feature not in offered}
+    missing |= set(_OF_SKB) if mode in ("native", "generic") else set()
+    missing |= {"meta.timestamp"} if mode == "af_packet" else set()
+    return tuple(name for name in dict.fromkeys(fields) if name in missing)
 
 
 def refuse_generic(fields: dict[str, Where], mode: str, device: str) -> None:

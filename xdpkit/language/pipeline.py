@@ -31,6 +31,8 @@ MATRIX = 64
 #: classify() packs the rule into 16 bits, and the device or socket group into 10.
 MAX_RULES = 65_535
 MAX_TARGETS = 1023
+#: Fields whose value depends on the time.
+CLOCK = ("meta.day", "meta.hour")
 DEFAULT_NAME = "default"
 
 
@@ -227,7 +229,14 @@ class Pipeline:
     def is_timed(self) -> bool:
         """Whether a verdict may depend on time or chance."""
         nodes = (node for rule in self.every_rule for node in rule.nodes())
-        return any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets)
+        if any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets):
+            return True
+        return not self.asked.isdisjoint(CLOCK)
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The names of the fields of no header that rules ask for: ``pkt.len``, ``meta.mark``, ``meta.hour``."""
+        return frozenset(spec.name for rule in self.every_rule for spec in rule.fields() if spec.header is None)
 
     @property
     def steps(self) -> frozenset[type[Step]]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from .actions import Action, Step, Verdict
 from .errors import Where
-from .expr import Expr
-from .limits import Log
-from .sets import Member
+from .expr import Expr, Test
+from .fields import FieldSpec
+from .limits import Limit, Log
+from .sets import Add, Member
 
 __all__ = ["Rule"]
 
@@ -43,6 +44,20 @@ class Rule:
         """The condition, its terms and their terms in turn, and the limits of the steps."""
         yield from self.expr.nodes()
         yield from (step.limit for step in self.steps if isinstance(step, Log))
+
+    def fields(self) -> Iterator[FieldSpec]:
+        """The fields that its conditions and steps read, and those of the packets that it remembers."""
+        for node in self.nodes():
+            match node:
+                case Test():
+                    yield node.spec
+                case Member():
+                    yield from node.fields
+                case Limit():
+                    yield from node.per
+        for step in self.steps:
+            if isinstance(step, Add):
+                yield from step.fields
 
     def __str__(self) -> str:
         return f"{self.expr} -> {self.then}"

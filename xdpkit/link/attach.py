@@ -239,7 +239,7 @@ def _attach(
             fd = lib.xk_link_xdp(program.fd, device.index, _XDP_FLAGS[mode])
             if fd < 0:
                 raise _refused(-fd, program, device, mode)
-        absent = absent_at(mode, device.rx_metadata, metadata)
+        absent = absent_at(mode, device.rx_metadata, (*metadata, *sorted(built.pipeline.asked)))
         attachment = Attachment(
             device.name, device.driver, mode, None, queues, timestamps, missing, absent=absent, rx_metadata=rx_metadata,
         )  # fmt: skip

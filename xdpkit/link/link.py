@@ -277,7 +277,8 @@ class Link:
                 raise
             self._ruleset, swapped = new, time.perf_counter_ns()
             self._attached.program = new.program
-            absent = absent_at(self.attachment.mode, self.device.rx_metadata, new.pipeline.metadata)
+            fields = (*new.pipeline.metadata, *sorted(new.pipeline.asked))
+            absent = absent_at(self.attachment.mode, self.device.rx_metadata, fields)
             self._attached.attachment = replace(self.attachment, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
             self._tally.keep(old.program.counts())

@@ -113,7 +113,7 @@ def run(
 ) -> Outcome:
     """Run ``pipeline`` on ``frame``.  It reads and changes ``state``.  ``metadata``: what is known of the frame besides
     its bytes; by default nothing."""
-    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata)
+    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata, now_ns=state.now_ns)
     outcome = Outcome(pipeline.outcomes[-1])
     for rule in pipeline.outcomes:
         if not holds(rule.expr, packet, state):

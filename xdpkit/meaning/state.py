@@ -87,8 +87,8 @@ def draw(random: int) -> int:
 
 @dataclass(slots=True)
 class State:
-    """The state of one pipeline.  ``now_ns``: the clock in nanoseconds.  ``random``: 32 bits from which the next are
-    drawn.  Set both before each packet."""
+    """The state of one pipeline.  ``now_ns``: the clock in nanoseconds, since 1970 in UTC where rules ask for the
+    time of day.  ``random``: 32 bits from which the next are drawn.  Set both before each packet."""
 
     pipeline: Pipeline
     now_ns: int = 0

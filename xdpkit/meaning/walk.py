@@ -36,6 +36,8 @@ TRANSPORT = {"ip": {**_OVER_BOTH, 1: "icmp"}, "ip6": {**_OVER_BOTH, 58: "icmp6"}
 ICMP_QUERIES = (0, 8, *range(13, 19))
 ICMP6_QUERIES = (128, 129)
 NO_METADATA = Metadata()
+#: The first day of 1970, of the days of a week that begins with Sunday.
+THURSDAY = 4
 
 
 @dataclass(slots=True)
@@ -77,12 +79,17 @@ class Packet:
         return True
 
 
-def walk(frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA) -> Packet:
+def walk(
+    frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA, now_ns: int = 0
+) -> Packet:
     """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``.
     ``wire_bytes``: the length of the packet where ``frame`` is only its beginning.  ``metadata``: what is known of the
-    packet besides its bytes."""
+    packet besides its bytes.  ``now_ns``: the clock, nanoseconds since 1970 in UTC."""
     length = len(frame) if wire_bytes is None else wire_bytes
     packet = Packet(frame, members={"len": length, "rx_queue": rx_queue})
+    days, second = divmod(now_ns // 1_000_000_000, 86_400)
+    packet.members |= {"meta_mark": metadata.mark, "meta_priority": metadata.priority}
+    packet.members |= {"meta_day": (days + THURSDAY) % 7, "meta_second": second}
     for name, value in metadata.present().items():
         packet.starts[name] = 0
         packet.members[name.replace(".", "_")] = value
