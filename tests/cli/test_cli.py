@@ -155,7 +155,7 @@ def test_an_mtu_too_large_is_one_line_with_the_limit(make_veth):
         (["--queues", "2"], ["queue 2 is out of range: right has 0-1"]),
         (["--queues", "0-9999999999"], ["queues are written 0-3,5"]),
         (["--queues", "one"], ["'one': queues are written 0-3,5"]),
-        (["--queues", "1-0"], ["no queue given"]),
+        (["--queues", "1-0"], ["no queue is chosen"]),
         (["--mode", "fast"], ["mode 'fast': auto, native, generic, tc_ingress, af_packet"]),
         (["--bind", "zero"], ["bind 'zero': auto, zerocopy, copy"]),
         (["--count", "-1"], ["--count"]),

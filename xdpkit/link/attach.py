@@ -1,15 +1,16 @@
 """Attach a pipeline to a device and hold it there: want, require, got.
 
 ``mode`` and ``bind`` take "auto" (the best there is), "want:X" (X first, then what else works) or "X" (X or an error).
-The walk goes zero-copy, native copy, generic, TC ingress, AF_PACKET; ``link.attachment`` says where it stopped and why.
+The modes are tried in this order: zero-copy, native copy, generic, TC ingress, AF_PACKET; ``link.attachment`` says
+which one works and why those before it do not.
 
-The attachment is a bpf_link: it goes with the process that holds it, however that ends.  AF_PACKET sees copies, so a
-pipeline that drops or transmits runs there only when that mode is required by name: its REDIRECT rules then deliver,
-and every packet goes on to the stack.
+The attachment is a bpf_link: it ends with the process that holds it, however the process ends.  AF_PACKET receives
+copies of packets and cannot stop the packets themselves.  So a pipeline that drops or transmits runs there only if that
+mode is required by name: then its REDIRECT rules deliver copies, and every packet also goes on to the stack.
 
-TC gives every verdict its full meaning, so the walk may stop there; REDIRECT copies into one ring buffer.  What leaves
-the host is another matter than what arrives, so tc_egress is no step of the walk: it is required by name.
-"""
+At TC every verdict has its full meaning, so "auto" may end there; REDIRECT copies packets into one ring buffer.
+tc_egress sees the packets that leave the host, not those that arrive, so "auto" never chooses it: it must be required
+by name."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..compiler import Compiled
 from ..compiler.built import Built, as_built
@@ -37,13 +38,12 @@ from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
 from .link import Link, open_link, redirect_counter, ring_bytes_for
 from .pin import LinkPin, link_program
-from .redirects import RedirectCounter
 from .ruleset import Ruleset, require_ethernet
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
 MODES = ("native", "generic", "tc_ingress", "af_packet", "tc_egress")
-#: What is never put in the place of something else.
+#: Modes that neither "auto" nor "want:X" falls back to.
 _BY_NAME_ONLY = ("tc_egress",)
 BINDS = ("zerocopy", "copy")
 _NO_QUEUE = "{} has no queue for a socket, because no program has opened it yet (a virtual machine, if it is a tap)"
@@ -62,60 +62,91 @@ def attach(
     shadow: Pipeline | None = None,
     pin: str | None = None,
 ) -> Link:
-    """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, which is one of the
-    calling thread's network namespace.
+    """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, a device of the calling
+    thread's network namespace.
 
     ``queues``: RX queues that get sockets (default: all; TC has no such choice).  ``timestamps``: the program stamps
     each redirected packet and notes its rule and mark (TC always does, and XDP where a rule marks).  ``shadow``:
-    another pipeline that is tried beside this one: it judges and counts every packet, and acts on none;
-    ``link.ledger().shadow`` says where it differs.  ``pin``: a name under which the link outlives this process
-    (:meth:`Link.pin`).  Where a link is pinned under it already, this one takes over: the pipeline that runs there is
-    updated, without a packet in between that meets no rules, and sets, limits and counters go on.
+    another pipeline that judges and counts every packet, and acts on none; ``link.ledger().shadow`` says where its
+    verdicts differ.  ``pin``: a name under which the link outlives this process (:meth:`Link.pin`).  Where a link is
+    pinned under that name already, this one takes over: the pipeline that runs there is updated, no packet meets no
+    rules in between, and sets, limits and counters go on.
 
-    Raises OSError (names the call, and the program that holds a busy device), VerifierError, NotSupported for what
-    this kernel or device cannot do: TC where the kernel has no tcx (before 6.6), zero-copy in another mode than native,
-    rules that test ``meta.*`` where that cannot be, packets without an Ethernet header (tun, PPP, IP tunnels);
-    ValueError for a mode, bind or queue that there is not, and for TX at egress; TypeError for what is no pipeline (a
-    file's name: :func:`xdpkit.load_file` reads it).
-    """
+    Raises OSError (the message names the call, and the program that holds a busy device); VerifierError; NotSupported
+    for what this kernel or device cannot do: TC where the kernel has no tcx (before 6.6), zero-copy in another mode
+    than native, rules that test ``meta.*`` where no program can, devices whose packets have no Ethernet header (tun,
+    PPP, IP tunnels); ValueError for a mode, bind or queue that does not exist, and for TX at egress; TypeError where
+    ``pipeline`` is none (:func:`xdpkit.load_file` reads the pipeline of a file)."""
     options = options or SocketOptions()
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     require_ethernet(found, f"pipelines on {found.name}")
     wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
     built = as_built(pipeline, shadow)
+    stamps = timestamps or Mark in built.pipeline.steps  # a mark reaches sockets with the time stamp
+    request = _Request(built, found, modes, binds, wanted, stamps, options)
     if pin is not None and LinkPin(pin).exists and not _clear_if_gone(pin):
-        return _take_over(pin, built, found, modes, binds, wanted, timestamps, options)
-    pipe = built.pipeline
-    redirects = "REDIRECT" in pipe.verdicts
-    timestamps = timestamps or Mark in pipe.steps  # marks go the same way; so does metadata, see _attach()
-    acts = pipe.verdicts - {"PASS", "REDIRECT"}
-    if mode == "af_packet" and not redirects:
-        raise ValueError(f"{device}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
-    if redirects and modes[0] not in ("af_packet", *TC_MODES):
-        _preflight(found, options)
+        return _take_over(pin, request)
+    link = _attach_first(request)
+    return link if pin is None else _pinned(link, pin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The checked arguments of :func:`attach`.  ``modes`` and ``binds``: those to try, best first.  ``queues``: the RX
+    queues that get sockets."""
+
+    built: Built
+    device: Device
+    modes: tuple[str, ...]
+    binds: tuple[str, ...]
+    queues: tuple[int, ...]
+    timestamps: bool
+    options: SocketOptions
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.built.pipeline
+
+    @property
+    def redirects(self) -> bool:
+        return "REDIRECT" in self.pipeline.verdicts
+
+    @property
+    def suits_af_packet(self) -> bool:
+        """Whether AF_PACKET, which receives copies of packets, does all that the pipeline declares."""
+        return self.redirects and self.pipeline.verdicts <= {"PASS", "REDIRECT"}
+
+
+def _attach_first(request: _Request) -> Link:
+    """Attach in the first of the modes that works; the link's attachment says why those before it do not."""
+    pipe, device = request.pipeline, request.device
+    if request.modes == ("af_packet",) and not request.redirects:
+        raise ValueError(f"{device.name}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
+    if request.redirects and request.modes[0] not in ("af_packet", *TC_MODES):
+        _check_mtu(device, request.options)
     walk: list[str] = []
     last: OSError | NotSupported | None = None
-    for step in modes:
-        if step == "af_packet" and last is not None and (acts or not redirects):
-            break  # it could not do what the pipeline declares
+    for mode in request.modes:
+        if mode == "af_packet" and last is not None and not request.suits_af_packet:
+            break
         try:
-            link = _attach_any(built, found, step, binds, wanted, timestamps, options)
+            link = _attach_mode(request, mode)
         except (OSError, NotSupported) as error:
             code = error.errno if isinstance(error, OSError) else None
-            if code in (errno.EPERM, errno.ENODEV) or len(modes) == 1:
+            if code in (errno.EPERM, errno.ENODEV) or len(request.modes) == 1:
                 raise
-            walk.append(f"{step} ({error.strerror if isinstance(error, OSError) else error.needs})")
-            if step in _XDP_FLAGS or last is None:  # why there is no XDP is what one wants to know
+            walk.append(f"{mode} ({error.strerror if isinstance(error, OSError) else error.needs})")
+            if mode in _XDP_FLAGS or last is None:  # the error of an XDP mode says most, so it is the one to raise
                 last = error
             if code in (errno.EBUSY, errno.EEXIST):
                 break
             continue
         link._attached.attachment = replace(link.attachment, walk=(*walk, *link.attachment.walk))
-        logger.info("%s attached to %s: %s", pipe.name, device, link.attachment)
+        logger.info("%s attached to %s: %s", pipe.name, device.name, link.attachment)
         for refused in walk:
-            logger.warning("%s on %s is at %s, not %s", pipe.name, device, step, refused)
-        return link if pin is None else _pinned(link, pin)
+            logger.warning("%s on %s is at %s, not %s", pipe.name, device.name, mode, refused)
+        return link
     assert last is not None
     raise last
 
@@ -146,54 +177,36 @@ def _clear_if_gone(pin: str) -> bool:
     return True
 
 
-def _take_over(
-    pin: str,
-    built: Built,
-    device: Device,
-    modes: tuple[str, ...],
-    binds: tuple[str, ...],
-    queues: tuple[int, ...],
-    timestamps: bool,
-    options: SocketOptions,
-) -> Link:
-    """Put ``built`` in the place of the pipeline that is pinned as ``pin``."""
+def _take_over(pin: str, request: _Request) -> Link:
+    """Put the pipeline of ``request`` in the place of the one that is pinned as ``pin``."""
     link = open_link(pin)
     try:
-        there = link.attachment
+        at, device = link.attachment, request.device
         if link.device.index != device.index:
-            said = (
-                f"pinned link {pin!r} is on {link.device.name}, not on {device.name}: detach it there, or pin another"
-            )
-            raise OSError(errno.EBUSY, said)
-        if there.mode not in modes:
-            said = f"pinned link {pin!r} is attached at {there.mode}, not {modes[0]}: detach it first"
-            raise OSError(errno.EBUSY, said)
-        wanted = queues if there.mode not in TC_MODES else ()
-        timestamps = timestamps or Mark in built.pipeline.steps or there.mode in TC_MODES
-        link._take_over(built, replace(there, queues=wanted, timestamps=timestamps), binds, options)
+            said = f"pinned link {pin!r} is on {link.device.name}, not on {device.name}"
+            raise OSError(errno.EBUSY, f"{said}: detach it there, or pin another")
+        if at.mode not in request.modes:
+            said = f"pinned link {pin!r} is attached at {at.mode}, not {request.modes[0]}"
+            raise OSError(errno.EBUSY, f"{said}: detach it first")
+        queues = request.queues if at.mode not in TC_MODES else ()
+        timestamps = request.timestamps or at.mode in TC_MODES
+        attachment = replace(at, queues=queues, timestamps=timestamps)
+        link._take_over(request.built, attachment, request.binds, request.options)
     except BaseException:
         link.close()
         raise
     return link
 
 
-def _attach_any(
-    built: Built,
-    device: Device,
-    mode: str,
-    binds: tuple[str, ...],
-    queues: tuple[int, ...],
-    timestamps: bool,
-    options: SocketOptions,
-) -> Link:
-    """With packets of several buffers or without, as the options and the MTU say."""
+def _attach_mode(request: _Request, mode: str) -> Link:
+    """Attach in one mode; at XDP with packets of several buffers or without, as the options and the MTU say."""
     if mode not in _XDP_FLAGS:
-        return _attach(built, device, mode, binds, queues, timestamps, options, False)
-    *first, last = _multi_buffers(device, options)
+        return _attach(request, mode, "socket" if mode == "af_packet" else "tc")
+    *first, last = _multi_buffers(request.device, request.options)
     for frags in first:
         with suppress(OSError):
-            return _attach(built, device, mode, binds, queues, timestamps, options, frags)
-    return _attach(built, device, mode, binds, queues, timestamps, options, last)
+            return _attach(request, mode, "xdp_frags" if frags else "xdp")
+    return _attach(request, mode, "xdp_frags" if last else "xdp")
 
 
 def _multi_buffers(device: Device, options: SocketOptions) -> tuple[bool, ...]:
@@ -201,25 +214,12 @@ def _multi_buffers(device: Device, options: SocketOptions) -> tuple[bool, ...]:
     return options.multi_buffers(longest, NATIVE_FRAME_BYTES)
 
 
-def _attach(
-    built: Built,
-    device: Device,
-    mode: str,
-    binds: tuple[str, ...],
-    queues: tuple[int, ...],
-    timestamps: bool,
-    options: SocketOptions,
-    frags: bool,
-) -> Link:
-    if mode in TC_MODES:
-        _check_tc(built.pipeline, device, mode, binds, queues)
-    if mode in _XDP_FLAGS and "REDIRECT" in built.pipeline.verdicts and not queues:
-        raise OSError(errno.ENXIO, f"{_NO_QUEUE.format(device.name)}: start that first, or use mode tc_ingress")
-    metadata = built.pipeline.metadata
-    refuse_generic(metadata, mode, device.name)
-    hook = "socket" if mode == "af_packet" else "tc" if mode in TC_MODES else "xdp_frags" if frags else "xdp"
-    built, rx_metadata, missing = _with_reader_metadata(built, device, mode, hook, options)
-    timestamps = timestamps or bool(rx_metadata)
+def _attach(request: _Request, mode: str, hook: str) -> Link:
+    """Load the program for ``hook`` and attach it.  On an error nothing stays loaded or attached."""
+    device, options, pipe = request.device, request.options, request.pipeline
+    _check_mode(request, mode)
+    built, rx_metadata, missing = _with_reader_metadata(request, mode, hook)
+    timestamps = request.timestamps or bool(rx_metadata)
     ruleset = Ruleset(
         built,
         hook,
@@ -227,23 +227,18 @@ def _attach(
         metadata=timestamps,
         spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
-        ring_bytes=ring_bytes_for(built.pipeline, device, options),
+        ring_bytes=ring_bytes_for(pipe, device, options),
     )
-    program, fd = ruleset.program, -1
-    redirects: RedirectCounter | None = None
+    fd, redirects = -1, None
     try:
-        redirects = redirect_counter(built.pipeline, device, mode)  # before any packet is forwarded
-        if mode in TC_MODES:
-            fd, queues, timestamps = _link_tcx(program, device, mode), (), True
-        elif mode != "af_packet":
-            fd = lib.xk_link_xdp(program.fd, device.index, _XDP_FLAGS[mode])
-            if fd < 0:
-                raise _refused(-fd, program, device, mode)
-        absent = absent_at(mode, device.rx_metadata, (*metadata, *sorted(built.pipeline.asked)))
+        redirects = redirect_counter(pipe, device, mode)  # it must count from the first packet on
+        fd = _link_program(ruleset.program, device, mode)
+        at_tc = mode in TC_MODES
         attachment = Attachment(
-            device.name, device.driver, mode, None, queues, timestamps, missing, absent=absent, rx_metadata=rx_metadata,
+            device.name, device.driver, mode, None, () if at_tc else request.queues, timestamps or at_tc, missing,
+            absent=absent_at(mode, device.rx_metadata, (*pipe.metadata, *sorted(pipe.asked))), rx_metadata=rx_metadata,
         )  # fmt: skip
-        return Link(ruleset, device, fd, attachment, binds, options, redirects)
+        return Link(ruleset, device, fd, attachment, request.binds, options, redirects)
     except BaseException:
         if fd >= 0:
             os.close(fd)
@@ -253,10 +248,30 @@ def _attach(
         raise
 
 
-def _with_reader_metadata(
-    built: Built, device: Device, mode: str, hook: str, options: SocketOptions
-) -> tuple[Built, tuple[str, ...], tuple[str, ...]]:
-    """The object with the metadata that readers want, the names of that metadata, and why others are missing."""
+def _check_mode(request: _Request, mode: str) -> None:
+    """Refuse what ``mode`` cannot do, before anything is loaded."""
+    if mode in TC_MODES:
+        _check_tc(request, mode)
+    if mode in _XDP_FLAGS and request.redirects and not request.queues:
+        raise OSError(errno.ENXIO, f"{_NO_QUEUE.format(request.device.name)}: start that first, or use mode tc_ingress")
+    refuse_generic(request.pipeline.metadata, mode, request.device.name)
+
+
+def _link_program(program: LoadedProgram, device: Device, mode: str) -> int:
+    """Attach ``program``; the descriptor of the bpf_link, or -1 for AF_PACKET, which has none."""
+    if mode == "af_packet":
+        return -1
+    if mode in TC_MODES:
+        return _link_tcx(program, device, mode)
+    fd: int = lib.xk_link_xdp(program.fd, device.index, _XDP_FLAGS[mode])
+    if fd < 0:
+        raise _refused(-fd, program, device, mode)
+    return fd
+
+
+def _with_reader_metadata(request: _Request, mode: str, hook: str) -> tuple[Built, tuple[str, ...], tuple[str, ...]]:
+    """The programs with the metadata that readers request, the names of that metadata, and why others are missing."""
+    built, options, device = request.built, request.options, request.device
     names, missing = choose_reader_metadata(
         options.rx_wanted, options.rx_required, mode, device.rx_metadata, device.name
     )
@@ -264,23 +279,24 @@ def _with_reader_metadata(
         return built, (), missing
     try:
         return built.with_reader_metadata(hook, names), names, missing
-    except NotSupported as error:  # built ahead, and no llvmlite here
+    except NotSupported as error:  # the pipeline was built ahead, and llvmlite is not installed here
         if options.rx_required:
             raise
         return built, (), (*missing, f"RX metadata {', '.join(names)} ({error.needs})")
 
 
-def _check_tc(pipe: Pipeline, device: Device, mode: str, binds: tuple[str, ...], queues: tuple[int, ...]) -> None:
-    """What TC cannot do, said before anything is loaded."""
+def _check_tc(request: _Request, mode: str) -> None:
+    """Refuse what TC cannot do."""
+    pipe, device = request.pipeline, request.device
     if mode == "tc_egress" and "TX" in pipe.verdicts:
         names = ", ".join(repr(r.name) for r in pipe.outcomes if r.action.verdict.name == "TX")
         raise ValueError(
             f"{device.name}: TX sends a packet back to where it came from, and at egress it comes from this host: "
             f"pipeline {pipe.name!r} must not transmit there (rule {names})"
         )
-    if queues and len(queues) < device.rx_queues:
+    if request.queues and len(request.queues) < device.rx_queues:
         raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
-    if "copy" not in binds:
+    if "copy" not in request.binds:
         raise NotSupported(f"{device.name}: zero-copy", f"mode native, and this is {mode}")
     require("tcx", f"{mode} on {device.name}")
 
@@ -295,7 +311,7 @@ def _link_tcx(program: LoadedProgram, device: Device, mode: str) -> int:
 
 
 def _refused(error: int, program: LoadedProgram, device: Device, mode: str) -> OSError:
-    """Why the kernel refused to attach: who holds the device, or its own words, and what to do."""
+    """The error for a refused attachment: it names who holds the device, or quotes the kernel, and says what to do."""
     what = f"attach {mode} XDP to {device.name}"
     holders = netdev.xdp_holders(device.index)
     if error in (errno.EBUSY, errno.EEXIST) and holders:
@@ -306,32 +322,29 @@ def _refused(error: int, program: LoadedProgram, device: Device, mode: str) -> O
     if error == errno.EPERM:
         reason += ": attaching needs CAP_NET_ADMIN: run as root"
     elif "MTU" in reason or error == errno.ERANGE:
-        limit = min(m for m in (device.mtu, device.peer_mtu) if m)
-        reason += (
-            f": MTU here is {device.mtu}, of the peer {device.peer_mtu}: lower both"
-            if device.peer_mtu
-            else (f": MTU is {limit}: lower it")
-        )
+        both = f"MTU here is {device.mtu}, of the peer {device.peer_mtu}: lower both"
+        reason += f": {both if device.peer_mtu else f'MTU is {device.mtu}: lower it'}"
     return OSError(error, f"{what}: {reason}")
 
 
 def _held(holder: Holder, device: str) -> str:
-    """Who holds the device, and how to live beside it."""
+    """The program that holds the device, and how to attach all the same."""
     held = hold(holder.prog_id)
     return f"{describe(holder)}, {held}: {advice(held, device)}, or use mode tc_ingress or af_packet beside it"
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The order in which to try: all for auto, X first for want:X, X alone for X."""
+    """The modes or binds to try, in order: all for "auto", X first for "want:X", only X for "X".  ValueError for a name
+    that does not exist."""
     return choices.parse_choice(name, value, known, _BY_NAME_ONLY)
 
 
 def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
     if queues is None:
-        return tuple(range(device.rx_queues))  # none for a tap that no program has opened
+        return tuple(range(device.rx_queues))  # a tap that no program has opened has none
     wanted = tuple(sorted(set(queues)))
     if not wanted:
-        raise ValueError("no queue given")
+        raise ValueError("no queue is chosen: name at least one, or leave the choice out for all")
     if not device.rx_queues:
         raise ValueError(f"queue {wanted[0]} is out of range: {_NO_QUEUE.format(device.name)}")
     if wanted[0] < 0 or wanted[-1] >= device.rx_queues:
@@ -340,7 +353,8 @@ def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
     return wanted
 
 
-def _preflight(device: Device, options: SocketOptions) -> None:
+def _check_mtu(device: Device, options: SocketOptions) -> None:
+    """OSError EMSGSIZE where the MTU is too large for the frames of AF_XDP sockets."""
     try:
         if not any(_multi_buffers(device, options)):
             options.chunk_for(device.mtu + L2_BYTES)
