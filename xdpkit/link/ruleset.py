@@ -101,7 +101,7 @@ class Ruleset:
             for spec in built.pipeline.sets:
                 there = sets.get(spec.name)
                 ruleset.sets[spec.name] = (
-                    LiveSet.opened(spec, there, turns) if there is not None else LiveSet(spec, folder=ruleset.folder)
+                    LiveSet._opened(spec, there, turns) if there is not None else LiveSet(spec, folder=ruleset.folder)
                 )
                 found = sources.get(spec.name)
                 ruleset._declared[spec.name] = declared(spec, ruleset.folder) if found is None else found
@@ -147,7 +147,7 @@ class Ruleset:
     def share(self, turns: Shared) -> None:
         """Take turns with other processes when members of sets change."""
         for live in self.sets.values():
-            live.share(turns)
+            live._share(turns)
 
     @property
     def set_ids(self) -> dict[str, int]:

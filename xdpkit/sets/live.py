@@ -90,7 +90,7 @@ class LiveSet:
         self._depth = 0  # of locked() in the thread that has the lock
 
     @classmethod
-    def opened(cls, spec: SetSpec, map_id: int, shared: Shared) -> LiveSet:
+    def _opened(cls, spec: SetSpec, map_id: int, shared: Shared) -> LiveSet:
         """The set of a pinned link, whose outer map has this id; its members stay as they are.  OSError: ENOENT where
         it is gone, EPERM without CAP_SYS_ADMIN."""
         live = cls.__new__(cls)
@@ -101,10 +101,10 @@ class LiveSet:
         except BaseException:
             live.close()
             raise
-        live.share(shared)
+        live._share(shared)
         return live
 
-    def share(self, shared: Shared) -> None:
+    def _share(self, shared: Shared) -> None:
         """Take turns with the processes that open this set by the pin of a link."""
         self._shared = shared
 
