@@ -70,7 +70,7 @@ static __always_inline void find_time(struct packet *p)
 {
 	__u64 seconds;
 
-	if (!(asked() & (ASKED_META_DAY | ASKED_META_SECOND)))
+	if (!(wanted_meta() & (WANTED_META_DAY | WANTED_META_SECOND)))
 		return;
 	seconds = explain ? test_clock() / 1000000000u : bpf_ktime_get_tai_ns() / 1000000000u - tai_seconds;
 	p->meta_day = (seconds / DAY + THURSDAY) % 7;

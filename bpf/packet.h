@@ -63,8 +63,8 @@ __u64 wanted(void);
 #define HIDE_HEADERS (1u << 31)
 #define HEADERS_IN_MAP (1u << 30)
 
-/* Generated, a constant: the ASKED_ bits of what rules ask for that is in no header. */
-__u32 asked(void);
+/* Generated, a constant: the WANTED_META_ bits of the values outside headers that rules test. */
+__u32 wanted_meta(void);
 
 /*
  * A zero that the verifier takes for an unknown number.  The verifier follows all rules once for every combination of the

@@ -33,9 +33,9 @@ static __always_inline void find_metadata(const struct source *s, struct packet 
 {
 	__u32 wants = wanted();
 
-	if (asked() & ASKED_META_MARK)
+	if (wanted_meta() & WANTED_META_MARK)
 		p->meta_mark = s->skb->mark;
-	if (asked() & ASKED_META_PRIORITY)
+	if (wanted_meta() & WANTED_META_PRIORITY)
 		p->meta_priority = s->skb->priority;
 #ifdef DIRECT_ACCESS /* the kernel does not let socket filters read it */
 	if (wants & HAS_META_TIMESTAMP && (p->meta_timestamp = s->skb->hwtstamp))

@@ -154,7 +154,7 @@ static long judge(__u32 n, struct judge_state *j)
 		return 1;
 	}
 	outcome = classify(p, &s, &a);
-	j->verdict = act(j->skb, p, outcome, &a); /* asked again: on the stack is no room beside all that classify() keeps */
+	j->verdict = act(j->skb, p, outcome, &a); /* decided a second time: the stack has no room for it next to what classify() keeps */
 	return 1;
 }
 

@@ -18,7 +18,7 @@ from llvmlite import ir
 from ..language.actions import Mark, Mirror, Verdict
 from ..language.errors import Where
 from ..language.expr import And
-from ..language.fields import ASKED, METADATA, field_named
+from ..language.fields import METADATA, WANTED_META, field_named
 from ..language.limits import Log
 from ..language.metadata import READER_METADATA
 from ..language.pipeline import Pipeline
@@ -100,8 +100,8 @@ def _constants(classify: Classify, reader: Reader, reader_metadata: Sequence[str
     classify.constant("reads_headers", I32(int(not plan.read <= set(METADATA))))
     classify.constant("wanted", I64(reader.wanted))
     classify.constant("verdicts", I32(sum(1 << Verdict[name] for name in pipeline.verdicts)))
-    asked = {field_named(name).at for name in pipeline.asked}
-    classify.constant("asked", I32(sum(1 << bit for bit, name in enumerate(ASKED) if name in asked)))
+    tested = {field_named(name).at for name in pipeline.headerless_fields}
+    classify.constant("wanted_meta", I32(sum(1 << bit for bit, name in enumerate(WANTED_META) if name in tested)))
     classify.constant("marks", I32(int(Mark in pipeline.steps)))
     classify.constant("mirrors", I32(int(Mirror in pipeline.steps)))
     classify.constant("reader_metadata", I32(sum(1 << READER_METADATA.index(name) for name in reader_metadata)))

@@ -59,7 +59,7 @@ class Program(LoadedProgram):
         try:
             self._configure_maps(maps, ring_bytes)
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
-            if not self.pipeline.asked.isdisjoint(CLOCK):
+            if not self.pipeline.headerless_fields.isdisjoint(CLOCK):
                 check(lib.xk_program_set_u32(self._program, b"tai_seconds", tai_seconds()))
             if self.is_xdp:
                 self._configure_xdp(metadata)

@@ -103,8 +103,9 @@ PACKET_MEMBERS: tuple[tuple[str, int], ...] = (
     ("meta_mark", 32),
     ("meta_priority", 32),
 )
-#: What rules may ask for that is in no header and costs something to find out, in the order of the bits of asked().
-ASKED = ("meta_mark", "meta_priority", "meta_day", "meta_second")
+#: Values that rules may test, that are in no header, and that cost time to find out: the bits of wanted_meta(), in
+#: order.
+WANTED_META = ("meta_mark", "meta_priority", "meta_day", "meta_second")
 _HEADERS_BYTES = -(-sum(bits for _, bits in HEADERS_MEMBERS) // 32) * 4
 
 
@@ -321,7 +322,7 @@ def c_header() -> str:
     """``packet_layout.h``: header bits and ``struct packet``, with every offset asserted."""
     lines = ["/* Generated from xdpkit/language/fields.py when the package is built. */", "#pragma once", "", "enum {"]
     lines += [f"\tHAS_{h.name.upper().replace('.', '_')} = 1u << {bit}," for bit, h in enumerate(OUTER)]
-    lines += [f"\tASKED_{name.upper()} = 1u << {bit}," for bit, name in enumerate(ASKED)]
+    lines += [f"\tWANTED_{name.upper()} = 1u << {bit}," for bit, name in enumerate(WANTED_META)]
     lines += [
         "};",
         "",

@@ -231,11 +231,12 @@ class Pipeline:
         nodes = (node for rule in self.every_rule for node in rule.nodes())
         if any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets):
             return True
-        return not self.asked.isdisjoint(CLOCK)
+        return not self.headerless_fields.isdisjoint(CLOCK)
 
     @property
-    def asked(self) -> frozenset[str]:
-        """The names of the fields of no header that rules ask for: ``pkt.len``, ``meta.mark``, ``meta.hour``."""
+    def headerless_fields(self) -> frozenset[str]:
+        """The names of the fields that rules test and that belong to no header: ``pkt.len``, ``meta.mark``,
+        ``meta.hour``."""
         return frozenset(spec.name for rule in self.every_rule for spec in rule.fields() if spec.header is None)
 
     @property

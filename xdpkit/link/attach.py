@@ -234,9 +234,10 @@ def _attach(request: _Request, mode: str, hook: str) -> Link:
         redirects = redirect_counter(pipe, device, mode)  # it must count from the first packet on
         fd = _link_program(ruleset.program, device, mode)
         at_tc = mode in TC_MODES
+        absent = absent_at(mode, device.rx_metadata, (*pipe.metadata, *sorted(pipe.headerless_fields)))
         attachment = Attachment(
             device.name, device.driver, mode, None, () if at_tc else request.queues, timestamps or at_tc, missing,
-            absent=absent_at(mode, device.rx_metadata, (*pipe.metadata, *sorted(pipe.asked))), rx_metadata=rx_metadata,
+            absent=absent, rx_metadata=rx_metadata,
         )  # fmt: skip
         return Link(ruleset, device, fd, attachment, request.binds, options, redirects)
     except BaseException:

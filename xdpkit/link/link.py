@@ -277,7 +277,7 @@ class Link:
                 raise
             self._ruleset, swapped = new, time.perf_counter_ns()
             self._attached.program = new.program
-            fields = (*new.pipeline.metadata, *sorted(new.pipeline.asked))
+            fields = (*new.pipeline.metadata, *sorted(new.pipeline.headerless_fields))
             absent = absent_at(self.attachment.mode, self.device.rx_metadata, fields)
             self._attached.attachment = replace(self.attachment, absent=absent)
             check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final

@@ -1,7 +1,7 @@
-"""Members of a set as numpy columns, on their way into the kernel: from any source, a million in a moment.
+"""Members of a set as numpy columns, read from any source: a million members take less than a second.
 
-What a member is, :mod:`xdpkit.language.sets` says.  Plain lists of addresses, prefixes, ranges and numbers take a short
-cut through the C core; a line that it does not understand goes the long way, which also words the error.
+:mod:`xdpkit.language.sets` says how a member is written.  The C core parses plain lists of addresses, prefixes, ranges
+and numbers.  A line that it does not understand is parsed in Python, which also makes the error message.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ __all__ = ["Columns", "Source", "read"]
 
 
 _FAST = {"ipv4": lib.XK_IPV4, "ipv6": lib.XK_IPV6, "uint": lib.XK_NUMBER}
-#: Lines of a list that are not plain: up to as many are read one by one.
+#: Most lines of a list that Python parses one by one because the C core does not understand them.
 _MANY = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Entries, one a row: ``keys`` (n, key_bytes) uint8, ``bits`` (n,) uint32, ``action`` (n,) uint32 (index into
-    SetSpec.actions), ``timeout`` (n,) float64, seconds, 0 for ever."""
+    """Entries of a set, one in each row.  ``keys``: uint8[n, key_bytes].  ``bits``: uint32[n], how many bits of the key
+    are compared.  ``action``: uint32[n], index into SetSpec.actions.  ``timeout``: float64[n], seconds; 0 is for
+    ever."""
 
     keys: Bytes
     bits: npt.NDArray[np.uint32]
@@ -63,11 +64,11 @@ class Columns:
         return [self.entry(row) for row in range(len(self))]
 
     def take(self, rows: npt.NDArray[Any]) -> Columns:
-        """Some rows: a mask or indices."""
+        """The rows that a mask or indices select."""
         return Columns(self.keys[rows], self.bits[rows], self.action[rows], self.timeout[rows])
 
     def with_(self, more: Columns) -> Columns:
-        """These rows and ``more`` behind them."""
+        """These rows, then the rows of ``more``."""
         return Columns(
             np.concatenate([self.keys, more.keys]),
             np.concatenate([self.bits, more.bits]),
@@ -76,7 +77,7 @@ class Columns:
         )
 
     def distinct(self) -> npt.NDArray[np.intp]:
-        """The rows in order of key, then bits, each once: of equal ones the last."""
+        """The indices of the distinct entries, in order of key, then bits; of equal entries the index of the last."""
         width = -(-(self.keys.shape[1] + 4) // 8) * 8
         packed = np.zeros((len(self), width), np.uint8)
         packed[:, : self.keys.shape[1]] = self.keys
@@ -88,12 +89,13 @@ class Columns:
         return order[np.append(~again, True)] if again.any() else order
 
     def once(self) -> Columns:
-        """Each entry once, in order of key, then bits; of equal ones the last counts.  The kernel's tries fill two to
-        three times as fast in this order."""
+        """The distinct entries, in order of key, then bits; of equal entries the last is kept.  The kernel's tries fill
+        two to three times as fast in this order."""
         return self.take(self.distinct())
 
     def among(self, others: Columns) -> npt.NDArray[np.int64]:
-        """Where each key is among ``others``, -1 where it is not: (n,) int64.  Both are as :meth:`once` leaves them."""
+        """int64[n]: the row of each entry in ``others``, -1 where it is not there.  Both must be results of
+        :meth:`once`."""
         found = np.empty(len(self), np.int64)
         result = lib.xk_keys_join(
             self.keys.shape[1], _bytes(others.keys), _words(others.bits), len(others),
@@ -103,14 +105,15 @@ class Columns:
         return found
 
 
-#: What members are read from: columns that were read before, members as SetSpec.entries takes them, {member: action},
-#: the name of a file, an open file.
+#: What members can be read from: columns that were read before, an iterable of members as SetSpec.entries takes them, a
+#: dict {member: action}, the name of a file, or an open file.
 Source = Columns | Iterable[object] | Mapping[Any, Any] | str | Path | IO[str] | IO[bytes]
 
 
 def read(spec: SetSpec, source: Source, *, timeout: float = 0, folder: Path | None = None) -> Columns:
-    """The members in ``source``, checked, each key once.  ``timeout``: of those that say none; ``folder``: where a
-    file's name starts from.  PipelineError names the member, or file and line; OSError if there is no such file."""
+    """The members in ``source``, checked, each key once.  ``timeout``: the time-out of members that have none of their
+    own.  ``folder``: the folder that the name of a file is relative to.  PipelineError names the member, or the file
+    and line; OSError if the file cannot be read."""
     if isinstance(source, Columns):
         return source
     if isinstance(source, (str, Path)):
@@ -172,9 +175,10 @@ def _from_file(spec: SetSpec, file: Any, name: str, timeout: float) -> Columns:
 
 
 def _plain_list(spec: SetSpec, data: bytes, name: str, timeout: float) -> Columns | None:
-    """A list, a member a line; None where so many lines are not plain that another way is shorter."""
+    """The members of a list with one member in each line; None where so many lines are not plain that parsing all of
+    them in Python is faster."""
     if timeout:
-        spec.entries(0, timeout=timeout)  # raises if members may have none
+        spec.entries(0, timeout=timeout)  # raises if members of this set may have no time-out
     keys, bits, _, odd = _parse(spec, data)
     columns = Columns(keys, bits, np.zeros(len(bits), np.uint32), np.full(len(bits), timeout, np.float64))
     if not odd or len(odd) > _MANY:
@@ -193,7 +197,8 @@ def _plain_list(spec: SetSpec, data: bytes, name: str, timeout: float) -> Column
 
 
 def _simple(spec: SetSpec, file: setfiles.SetFile, timeout: float) -> Columns | None:
-    """Elements of one plain field through the C core; None where one of them must go the long way."""
+    """The elements of a file whose members are one plain field, parsed by the C core; None where it does not understand
+    one of them."""
     elements = file.elements
     texts = [e.member for e in elements]
     if not all(isinstance(t, str) and not {"#", ";", "\n"} & set(t) and t for t in texts):
@@ -216,7 +221,8 @@ def _simple(spec: SetSpec, file: setfiles.SetFile, timeout: float) -> Columns | 
 def _parse(
     spec: SetSpec, data: bytes
 ) -> tuple[Bytes, npt.NDArray[np.uint32], npt.NDArray[np.uint32], list[tuple[int, bytes, int]]]:
-    """Keys, bits, line numbers; and the lines that C does not know, as (number, text, rows in front of it)."""
+    """Keys, bits and line numbers of the lines that the C core understands; and the other lines, as (number, text, how
+    many rows are in front of it)."""
     (field,) = spec.fields
     state = ffi.new("struct xk_list *")
     room = data.count(b"\n") + 1 + 2 * field.bits

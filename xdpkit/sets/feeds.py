@@ -1,14 +1,20 @@
-"""Lists of addresses as others publish them: what can be understood is read, and what was changed or left out is said.
+"""Feeds: lists of addresses as others publish them.  The reader takes what it understands, and reports what it changed
+or left out.
 
-A file of one's own is read strictly (:mod:`xdpkit.sets.files`): one wrong line refuses the file, because its author can
-mend it.  The reader of a feed cannot mend it, so here a line that cannot be understood is skipped and counted.
+Users' own files are read strictly (:mod:`xdpkit.sets.files`): one wrong line refuses the file, because its author can
+correct it.  The user of a feed cannot correct it, so here a line that cannot be understood is skipped and counted.
 
-Understood are one address, prefix (``/24`` or ``/255.255.255.0``) or range a line, with whatever follows it; comments
-after ``#``, ``;`` or ``//``; ranges as two columns, also with a prefix length behind (DShield); ranges with a name in
-front (``name:192.0.2.0-192.0.2.255``); CSV with and without a header, the column found by its name or by what it holds;
-hosts files; JSON of any shape, also one object a line; UTF-8, UTF-16 and Latin-1.  IPv4 and IPv6 may be mixed.
+The reader understands:
 
-Nothing here knows a kernel.
+* one address, prefix (``/24`` or ``/255.255.255.0``) or range in each line, whatever follows it in the line;
+* comments after ``#``, ``;`` or ``//``;
+* ranges as two columns, also with a prefix length behind them (DShield);
+* ranges with a name in front (``name:192.0.2.0-192.0.2.255``);
+* CSV with and without a header; the column is found by its title or by its content;
+* hosts files; JSON of any shape, also one object in each line;
+* UTF-8, UTF-16 and Latin-1.
+
+IPv4 and IPv6 may be mixed.  This module calls no kernel.
 """
 
 from __future__ import annotations
@@ -47,7 +53,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(slots=True)
 class Remark:
-    """Lines of one kind: how ``many``, and the numbers of the ``first`` few."""
+    """Lines with the same remark: how ``many`` there are, and the numbers of the ``first`` few."""
 
     many: int = 0
     first: list[int] = field(default_factory=list)
@@ -55,9 +61,9 @@ class Remark:
 
 @dataclass(slots=True)
 class Feed:
-    """What a feed holds.  ``ipv4`` and ``ipv6``: members in the feed's order, each once, as SetSpec.entries takes them
-    (an address, a prefix, or a range ``low-high``).  ``mended``: lines that were not taken exactly as they are written,
-    by reason; ``skipped``: lines that were not taken."""
+    """The content of a feed.  ``ipv4`` and ``ipv6``: the members in the feed's order, each once, as SetSpec.entries
+    takes them (an address, a prefix, or a range ``low-high``).  ``mended``: the lines that were changed in order to
+    take them, by reason.  ``skipped``: the lines that were not taken, by reason."""
 
     name: str
     ipv4: list[str] = field(default_factory=list)
@@ -66,7 +72,7 @@ class Feed:
     skipped: dict[str, Remark] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[str]:
-        """The members for a field of this kind: "ipv4", "ipv6", or "ip" for both; none for another."""
+        """The members for a field of ``kind``: "ipv4", "ipv6", or "ip" for both.  Other kinds have none."""
         return {"ipv4": self.ipv4, "ipv6": self.ipv6, "ip": [*self.ipv4, *self.ipv6]}.get(kind, [])
 
     def summary(self) -> list[str]:
@@ -86,8 +92,8 @@ class _Skip(Exception):
 
 
 def read_feed(data: bytes, name: str) -> Feed:
-    """The members in ``data``, which is not compressed.  PipelineError where it is not a list at all: an HTML page,
-    binary data, or nothing that is an address."""
+    """The members in ``data``, which must not be compressed.  PipelineError where it is no list: an HTML page, binary
+    data, or text without an address."""
     feed = Feed(name)
     text = _text(data, feed)
     if _HTML.match(text):
@@ -120,7 +126,7 @@ def _note(remarks: dict[str, Remark], reason: str, at: int) -> None:
 
 
 def _text(data: bytes, feed: Feed) -> str:
-    """``data`` as text, in the encoding that it shows; without invisible characters."""
+    """``data`` as text, in the encoding that its first bytes show, without invisible characters."""
     sample = data[:2000]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"
@@ -148,7 +154,7 @@ def _text(data: bytes, feed: Feed) -> str:
 
 
 def _pieces(text: str) -> Iterator[tuple[int, str]]:
-    """(line, the piece of it that should be the member) of each line that is not a comment."""
+    """For each line that is no comment: its number, and the part of it that should be the member."""
     if text.lstrip()[:1] in ("{", "["):
         yield from _json(text)
         return
@@ -161,7 +167,7 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _csv(lines: list[tuple[int, str]], text: str) -> Iterator[tuple[int, str]]:
-    """Cells by column: the one whose title says addresses, else the one that holds the most of them."""
+    """The cells of the column of addresses: the one with a title that says so, else the one with the most addresses."""
     rows = [(at, next(csv.reader([line], skipinitialspace=True), [])) for at, line in lines]
     rows = [(at, [cell.strip() for cell in row]) for at, row in rows]
     titles = [cell.lower() for cell in rows[0][1]]
@@ -181,7 +187,8 @@ def _csv(lines: list[tuple[int, str]], text: str) -> Iterator[tuple[int, str]]:
 
 
 def _json(text: str) -> Iterator[tuple[int, str]]:
-    """Every string of a JSON document, or of one object a line, that is an address; what is none is not remarked on."""
+    """Every string that is an address in a JSON document, or in one JSON object in each line.  Other strings are left
+    out without a remark."""
     try:
         documents = [(1, json.loads(text))]
     except (json.JSONDecodeError, RecursionError):
@@ -213,7 +220,7 @@ def _is_address(text: str) -> bool:
 
 
 def _member(feed: Feed, at: int, text: str) -> str:
-    """The member that a piece of a line holds."""
+    """The member in ``text``, the part of a line that should hold one."""
     if match := _RANGE.fullmatch(text) or _RANGE6.fullmatch(text):
         if text[: match.start(1)].strip():
             _note(feed.mended, "the name in front of a range is left out", at)

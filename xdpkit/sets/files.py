@@ -1,15 +1,16 @@
-"""Files of set members: what people have already.  The format is found in the content, not in the name.
+"""Files of set members, in formats that other tools write too.  The content of a file, not its name, decides its
+format.
 
 | format | what it is |
 |---|---|
-| list | a member a line, as nftables writes one: ``member [timeout 1h] [: action]``; '#' and ';' start a comment |
+| list | a member in each line, as in nftables: ``member [timeout 1h] [: action]``; '#' and ';' start a comment |
 | ipset | ``ipset save``: ``add NAME member [timeout SECONDS] [comment "..."]`` |
 | csv | RFC 4180, with a header row or without (then: the fields, the action of a verdict map, the time-out) |
 | json | a list of members or of ``{"member": ..., "timeout": ..., "action": ...}``, also under "members" |
 | nft | ``nft -j list set`` or ``list map``, as in libnftables-json(5) |
 
-Any of them may be compressed (gzip, RFC 1952; Zstandard, RFC 8878).  A file is read whole, checked whole, and refused
-whole: PipelineError names the file, the line and what is wrong.  Nothing here knows a kernel.
+Any of them may be compressed (gzip, RFC 1952; Zstandard, RFC 8878).  One wrong line refuses the whole file:
+PipelineError names the file, the line and what is wrong.  This module calls no kernel.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from .formats import csv_rows, ipset_rows, nft_elements
 
 __all__ = ["Element", "SetFile", "action_named", "content", "entries", "list_element", "parse", "seconds", "sniff"]
 
-#: Bytes of a file of members, unpacked: more than the largest set needs.
+#: Most bytes of a file of members, unpacked: more than the largest set needs.
 MAX_FILE_BYTES = 1 << 30
-#: What nftables, iptables and people call our verdicts.
+#: Names that nftables, iptables and users have for our verdicts.
 _SYNONYMS = {"accept": "pass", "allow": "pass", "deny": "drop", "block": "drop", "reject": "drop"}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """A member as a file has it: ``member`` as SetSpec.entries takes it, ``timeout`` in seconds (None: not said),
-    ``action`` by name, ``at``: its line, or in JSON its number from 1."""
+    """A member as it stands in a file.  ``member``: as SetSpec.entries takes it.  ``timeout``: seconds; None where the
+    file says nothing.  ``action``: its name.  ``at``: the line, or in JSON the number of the element from 1."""
 
     member: object
     at: int
@@ -56,12 +57,12 @@ class SetFile:
     elements: list[Element]
 
     def place(self, at: int) -> str:
-        """Where an element stands, for a message."""
+        """The place of an element, for an error message."""
         return f"{self.name}: element {at}" if self.format in ("json", "nft") else f"{self.name}:{at}"
 
 
 def content(file: IO[bytes] | IO[str], name: str) -> bytes:
-    """All of a file as UTF-8 text without a byte order mark, unpacked if it is compressed."""
+    """The whole content of a file as UTF-8 text without a byte order mark, unpacked if it is compressed."""
     raw = file.read(MAX_FILE_BYTES + 1)
     data = raw.encode() if isinstance(raw, str) else raw
     stream, parts, size = unpack(io.BytesIO(data)), list[bytes](), 0
@@ -77,7 +78,7 @@ def content(file: IO[bytes] | IO[str], name: str) -> bytes:
 
 
 def sniff(spec: SetSpec, data: bytes) -> str:
-    """The format of ``data``, from its first line that is no comment."""
+    """The format of ``data``, as its first line that is no comment shows it."""
     match = re.search(rb"^[ \t\r]*([^\s#;][^\n]*)", data, flags=re.MULTILINE)
     first = match[1] if match else b""
     if first[:1] in (b"{", b"["):
@@ -88,7 +89,7 @@ def sniff(spec: SetSpec, data: bytes) -> str:
 
 
 def parse(spec: SetSpec, data: bytes, name: str) -> SetFile:
-    """The elements of a file's ``data``, in the format it is found to be in."""
+    """The elements of the file ``name`` with the content ``data``, in the format that :func:`sniff` finds."""
     form = sniff(spec, data)
     try:
         text = data.decode()
@@ -102,7 +103,7 @@ def parse(spec: SetSpec, data: bytes, name: str) -> SetFile:
 
 
 def entries(spec: SetSpec, file: SetFile, *, timeout: float = 0) -> list[tuple[int, Entry]]:
-    """Each entry with the ``at`` of its element, checked; ``timeout``: of those that say none."""
+    """The checked entries, each with the ``at`` of its element.  ``timeout``: the time-out of elements without one."""
     found: list[tuple[int, Entry]] = []
     for e in file.elements:
         try:
@@ -135,7 +136,7 @@ def action_named(spec: SetSpec, name: str | None) -> Action | None:
 
 
 def seconds(value: object) -> float:
-    """A time-out as ipset writes it (60), or nftables ("1d2h30m", "500ms"); ValueError if it is none."""
+    """The seconds of a time-out as ipset (60) or nftables ("1d2h30m", "500ms") writes it; ValueError if it is none."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         total = float(value)
     else:
@@ -169,7 +170,8 @@ _LINE = re.compile(r"(.*?)(?:\s+timeout\s+(\S+))?(?:\s+expires\s+(\S+))?(?:\s+:\
 
 
 def list_element(name: str, at: int, line: bytes) -> Element | None:
-    """The element of one line of a list that is no comment; None if it holds only what Unicode counts as blanks."""
+    """The element in one line of a list, which is no comment; None if the line has only characters that Unicode counts
+    as white space."""
     try:
         found = next(_list_rows_of(line.decode()), None)
     except UnicodeDecodeError:

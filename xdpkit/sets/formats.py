@@ -21,7 +21,8 @@ _TIMEOUT_OPTION = re.compile(r"\btimeout\s+(\S+)")
 
 
 def ipset_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
-    """The ``add`` lines of ``ipset save`` (ipset(8)); of several sets, those of the set with the same name as ours."""
+    """The ``add`` lines of ``ipset save`` (ipset(8)).  If the file has several sets, only those of the set with the
+    name of ``spec`` are taken."""
     adds = [
         (at, words) for at, line in enumerate(text.split("\n"), 1)
         if (words := line.split(None, 3)) and not words[0].startswith("#") and _is_add(words, name, at)
@@ -50,7 +51,7 @@ def _is_add(words: list[str], name: str, at: int) -> bool:
 
 
 def _without_protocol(spec: SetSpec, member: str) -> object:
-    """``192.0.2.1,tcp:80`` is how ipset writes the port of a protocol; here the field says which."""
+    """``member`` without protocols: ipset writes ``192.0.2.1,tcp:80`` where here the field names the protocol."""
     parts = member.split(",")
     if len(parts) != len(spec.fields) or ":" not in member:
         return member
@@ -59,7 +60,8 @@ def _without_protocol(spec: SetSpec, member: str) -> object:
 
 
 def csv_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
-    """Rows of a CSV file: by its header row, or the fields, a verdict map's action, the time-out in this order."""
+    """The rows of a CSV file.  The header row names the columns; without one they are the fields, the action of a
+    verdict map and the time-out, in this order."""
     rows = csv.reader(text.split("\n"), skipinitialspace=True, strict=True)
     columns: tuple[list[int], int | None, int | None] | None = None
     wide, untitled = len(spec.fields), False
@@ -93,7 +95,7 @@ def csv_rows(spec: SetSpec, text: str, name: str) -> Iterator[Row]:
 
 
 def _refuse_titles(spec: SetSpec, cells: list[str], place: str) -> None:
-    """A first line of titles of which none is known is not taken for a member."""
+    """PipelineError where the first line holds unknown titles, so that it is not taken for a member."""
     if any(re.search(r"\d", cell) for cell in cells) or not all(re.fullmatch(r"[\w .-]*", cell) for cell in cells):
         return
     names = ", ".join(f.name for f in spec.fields)
@@ -108,7 +110,8 @@ def _cell(cells: list[str], column: int | None) -> str | None:
 
 
 def _header(spec: SetSpec, cells: list[str], place: str) -> tuple[list[int], int | None, int | None] | None:
-    """Columns of the fields (one for all of them if there is a "member"), time-out and action; None: no header row."""
+    """The columns of the fields (a single one if its title is "member"), of the time-out and of the action; None if
+    ``cells`` is no header row."""
     titles = [c.lower() for c in cells]
     known = {*_MEMBER, *_TIMEOUT, *_ACTION, *(n for f in spec.fields for n in (f.name, f.name.rpartition(".")[2]))}
     if not known.intersection(titles):
@@ -128,7 +131,8 @@ def _header(spec: SetSpec, cells: list[str], place: str) -> tuple[list[int], int
 
 
 def nft_elements(spec: SetSpec, objects: object, name: str) -> list[object]:
-    """The elements of the set or map in ``nft -j list set``, as our own JSON has them; see libnftables-json(5)."""
+    """The elements of the set or map in the output of ``nft -j list set`` (libnftables-json(5)), in the form of our own
+    JSON files."""
     sets = [
         o[kind] for o in objects if isinstance(o, dict) for kind in ("set", "map") if isinstance(o.get(kind), dict)
     ] if isinstance(objects, list) else []  # fmt: skip

@@ -1,12 +1,12 @@
-"""Sets in the kernel: made, filled, changed and read while programs look packets up in them.
+"""Sets in the kernel: they are filled, changed and read while programs look packets up in them.
 
-A set is a map of one entry, whose value is the map of the members: a hash, or with ``intervals`` a prefix trie.  A
-program re-uses the outer map, so :meth:`LiveSet.replace` fills a new inner one at leisure and switches: no look-up
-sees half of it.  Members take memory as they come: a capacity of a million costs nothing by itself.  The layout of the
-inner map is in :mod:`xdpkit.sets.members`.
+A set is an outer map of one entry, whose value is the inner map with the members: a hash, or with ``intervals`` a
+prefix trie.  Programs keep the outer map, so :meth:`LiveSet.replace` can fill a new inner map and then switch to it: no
+look-up meets a mixture of old and new members.  Memory is allocated as members are added, so a large capacity costs
+nothing by itself.  The layout of the inner map is in :mod:`xdpkit.sets.members`.
 
-Every change is all or nothing: members are read and checked before the kernel is asked for anything, and what was done
-is undone when it refuses in the middle.  Threads take turns, and so do processes that share a pinned set.
+Every change is all or nothing: members are read and checked before the first system call, and if the kernel refuses one
+in the middle, the change is undone.  Threads take turns, and so do processes that share a pinned set.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _TRIES = 64
 
 
 class Shared(Protocol):
-    """How the processes take turns that have opened the set of a pinned link."""
+    """The lock that processes share which have opened the set of a pinned link."""
 
     def locked(self) -> AbstractContextManager[None]:
-        """Alone among processes."""
+        """Context manager: no other process changes the set while the block runs."""
         ...
 
     def map_id(self, name: str) -> int | None:
-        """The outer map of the set of that name as of now; None if it is not known."""
+        """The id of the outer map of the set ``name`` at this moment; None if it is not known."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LiveMember:
-    """A member as people write it, the seconds it has left (0: for ever), its action in a verdict map, and whether a
-    packet added it."""
+    """A member of a set.  ``member``: as people write it.  ``timeout``: the seconds that are left; 0 is for ever.
+    ``action``: its action in a verdict map.  ``by_packet``: whether a packet added it."""
 
     member: str
     timeout: float
@@ -62,16 +62,19 @@ class LiveMember:
 
 
 class LiveSet:
-    """A set in the kernel (CAP_BPF; to share or read one, CAP_SYS_ADMIN).  Close it, or use it as a context manager.
+    """A set in the kernel.  Close it, or use it as a context manager.  It needs CAP_BPF, and CAP_SYS_ADMIN to read the
+    members or to share a set.
 
-    ``fd`` is the outer map's.  A set that is not pinned goes with the last of this object and the programs that use it.
-    """
+    The kernel removes a set that is not pinned when this object is closed and no program uses the set any more.
+
+    Every method that reads or changes the set raises OSError where the kernel refuses: EBADF where the set is closed,
+    EPERM without the capability, EAGAIN where other processes replace it faster than it can be read."""
 
     def __init__(self, spec: SetSpec, *, folder: str | Path = ""):
-        """Make the set, or open the pinned one of that name, and load the members that ``spec`` declares and those in
-        ``spec.source``, a file in ``folder``.  A pinned set that is there already gets the declared members added; with
-        a source it is synced to both.  Raises PipelineError for members that are none and for a pinned set of another
-        kind, OSError where the kernel refuses."""
+        """Make the set, or open the pinned set of that name.  Load the members that ``spec`` declares and those in
+        ``spec.source``, a file in ``folder``.  If a pinned set is there already, these members are added to it; with a
+        source the set is synced to them.  Raises PipelineError for wrong members and for a pinned set of another kind,
+        OSError where the kernel refuses or the file cannot be read."""
         self._prepare(spec)
         wanted = declared(spec, folder)
         try:
@@ -91,8 +94,8 @@ class LiveSet:
 
     @classmethod
     def _opened(cls, spec: SetSpec, map_id: int, shared: Shared) -> LiveSet:
-        """The set of a pinned link, whose outer map has this id; its members stay as they are.  OSError: ENOENT where
-        it is gone, EPERM without CAP_SYS_ADMIN."""
+        """Open the set of a pinned link, whose outer map has the id ``map_id``; its members stay as they are.  OSError:
+        ENOENT where the map is gone, EPERM without CAP_SYS_ADMIN."""
         live = cls.__new__(cls)
         live._prepare(spec)
         try:
@@ -105,7 +108,7 @@ class LiveSet:
         return live
 
     def _share(self, shared: Shared) -> None:
-        """Take turns with the processes that open this set by the pin of a link."""
+        """Lock against the processes that open this set by the pin of a link."""
         self._shared = shared
 
     def __repr__(self) -> str:
@@ -115,29 +118,31 @@ class LiveSet:
 
     @property
     def name(self) -> str:
-        """The name it was declared by."""
+        """The name of the set."""
         return self.spec.name
 
     @property
     def fd(self) -> int:
-        """File descriptor of the outer map, owned by this object; whatever the members, it stays the same."""
+        """File descriptor of the outer map, owned by this object.  It stays the same when the members are replaced."""
         return self._outer.fd
 
     @property
     def capacity(self) -> int:
-        """Entries that there is room for."""
+        """Most entries that the set can hold."""
         with self._table() as table:
             return table.capacity
 
     @property
     def used(self) -> int:
-        """Entries that take room: members, and those whose time is over until they are swept."""
+        """Entries that take room: the members, and those that have timed out and are not swept yet."""
         with self._table() as table:
             return len(table.map.read()[1])
 
     def update(self, add: Source | Columns = (), remove: Source = (), *, timeout: float = 0) -> Change:
-        """Remove members, then add some (those that say no time-out of their own get ``timeout`` seconds, 0: for ever).
-        One that is there gets its action and time-out anew; one to remove that is not there is no error."""
+        """Remove members, then add members.  ``timeout``: the seconds that added members stay if they have no time-out
+        of their own; 0 is for ever.  A member that is there already takes the new action and time-out.  It is no error
+        to remove a member that is not there.  Raises PipelineError for wrong members, and OSError (ENOSPC: the set is
+        full); the set is then unchanged."""
         wanted = add if isinstance(add, Columns) else read(self.spec, add, timeout=timeout)
         unwanted = read(replace(self.spec, actions=()), remove)
         with self.locked(), self._table() as table:
@@ -148,8 +153,9 @@ class LiveSet:
             return table.apply(wanted, table.find(wanted, now), gone, now)
 
     def replace(self, members: Source | Columns) -> int:
-        """Make ``members`` all there is, at once: no look-up sees a mixture.  How many entries there are.  What packets
-        added is gone too."""
+        """Replace all members by ``members``, at once: no look-up meets a mixture.  Members that packets added are
+        removed too.  Returns the number of entries.  Raises PipelineError for wrong members and for more than the
+        capacity, OSError where the kernel refuses; the set is then unchanged."""
         wanted = members if isinstance(members, Columns) else read(self.spec, members)
         with self.locked():
             capacity = self.capacity
@@ -160,8 +166,10 @@ class LiveSet:
         return len(wanted)
 
     def sync(self, source: Source | Columns, *, everything: bool = False) -> Change:
-        """Come to what ``source`` says by the fewest changes.  Members with a time-out, and those that packets added,
-        end by themselves: they are left alone (kept) unless ``source`` has them too, or with ``everything``."""
+        """Make the members those of ``source``, with the fewest changes.  Members with a time-out and members that
+        packets added are kept, because they end by themselves; ``everything=True`` removes them too.  Raises
+        PipelineError for wrong members and for more than the capacity, OSError where the kernel refuses; the set is
+        then unchanged."""
         wanted = source if isinstance(source, Columns) else read(self.spec, source)
         with self.locked(), self._table() as table:
             self._fits(wanted, table.capacity)
@@ -179,26 +187,27 @@ class LiveSet:
             return replace(done, kept=int(same.sum()) + left)
 
     def flush(self) -> int:
-        """Remove every member, at once; how many entries there were."""
+        """Remove all members, at once.  Returns the number of entries before.  Raises OSError."""
         with self.locked():
             before = self.used
             self.replace(())
             return before
 
     def sweep(self) -> int:
-        """Give the room of members whose time is over back; how many.  They match no packet as it is, and an addition
-        that finds the set full sweeps first."""
+        """Delete the entries that have timed out, to make room.  Returns their number.  Such entries match no packet in
+        any case, and an addition to a full set sweeps it first.  Raises OSError."""
         with self.locked(), self._table() as table:
             return table.sweep()
 
     def entries(self) -> Columns:
-        """The members as columns, ``timeout`` being the seconds left: a million in a moment."""
+        """The members as columns, which is fast for millions; ``timeout`` is the seconds that are left.  Raises
+        OSError."""
         with self._table() as table:
             have, values = table.dump()
         return have.take(lives(values, time.monotonic_ns()))
 
     def members(self) -> list[LiveMember]:
-        """The members as people write them, in the order of their keys."""
+        """The members as people write them, in the order of their keys.  Raises OSError."""
         with self._table() as table:
             have, values = table.dump()
         rows = np.flatnonzero(lives(values, time.monotonic_ns()))
@@ -221,15 +230,16 @@ class LiveSet:
         return True
 
     def __contains__(self, member: object) -> bool:
-        """Whether a packet with these values is in the set; of a prefix or range: whether each prefix of it lies in one
-        member."""
-        asked = read(replace(self.spec, actions=()), [member])
+        """Whether a packet with these values is in the set.  A prefix or range is in the set if each prefix that covers
+        it lies in one member.  Raises PipelineError where ``member`` is written wrong, and OSError."""
+        wanted = read(replace(self.spec, actions=()), [member])
         with self._table() as table:
-            return bool(table.find(asked, time.monotonic_ns()).live.all())
+            return bool(table.find(wanted, time.monotonic_ns()).live.all())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone with the set, among threads and, if it is pinned, processes: to read and then change it.  Nests."""
+        """Context manager: no other thread changes the set while the block runs, and if the set is pinned no other
+        process.  Use it to read the set and then change it.  It nests.  Raises OSError."""
         with self._lock, ExitStack() as turn:
             if not self._depth:
                 self._take_turn(turn)
@@ -240,8 +250,8 @@ class LiveSet:
                 self._depth -= 1
 
     def _take_turn(self, turn: ExitStack) -> None:
-        """Wait until no other process changes the set, until ``turn`` ends; look it up again where a ruleset that came
-        meanwhile has brought another map."""
+        """Lock the set against other processes until ``turn`` is closed.  If a ruleset that was attached meanwhile has
+        brought another outer map, open that one."""
         if self._pin:
             turn.enter_context(self._pin.locked())
         elif self._shared:
@@ -252,8 +262,9 @@ class LiveSet:
                 self._outer = self._closing.enter_context(Map.by_id(now))
 
     def _fork(self, spec: SetSpec, before: Columns, after: Columns) -> Fork:
-        """A copy for another ruleset, which declares the set with ``spec``: the same members, but for what the
-        declarations differ in (``before`` and ``after``).  OSError or PipelineError leave this set as it is."""
+        """A copy of the set for another ruleset, which declares the set with ``spec``.  The copy has the same members,
+        changed by the difference of the two declarations (``before`` and ``after``).  On OSError or PipelineError this
+        set is unchanged."""
         with self.locked(), self._table() as table:
             have, values = table.dump()
             gone = (have.among(before) >= 0) & (have.among(after) < 0) & (values["mark"] != 0)
@@ -271,24 +282,25 @@ class LiveSet:
             return Fork(self, twin, spec)
 
     def _become(self, twin: LiveSet, spec: SetSpec) -> None:
-        """Change places with ``twin``, with what packets have added here meanwhile."""
+        """Exchange the maps with those of ``twin``, after adding to ``twin`` what packets have added here meanwhile."""
         with self.locked(), self._table() as old, twin._table() as new:
             have, values = old.dump()
             missing = (values["mark"] == 0) & ~new.find(have, 0).exact
-            new.map.write(new.keys(have.take(missing)), values[missing])  # where there is no room they are lost
+            new.map.write(new.keys(have.take(missing)), values[missing])  # members that find no room are lost
             self._outer, twin._outer = twin._outer, self._outer
             self._closing, twin._closing = twin._closing, self._closing
             self.spec = spec
         twin.close()
 
     def unpin(self) -> None:
-        """Take a pinned set's pin away: it then goes with the last program and process that use it."""
+        """Remove the pin of a pinned set.  The kernel then removes the set with the last program and process that use
+        it.  Raises OSError."""
         if self._pin:
             with self.locked():
                 self._pin.remove()
 
     def close(self) -> None:
-        """Let go of the set; idempotent.  A pinned one stays, and so does what a program uses."""
+        """Close the set; idempotent.  A pinned set stays in the kernel, and so does one that a program uses."""
         self._closing.close()
 
     def __enter__(self) -> LiveSet:
@@ -302,7 +314,8 @@ class LiveSet:
     # The maps.
 
     def _open(self, wanted: Columns) -> bool:
-        """Make or find the set and load ``wanted``; False if somebody removed the pin's folder before our turn."""
+        """Make or find the set and load ``wanted``; False if another process removed the folder of the pin before this
+        one had the lock."""
         spec = self.spec
         self._pin = pin = self._closing.enter_context(Pin(spec.name)) if spec.pinned else None
         with self.locked():
@@ -333,14 +346,14 @@ class LiveSet:
             self._switch(table)
 
     def _table(self) -> Table:
-        """The map of the members as of now: another process may have switched it."""
+        """The inner map at this moment; another process may have switched it since the last call."""
         for _ in range(_TRIES):
             number = self._outer.get(_KEY0)
             if number is None:
                 raise OSError(errno.EBADF, f"set {self.name!r} is closed")
             try:
                 return Table(self.spec, Map.by_id(int.from_bytes(number, sys.byteorder)))
-            except FileNotFoundError:  # switched, and gone, in between
+            except FileNotFoundError:  # another process switched it between the two calls
                 continue
         raise OSError(errno.EAGAIN, f"set {self.name!r}: it is replaced faster than it can be read")
 
@@ -348,7 +361,7 @@ class LiveSet:
         self._outer.put(_KEY0, table.map.fd.to_bytes(4, sys.byteorder))
 
     def _grow(self) -> None:
-        """A pinned set that is smaller than declared gets the room."""
+        """Enlarge a pinned set that is smaller than it is declared now."""
         with self._table() as table:
             if table.capacity >= self.spec.capacity:
                 return
@@ -363,7 +376,8 @@ class LiveSet:
 
 
 def declared(spec: SetSpec, folder: str | Path = "") -> Columns:
-    """The members that ``spec`` declares and those in its source, a file in ``folder``."""
+    """The members that ``spec`` declares, and those in its source, a file in ``folder``.  Raises PipelineError and
+    OSError."""
     wanted = read(spec, spec.members)
     if spec.source is None:
         return wanted
@@ -371,8 +385,8 @@ def declared(spec: SetSpec, folder: str | Path = "") -> Columns:
 
 
 class Fork:
-    """A set that another ruleset uses already, and that the LiveSet it came from becomes, or does not; until then
-    nobody else changes that one."""
+    """A copy of a LiveSet for the next ruleset of a link.  :meth:`commit` makes it the content of the LiveSet;
+    :meth:`close` without commit drops it."""
 
     def __init__(self, origin: LiveSet, twin: LiveSet, spec: SetSpec):
         self._origin, self._twin, self._spec = origin, twin, spec
@@ -385,12 +399,12 @@ class Fork:
         return self._twin.fd
 
     def commit(self) -> None:
-        """Make the LiveSet this one.  Nothing looks packets up in the old maps any more: what packets have added to
-        them since the fork is added here."""
+        """Make this copy the content of the LiveSet.  Call it when no program looks packets up in the old maps any
+        more: members that packets have added to them since the fork are added to the copy."""
         with self._held:
             self._origin._become(self._twin, self._spec)
 
     def close(self) -> None:
-        """Forget it."""
+        """Drop the copy, unless it was committed; idempotent."""
         with self._held:
             self._twin.close()

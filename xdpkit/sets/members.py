@@ -1,8 +1,9 @@
-"""The map that holds a set's members, in the kernel: columns in, columns out, changes that are whole or none.
+"""The inner map of a set, which holds the members in the kernel.  Members are read and written as columns, and a change
+is done whole or not at all.
 
-Values are ``struct xk_member``: when it expires (CLOCK_MONOTONIC), the action, and a mark that user space leaves: 1 +
-the bits of the key that count.  It tells members that packets added (mark 0), and whether what a trie finds is the very
-prefix that was asked for.
+Values are ``struct xk_member``: the time when the member expires (CLOCK_MONOTONIC), the action, and a mark.  User space
+writes 1 + the bits of the key as the mark; a member that a packet added has the mark 0.  So the mark also shows whether
+the prefix that a trie finds is the prefix that was looked up.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _FULL = (errno.ENOSPC, errno.E2BIG)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a set, in entries (a range may be several): ``changed`` got another action or time-out, ``kept``
-    were there as wanted, or are left alone."""
+    """How a set was changed, in entries (a range may be several entries).  ``changed``: entries with another action or
+    time-out than before.  ``kept``: entries that were as wanted, or that were left alone."""
 
     added: int = 0
     removed: int = 0
@@ -41,43 +42,44 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Of keys that were looked up: what was found, whether it is that very member, whether it is one that matches."""
+    """The result of looking keys up.  ``values``: the value for each key.  ``exact``: whether the key itself is an
+    entry.  ``live``: whether a member matches the key."""
 
     values: Values
     exact: npt.NDArray[np.bool_]
     live: npt.NDArray[np.bool_]
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Found:
-        """Some of them."""
+        """The results that a mask selects."""
         return Found(self.values[rows], self.exact[rows], self.live[rows])
 
 
 class Table:
-    """The members' map of one set: owns it.  Close it, or use it as a context manager."""
+    """The inner map of one set, which this object owns.  Close it, or use it as a context manager."""
 
     def __init__(self, spec: SetSpec, map: Map):
         self.spec, self.map = spec, map
 
     @classmethod
     def create(cls, spec: SetSpec) -> Table:
-        """An empty one with room for ``spec.capacity`` entries; memory is taken as they come."""
+        """A new, empty map for ``spec.capacity`` entries; memory is allocated as entries are added."""
         kind, size = (LPM_TRIE, spec.key_bytes + 4) if spec.intervals else (HASH, spec.key_bytes)
         name = f"set_{spec.name}"
         return cls(spec, Map.create(kind, name, size, VALUE.itemsize, spec.capacity, flags=NO_PREALLOC))
 
     @property
     def capacity(self) -> int:
-        """Entries that there is room for."""
+        """Most entries that the map can hold."""
         return self.map.info.capacity
 
     def keys(self, columns: Columns) -> Bytes:
-        """Rows as the map has its keys: a trie's start with the length in bits."""
+        """The keys of the map for the rows of ``columns``; a key of a trie starts with the prefix length in bits."""
         if not self.spec.intervals:
             return columns.keys
         return np.hstack([columns.bits.view(np.uint8).reshape(-1, 4), columns.keys])
 
     def values(self, columns: Columns, now: int) -> Values:
-        """What is written with the keys; time-outs count from ``now``, CLOCK_MONOTONIC in nanoseconds."""
+        """The values of the map for the rows of ``columns``; time-outs count from ``now``, ns of CLOCK_MONOTONIC."""
         values = np.zeros(len(columns), VALUE)
         ends = now + np.round(columns.timeout * 1e9).astype(np.uint64)
         values["expires_ns"] = np.where(columns.timeout > 0, ends, 0)
@@ -86,7 +88,8 @@ class Table:
         return values
 
     def dump(self) -> tuple[Columns, Values]:
-        """All there is, as Columns.once() has it, those whose time is over too; ``timeout``: seconds left."""
+        """All entries, in the order of Columns.once(), also those that have timed out; ``timeout``: the seconds
+        left."""
         raw, values = self.map.read()
         if self.spec.intervals:
             bits = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0]
@@ -100,7 +103,7 @@ class Table:
         return columns.take(rows), values[rows]
 
     def find(self, columns: Columns, now: int) -> Found:
-        """Look each key up."""
+        """Look up each key."""
         values, found = self.map.find(self.keys(columns))
         length = np.where(values["mark"] > 0, values["mark"].astype(np.int64) - 1, self.spec.key_bits)
         return Found(values, found & (length == columns.bits), found & lives(values, now))
@@ -129,7 +132,7 @@ class Table:
         )
 
     def fill(self, wanted: Columns, now: int, gone: Bytes | None = None) -> None:
-        """Write ``wanted``; where there is no room, what is over and then ``gone`` make it."""
+        """Write ``wanted``.  If the map is full, entries that have timed out are deleted, and then ``gone``."""
         keys, values = self.keys(wanted), self.values(wanted, now)
         done, error = self.map.write(keys, values)
         if error in _FULL and self.sweep() + (self.map.remove(gone) if gone is not None else 0):
@@ -138,11 +141,11 @@ class Table:
         self._check(done, error, wanted)
 
     def copy(self, other: Table) -> None:
-        """Every element of ``other``, marks and time-outs too."""
+        """Write every entry of ``other``, with its mark and time-out."""
         self.write(*other.dump())
 
     def write(self, columns: Columns, values: Values) -> None:
-        """Write elements as they are.  OSError says what to do."""
+        """Write entries with the values as they are.  OSError says what to do."""
         self._check(*self.map.write(self.keys(columns), values), columns)
 
     def _check(self, done: int, error: int, wanted: Columns) -> None:
@@ -159,7 +162,8 @@ class Table:
         raise OSError(error, f"set {self.spec.name!r}: {said}")
 
     def sweep(self) -> int:
-        """Delete the members whose time is over, each looked at again just before, in case a packet prolonged it."""
+        """Delete the entries that have timed out and return their number.  Each is checked again just before, because a
+        packet may have prolonged it."""
         keys, values = self.map.read()
         now = time.monotonic_ns()
         return self.map.expire(keys[~lives(values, now)], now)
@@ -178,6 +182,6 @@ class Table:
 
 
 def lives(values: Values, now: int) -> npt.NDArray[np.bool_]:
-    """Whose time is not over at ``now``."""
+    """bool[n]: which of ``values`` have not timed out at ``now``, ns of CLOCK_MONOTONIC."""
     lives: npt.NDArray[np.bool_] = (values["expires_ns"] == 0) | (values["expires_ns"] > now)
     return lives

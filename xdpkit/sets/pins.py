@@ -1,8 +1,8 @@
-"""Where pinned sets are: a folder each in the bpffs, ``/sys/fs/bpf/xdpkit/sets/NAME``.
+"""Pinned sets: each has a folder in the bpffs, ``/sys/fs/bpf/xdpkit/sets/NAME``.
 
-``members`` is the outer map that programs use; ``kind`` an array of one value, the declaration's kind as JSON: bpffs
-takes no dots in names, fields have them.  The folder itself is what processes lock (flock(2)).  Nothing is taken away
-unless that is asked for: :meth:`Pin.remove`.
+In the folder, ``members`` is the outer map that programs use, and ``kind`` is an array of one value, the kind of the
+declaration as JSON (it cannot be a file name, because bpffs takes no dots in names, and fields have them).  Processes
+lock the folder itself (flock(2)).  Only :meth:`Pin.remove` removes anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FOLDER = Path(BPFFS, "xdpkit/sets")
 
 @dataclass(frozen=True, slots=True)
 class Written(Action):
-    """An action of a pinned verdict map by its name alone: what it does, the program that uses the map knows."""
+    """An action of a pinned verdict map, known only by its name; the program that uses the map knows what it does."""
 
     verdict: Verdict = Verdict.PASS
     text: str = ""
@@ -44,17 +44,17 @@ class Pin:
     """The folder of one pinned set.  Holds a descriptor of it: close it, or use it as a context manager."""
 
     def __init__(self, name: str):
-        """Make the folder if need be, and mount the bpffs.  OSError where that cannot be."""
+        """Mount the bpffs and make the folder, unless they are there.  OSError where one of them fails."""
         self.path = FOLDER / name
         self._fd = -1
         mount_bpffs(BPFFS)
         while self._fd < 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # removed by somebody in this moment
+            with suppress(FileNotFoundError):  # another process removed it at this moment
                 self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def stands(self) -> bool:
-        """Whether the folder is (still) the one at its path: it may have been removed meanwhile."""
+        """Whether the folder is still the one at its path; another process may have removed it meanwhile."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._fd))
         except FileNotFoundError:
@@ -62,8 +62,9 @@ class Pin:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone among processes and threads; not to be nested by different Pin objects of one set."""
-        # a descriptor of its own each time: flock(2) holds between open file descriptions
+        """Context manager: holds the lock of the folder against other processes and threads.  Two Pin objects of one
+        set must not nest it in one thread."""
+        # flock(2) locks between open file descriptions, so each call opens a new one
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -72,7 +73,7 @@ class Pin:
             os.close(fd)
 
     def open(self, spec: SetSpec) -> Map | None:
-        """The outer map that is pinned, None if there is none yet; PipelineError if it is of another kind."""
+        """The pinned outer map; None if there is none yet.  PipelineError if the pinned set is of another kind."""
         if not (self.path / "members").exists():
             return None
         there = pinned_spec(spec.name)
@@ -83,7 +84,7 @@ class Pin:
         return Map.open(str(self.path / "members"))
 
     def keep(self, spec: SetSpec, outer: Map) -> None:
-        """Pin a new set, its kind first: where ``members`` is, the set is whole."""
+        """Pin a new set.  The kind is pinned first, so that a folder with ``members`` is complete."""
         words = {
             "fields": [f.name for f in spec.fields],
             "intervals": spec.intervals,
@@ -98,10 +99,10 @@ class Pin:
         outer.pin(str(self.path / "members"))
 
     def remove(self) -> None:
-        """Unpin: the set goes with its last user."""
+        """Remove the pin; the kernel removes the set with its last user."""
         for name in ("members", "kind"):
             (self.path / name).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else removes it too
+        with suppress(OSError):  # another process removes it at the same time
             self.path.rmdir()
 
     def close(self) -> None:
@@ -120,14 +121,15 @@ class Pin:
 
 
 def private_bpffs() -> str:
-    """Empty, or that pins made and found here are nobody else's: /sys/fs/bpf is another one than that of the processes
-    above this one, in a mount namespace of its own (mount_namespaces(7)), as ``ip netns exec`` makes one."""
+    """A warning where /sys/fs/bpf is private to this process, else empty.  In a mount namespace of its own
+    (mount_namespaces(7)), as ``ip netns exec`` makes one, /sys/fs/bpf is another bpffs than that of the parent
+    processes, so no other process sees the pins that are made here."""
     first = os.getppid()
     for pid in _ancestors():
         try:
             os.stat(f"/proc/{pid}/root/")
         except OSError:
-            break  # not ours to look into, process 1 in a container among them
+            break  # this process may not look into that one; in a container that includes process 1
         first = pid
     try:
         if os.stat(BPFFS).st_dev == os.stat(f"/proc/{first}/root{BPFFS}").st_dev:
@@ -141,7 +143,7 @@ def private_bpffs() -> str:
 
 
 def _ancestors() -> Iterator[int]:
-    """Parent, its parent, and so on (proc_pid_stat(5): the name in parentheses may hold anything)."""
+    """The parent process, its parent, and so on (proc_pid_stat(5); the name in parentheses may hold any character)."""
     pid = os.getppid()
     while pid > 0:
         yield pid
@@ -152,7 +154,7 @@ def _ancestors() -> Iterator[int]:
 
 
 def pinned_names() -> list[str]:
-    """The names of the pinned sets.  OSError: EACCES for who may not look."""
+    """The names of the pinned sets.  OSError: EACCES for users who may not read the bpffs."""
     try:
         return sorted(name for name in os.listdir(FOLDER) if (FOLDER / name / "members").exists())
     except FileNotFoundError:
@@ -160,13 +162,14 @@ def pinned_names() -> list[str]:
 
 
 def none_is_pinned() -> str:
-    """What to say where no set is pinned."""
+    """The message where no set is pinned."""
     private = private_bpffs()
     return f"none is pinned; {private}" if private else "none is pinned"
 
 
 def pinned_spec(name: str) -> SetSpec:
-    """The declaration behind a pinned set, as far as its members need it.  OSError if there is none."""
+    """The part of a pinned set's declaration that is needed to read and write members.  OSError if there is no such
+    set."""
     names = pinned_names()
     if name not in names:
         known = f"there is {', '.join(names)}" if names else none_is_pinned()
