@@ -19,6 +19,7 @@ FLOORS = (
     {"sets", "sockets", "lab"},
     {"link", "doctor"},
     {"replay", "bench"},
+    {"firewall"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

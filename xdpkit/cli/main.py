@@ -22,6 +22,7 @@ from ..language.errors import FrameError, NotSupported, PipelineError, VerifierE
 from ..terminal import notice, print_line, visible
 from .bench import bench
 from .failure import fail
+from .firewall import firewall
 from .offline import PipelineFile, build_command, replay_command, show_command
 from .sets import sets
 
@@ -273,6 +274,7 @@ app.command("replay")(replay_command)
 app.command("build")(build_command)
 app.add_typer(sets)
 app.add_typer(bench)
+app.add_typer(firewall)
 
 
 @app.command("version")

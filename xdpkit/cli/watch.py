@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
@@ -25,6 +24,7 @@ from ..link.link import Link
 from ..meaning.walk import Packet, walk
 from ..sockets.workers import Workers
 from ..terminal import notice, print_line, visible
+from .confirm import Confirmation
 from .signals import Signals
 from .table import headline, table
 
@@ -44,6 +44,7 @@ class Watched:
         self.console, self.show, self.quiet = console, console.is_terminal and not quiet, quiet
         self.reload, self.confirm, self.json_lines = reload, confirm, json_lines
         self.refused, self._notes = False, 0
+        self._confirmation = Confirmation(stop)
         self._start = self._printed = time.monotonic()
 
     def run(self, workers: Workers | None) -> None:
@@ -96,15 +97,11 @@ class Watched:
 
     def _answered(self) -> bool:
         """Somebody pressed Enter on our terminal, or sent SIGUSR2."""
-        if self.stop.confirmed:
-            return True
-        with suppress(OSError):
-            if os.tcgetpgrp(0) == os.getpgrp() and select.select([0], [], [], 0)[0]:  # else reading would stop us
-                answer = os.read(0, 4096)
-                if self.show:  # the terminal has shown the new line: back to where the table ends
-                    self.console.control(Control.move(0, -answer.count(b"\n")))
-                return bool(answer)
-        return False
+        answered = self._confirmation.given()
+        if answered and self.show and self._confirmation.lines:
+            # the terminal has shown the new lines: back to where the table ends
+            self.console.control(Control.move(0, -self._confirmation.lines))
+        return answered
 
     def _question(self) -> str:
         left = self.confirm - (time.monotonic() - self._start)

@@ -19,6 +19,7 @@ from .check import Finding, PipelineWarning, Seen, lacking_keys, refuse_impossib
 from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Not, Or, as_expr, here
 from .fields import families
+from .headers import arp, dst, icmp6, src, tcp
 from .limits import Limit, Log, Sample
 from .metadata import metadata_fields
 from .rule import Rule
@@ -73,6 +74,33 @@ class Pipeline:
             name, fields, capacity=capacity, intervals=intervals, timeouts=timeouts, pinned=pinned, actions=(),
             members=members, source=source,
         )  # fmt: skip
+
+    def bans(self, *, capacity: int = 100_000, members: Iterable[object] = ()) -> Set:
+        """Declare the set ``bans``: sources, IPv4 and IPv6, addresses and prefixes, each for a time or for ever.
+        People change it with ``xdpkit firewall ban``, rules with ``.add(timeout=...)``."""
+        return self.set("bans", src, capacity=capacity, intervals=True, timeouts=True, members=members)
+
+    def management(self, *sources: str, ports: Iterable[int] = (22,)) -> tuple[Rule, ...]:
+        """Declare who manages the machine, so that no later rule can cut them off: packets between ``sources``
+        (addresses and prefixes, IPv4 or IPv6) and these TCP ports pass, in both directions, and so do ARP and IPv6
+        neighbour discovery, without which nothing gets through.
+
+        PipelineError if a rule that may drop a packet stands before it, which could cut them off."""
+        before = next(
+            (rule for rule in self._rules if not rule.goes_on and rule.action.verdict is not Verdict.PASS), None
+        )
+        if before is not None:
+            said = f"rule {before.name!r} ({before.where}) could cut management off: declare management before it"
+            raise PipelineError(said, here())
+        numbers = tuple(ports)
+        if not sources or not numbers:
+            raise PipelineError("management: which sources, and which TCP ports?", here())
+        neighbours = arp.present | icmp6.type.between(133, 136)
+        return (
+            self.rule(src.within(*sources) & tcp.dport.isin(numbers), PASS, name="management"),
+            self.rule(dst.within(*sources) & tcp.sport.isin(numbers), PASS, name="management-replies"),
+            self.rule(neighbours, PASS, name="management-neighbours"),
+        )
 
     def vmap(
         self, name: str, *fields: object, actions: Iterable[Action] = (PASS, DROP), capacity: int = DEFAULT_CAPACITY,

@@ -138,6 +138,11 @@ class Link:
         return self._ruleset.pipeline
 
     @property
+    def built(self) -> Built:
+        """The pipeline that runs now, with the programs that were built ahead and the folder of its files."""
+        return self._ruleset.built
+
+    @property
     def sets(self) -> Mapping[str, LiveSet]:
         """The sets and verdict maps of the pipeline, by name: change them while packets are looked up in them."""
         return MappingProxyType(self._ruleset.sets)

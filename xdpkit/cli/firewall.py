@@ -1,0 +1,166 @@
+"""``xdpkit firewall``: rulesets in force on devices, changed without a lost packet, and undone where they are wrong.
+
+The commands are declared here; what they do is in ``firewall_commands``, which is imported when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .offline import PipelineFile
+
+firewall = typer.Typer(
+    name="firewall",
+    help="Keep a ruleset in force on a device, change it without losing a packet, and undo what was wrong.",
+    epilog="Example: xdpkit firewall apply edge.py -i eth1 --confirm 60",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[
+    str, typer.Argument(metavar="[NAME]", help="The firewall, where there are several: its device.", show_default=False)
+]
+NameOption = Annotated[str, typer.Option("--name", metavar="NAME", help="The firewall.  [default: its device]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="An address or a prefix, IPv4 or IPv6.")]
+SetName = Annotated[str, typer.Option("--set", metavar="SET", help="The set that holds the bans.")]
+
+
+@firewall.command()
+def apply(
+    rules: PipelineFile,
+    device: Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")],
+    name: NameOption = "",
+    mode: Annotated[str, typer.Option(help="auto, native, generic, tc_ingress, or want:NAME to prefer one.")] = "auto",
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RULES", exists=True, dir_okay=False, help="Try these rules as a shadow: they only count."
+        ),
+    ] = None,
+    confirm: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="Roll back unless confirmed within SECONDS.")
+    ] = 0,
+    canary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDR[:PORT]", help="With --confirm: roll back if it stops to answer.  May be repeated."),
+    ] = None,
+    max_drop: Annotated[
+        str, typer.Option(metavar="PERCENT", help="With --confirm: roll back if more of the packets are dropped.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Apply rules that cut this SSH session.")] = False,
+) -> None:
+    """Put a ruleset in force.  It stays when the command ends, until `detach` or a restart of the machine.
+
+    A ruleset that is in force already is exchanged: no packet meets no rules; members of sets, limits and counters go
+    on.  With --confirm, the one of before comes back unless you press Enter, or `xdpkit firewall confirm` runs in
+    another shell; also where the session ends, a canary stops to answer, or more packets are dropped than declared.
+
+    Example: xdpkit firewall apply edge.py -i eth1 --confirm 60 --canary 192.0.2.1 --max-drop 50%
+    """
+    from .firewall_commands import Apply, apply_rules
+
+    apply_rules(
+        Apply(rules, device, name or device, mode, shadow, confirm, tuple(canary or ()), _share(max_drop), force)
+    )
+
+
+def _share(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / 100
+        if not 0 <= share <= 1:
+            raise ValueError
+    except ValueError:
+        raise typer.BadParameter(f"--max-drop {text}: a number of percent, 0 to 100") from None
+    return share
+
+
+@firewall.command()
+def check(rules: PipelineFile, as_json: AsJson = False) -> None:
+    """Say what is wrong with a ruleset before it acts: errors, rules that never match, and what it would cut.
+
+    As root also whether the kernel takes it.  Exit status 1 if something is wrong.
+
+    Example: xdpkit firewall check edge.py
+    """
+    from .firewall_commands import check_rules
+
+    check_rules(rules, as_json)
+
+
+@firewall.command()
+def status(name: Name = "", as_json: AsJson = False) -> None:
+    """Show what is in force: where, since when, and what every rule has counted.
+
+    Example: xdpkit firewall status
+    """
+    from .firewall_commands import show_status
+
+    show_status(name, as_json)
+
+
+@firewall.command()
+def confirm(name: Name = "") -> None:
+    """Keep the ruleset that waits for it in another shell.
+
+    Example: xdpkit firewall confirm
+    """
+    from .firewall_commands import confirm_waiting
+
+    confirm_waiting(name)
+
+
+@firewall.command()
+def detach(name: Name = "") -> None:
+    """Take a ruleset off its device: everything passes again.
+
+    Example: xdpkit firewall detach eth1
+    """
+    from .firewall_commands import take_off
+
+    take_off(name)
+
+
+@firewall.command()
+def ban(
+    addresses: Addresses,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="T", help="As in 1h30m, or seconds; 0: for ever.")] = "0",
+    name: NameOption = "",
+    bans: SetName = "bans",
+) -> None:
+    """Drop what comes from these addresses, from the next packet on.
+
+    The rules declare the set: `pipe.rule(pipe.bans(), DROP, name="banned")`.
+
+    Example: xdpkit firewall ban 198.51.100.7 2001:db8::/48 --timeout 1h
+    """
+    from .firewall_commands import change_bans
+
+    change_bans(name, bans, add=addresses, timeout=timeout)
+
+
+@firewall.command()
+def unban(addresses: Addresses, name: NameOption = "", bans: SetName = "bans") -> None:
+    """Let these addresses in again.  One that is not banned is no error.
+
+    Example: xdpkit firewall unban 198.51.100.7
+    """
+    from .firewall_commands import change_bans
+
+    change_bans(name, bans, remove=addresses)
+
+
+@firewall.command("bans")
+def list_bans(name: NameOption = "", bans: SetName = "bans", as_json: AsJson = False) -> None:
+    """List what is banned, with the time that is left, and whether a packet did it.
+
+    Example: xdpkit firewall bans
+    """
+    from .firewall_commands import show_bans
+
+    show_bans(name, bans, as_json)
