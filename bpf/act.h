@@ -31,7 +31,7 @@ const volatile __u32 explain = 0;
 /* The clock and the randomness of a program that explains; user space writes them in front of each test run. */
 struct test_input {
 	__u64 now_ns;
-	__u32 random, unused;
+	__u32 random, ifindex;
 };
 
 struct {
@@ -86,6 +86,21 @@ GENERATED_CALLS __u32 random_bits(void)
 		return bpf_get_prandom_u32();
 	g = find_test_input();
 	return g ? g->random = g->random * 1664525u + 1013904223u : 0;
+}
+
+/* The devices that conditions name, in the order of Pipeline.devices; 0: no packet is seen there.  Set before load. */
+#define MAX_DEVICES 64
+const volatile __u32 device_indexes[MAX_DEVICES] = { 0 };
+
+/* The packet is judged on the device of that number; in a test run on the one that user space says. */
+GENERATED_CALLS __u32 on_device(const struct packet *p, __u32 number)
+{
+	__u32 wanted = device_indexes[number], ifindex = p->ifindex;
+	struct test_input *g;
+
+	if (explain)
+		ifindex = (g = find_test_input()) ? g->ifindex : 0;
+	return wanted && ifindex == wanted;
 }
 
 static __always_inline struct counter *count(__u32 rule, __u32 bytes)

@@ -17,6 +17,7 @@ int xdpkit(struct skb *skb)
 	if (reads_headers() && !(p = packet_room()))
 		return 0;
 	p->rx_queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
+	p->ifindex = skb->ifindex;
 	p->len = wire_length(&s);
 	find_metadata(&s, p);
 	find_time(p);

@@ -139,6 +139,7 @@ static long judge(__u32 n, struct judge_state *j)
 		return 1;
 	}
 	p->rx_queue = queue_of(skb);
+	p->ifindex = skb->ifindex;
 	p->len = wire_length(&s);
 	s.missed = ZERO(p->rx_queue);
 	if (wanted() & HIDE_HEADERS)

@@ -229,6 +229,7 @@ int xdpkit(struct xdp_md *ctx)
 		return XDP_PASS;
 	p->len = length(ctx, &s);
 	p->rx_queue = ctx->rx_queue_index;
+	p->ifindex = ctx->ingress_ifindex;
 	find_metadata(ctx, p);
 	find_time(p);
 	if (reads_headers())

@@ -151,6 +151,19 @@ int xk_program_set_u32(struct xk_program *p, const char *name, uint32_t value)
 	return 0;
 }
 
+int xk_program_set_u32s(struct xk_program *p, const char *name, const uint32_t *values, uint32_t n)
+{
+	uint32_t offset;
+	struct bpf_map *map = variable(p, ".rodata", name, n * sizeof(*values), &offset);
+	size_t size;
+	uint8_t *area = map ? bpf_map__initial_value(map, &size) : NULL;
+
+	if (!area)
+		return xk_fail("an array of constants of the eBPF object", ENOENT);
+	memcpy(area + offset, values, n * sizeof(*values));
+	return 0;
+}
+
 int xk_program_bind(struct xk_program *p, int ifindex)
 {
 	const __u32 dev_bound_only = 1u << 6; /* BPF_F_XDP_DEV_BOUND_ONLY, Linux 6.3 */

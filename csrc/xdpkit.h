@@ -48,6 +48,8 @@ int xk_program_open(const void *object, size_t size, const char *name, struct xk
 /* Before load: entries of a map; a 32-bit constant in .rodata.  -ENOENT if the object has none of that name. */
 int xk_program_set_entries(struct xk_program *p, const char *map, uint32_t entries);
 int xk_program_set_u32(struct xk_program *p, const char *variable, uint32_t value);
+/* The same for a whole array of `n` such constants. */
+int xk_program_set_u32s(struct xk_program *p, const char *array, const uint32_t *values, uint32_t n);
 /* Before load: bind an XDP program to a device of this network namespace; it may then ask the driver for metadata. */
 int xk_program_bind(struct xk_program *p, int ifindex);
 int xk_program_has_map(const struct xk_program *p, const char *map);

@@ -432,3 +432,30 @@ def test_a_damaged_built_file_is_refused_as_that_or_means_the_same(files):
     assert refused > 200
     done = xdpkit("show", "broken.xdp", cwd=files)
     assert (done.returncode, done.stderr.count("\n")) in ((0, 0), (1, 1))
+
+
+SIDES = """
+from xdpkit import *
+pipe = Pipeline("sides", default=PASS)
+pipe.rule(dev.name == "eth7", DROP, name="eth7")
+pipe.rule(dev.inside, DROP, name="inside")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("engine", ["kernel", "reference"])
+def test_the_interfaces_of_a_capture_are_the_devices_of_its_packets(tmp_path, engine):
+    from xdpkit.files import pcapng
+
+    (tmp_path / "sides.py").write_text(SIDES)
+    names = ("eth7", "lan", "wan")
+    blocks = pcapng.section("test") + b"".join(map(pcapng.interface, names))
+    blocks += b"".join(pcapng.packet(n % 3, n, frame(n), len(frame(n))) for n in range(9))
+    (tmp_path / "day.pcapng").write_bytes(blocks)
+    common = ("replay", "sides.py", "day.pcapng", "--engine", engine, "--json")
+    done = xdpkit(*common, "--inside", "lan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {r["name"]: r["packets"] for r in json.loads(done.stdout)["rules"]} == {"eth7": 3, "inside": 3, "default": 3}
+    refused = xdpkit(*common, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "--inside NAME" in refused.stderr

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Verdict,
     )
     from .language.check import Finding, PipelineWarning
+    from .language.devices import OnDevice, dev
     from .language.errors import FrameError, NotSupported, PipelineError, ThreadError, VerifierError, Where, XdpkitError
     from .language.expr import Expr, Keyed
     from .language.fields import FieldSpec
@@ -140,6 +141,7 @@ __all__ = [
     "Mirror",
     "Mode",
     "NotSupported",
+    "OnDevice",
     "Pipeline",
     "PipelineError",
     "PipelineWarning",
@@ -174,6 +176,7 @@ __all__ = [
     "arp",
     "attach",
     "compile_pipeline",
+    "dev",
     "dst",
     "dstopts",
     "eth",
@@ -219,6 +222,7 @@ _MODULES = {
     "kernel.program": "Program",
     "language.actions": "COUNT DROP PASS REDIRECT TX Action Forward Mark Mirror Redirect Step Verdict",
     "language.check": "Finding PipelineWarning",
+    "language.devices": "OnDevice dev",
     "language.errors": "FrameError NotSupported PipelineError ThreadError VerifierError Where XdpkitError",
     "language.expr": "Expr Keyed",
     "language.fields": "FieldSpec",

@@ -3,18 +3,22 @@
 Two engines judge a packet: the kernel (the compiled program, by BPF_PROG_TEST_RUN; needs root) and the reference
 evaluator (plain Python; no privilege).  They agree on every packet.  The kernel's test run takes whole packets of 14 to
 3,520 bytes; the kernel engine leaves others, and those that the capture cut short, to the reference and says how many.
-Captures carry no metadata: for both engines it is absent.
+Captures carry no metadata: for both engines it is absent.  ``dev.name`` is the name of the interface in a pcapng file;
+no other capture says it, and there it matches nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from .compiler.built import Built
 from .files.reader import CapturedPacket
 from .kernel.program import Program
+from .language.devices import SIDES
+from .language.errors import PipelineError
 from .language.rule import Rule
 from .link.ruleset import Ruleset, folder_of, lasting
 from .meaning import evaluate as reference
@@ -32,7 +36,9 @@ class Judge:
     """Finds the rule that takes a packet; what rules remember starts with what is declared, and their clock is that of
     the capture.  Context manager."""
 
-    def __init__(self, built: Built, engine: str):
+    def __init__(self, built: Built, engine: str, sides: Mapping[str, str] = MappingProxyType({})):
+        """``sides``: the interface of the capture that is on each side of a bridge, by the names of
+        :data:`xdpkit.language.devices.SIDES`; PipelineError where rules ask for a side and it is not said."""
         self.outcomes = built.pipeline.outcomes
         self.pipeline = built.pipeline
         self.by_reference = 0  # packets that the kernel engine left to the reference
@@ -40,8 +46,16 @@ class Judge:
         self._program: Program | None = None
         self._state = reference.State(self.pipeline)
         self._passed: dict[str, tuple[int, int]] = {}
+        wanted = [name for name in self.pipeline.devices if name in SIDES]
+        if wanted and not set(wanted) <= sides.keys():
+            said = "rules ask for dev.inside or dev.outside: say which interface of the capture that is"
+            raise PipelineError(f"{said} (replay --inside NAME --outside NAME)", self.pipeline.where)
+        names = [*(name for name in self.pipeline.devices if name not in SIDES), *sides.values()]
+        self._indexes = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+        self._aliases = {name: {name, *(side for side in sides if sides[side] == name)} for name in self._indexes}
+        devices = self._indexes | {side: self._indexes[name] for side, name in sides.items()}
         if engine == "kernel":
-            program = self._stack.enter_context(Ruleset(built, "xdp", explain=True)).program
+            program = self._stack.enter_context(Ruleset(built, "xdp", explain=True, devices=devices)).program
             self._program = program if isinstance(program, Program) else None
         else:
             self._state.load({s.name: lasting(declared(s, folder_of(built))).entries() for s in self.pipeline.sets})
@@ -54,13 +68,15 @@ class Judge:
         )  # as good as any, and the same again
         if self._program is not None:
             if len(packet.data) in TEST_RUN_BYTES and packet.wire_bytes == len(packet.data):
-                return self._program.judge(packet.data, now_ns=now_ns, random=random)[0]
+                ifindex = self._indexes.get(packet.interface, 0)
+                return self._program.judge(packet.data, now_ns=now_ns, random=random, ifindex=ifindex)[0]
             if self.pipeline.remembers:
                 said = f"packet {packet.number} is not for the kernel's test run (cut, or of no length it takes)"
                 raise OSError(0, f"{said}, and rules remember what they saw: use --engine reference", packet.file)
             self.by_reference += 1
         self._state.now_ns, self._state.random = now_ns, random
-        outcome = reference.run(self.pipeline, packet.data, self._state, wire_bytes=packet.wire_bytes)
+        devices = self._aliases.get(packet.interface, ())
+        outcome = reference.run(self.pipeline, packet.data, self._state, wire_bytes=packet.wire_bytes, devices=devices)
         for rule in outcome.passed:
             packets, size = self._passed.get(rule.name, (0, 0))
             self._passed[rule.name] = packets + 1, size + packet.wire_bytes
@@ -158,8 +174,10 @@ def replay(
     against: Built | None = None,
     engine: str = "reference",
     take: Callable[[CapturedPacket, Rule], bool] = lambda *_: False,
+    sides: Mapping[str, str] = MappingProxyType({}),
 ) -> Replay:
     """Judge ``packets``; ``take`` sees each with its rule and says whether it kept it (counted as written).
+    ``sides``: as for :class:`Judge`.
 
     An OSError that ``packets`` raises in the middle ends it: what was found until then is returned with the ``error``.
     """
@@ -167,8 +185,8 @@ def replay(
     out = Replay(outcomes, {r.name: 0 for r in outcomes}, {r.name: 0 for r in outcomes}, [])
     found: dict[tuple[str, str], Difference] = {}
     with ExitStack() as stack:
-        judge = stack.enter_context(Judge(built, engine))
-        other_judge = stack.enter_context(Judge(against, engine)) if against else None
+        judge = stack.enter_context(Judge(built, engine, sides))
+        other_judge = stack.enter_context(Judge(against, engine, sides)) if against else None
         try:
             for packet in packets:
                 rule = judge(packet)

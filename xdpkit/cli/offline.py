@@ -84,6 +84,10 @@ def replay_command(
             metavar="V", help="List the rules of this verdict; with -w, write its packets (default: all but DROP)."
         ),
     ] = "",
+    inside: Annotated[
+        str, typer.Option(metavar="NAME", help="The interface of the captures that dev.inside means.")
+    ] = "",
+    outside: Annotated[str, typer.Option(metavar="NAME", help="The one that dev.outside means.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run captures through a pipeline: verdicts per rule.  With --against, every difference between two rulesets.
@@ -92,4 +96,6 @@ def replay_command(
     """
     from .replay import replay_captures
 
-    replay_captures(pipeline, captures, against, engine, write_to, verdict, as_json=as_json)
+    replay_captures(
+        pipeline, captures, against, engine, write_to, verdict, as_json=as_json, inside=inside, outside=outside
+    )

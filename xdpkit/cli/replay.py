@@ -17,6 +17,7 @@ from ..files.output import append_blocks, empty_regular_file
 from ..files.reader import CapturedPacket, Skipped, read_captures
 from ..kernel.program import may_load
 from ..language.actions import Verdict
+from ..language.devices import SIDES
 from ..language.rule import Rule
 from ..replay import ENGINES, Replay, replay, summary
 from ..sockets.workers import open_capture
@@ -30,7 +31,7 @@ __all__ = ["replay_captures"]
 
 def replay_captures(
     pipeline: Path, captures: list[Path], against: Path | None, engine: str, write_to: str, verdict: str, *,
-    as_json: bool,
+    as_json: bool, inside: str = "", outside: str = "",
 ) -> None:  # fmt: skip
     """Judge ``captures`` by ``pipeline`` and print what became of them; exit with 1 where some were skipped."""
     if engine not in (*ENGINES, "auto"):
@@ -53,7 +54,8 @@ def replay_captures(
         skipped = Skipped()
         packets = read_captures(captures, lambda n: progress.advance(task, n), skipped)
         take = _Writer(out, verdict.upper(), captures) if out else lambda *_: False
-        result = replay(packets, built, against=other, engine=engine, take=take)
+        sides = {side: name for side, name in zip(SIDES, (inside, outside), strict=True) if name}
+        result = replay(packets, built, against=other, engine=engine, take=take, sides=sides)
     if as_json:
         told = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
         print(json.dumps(told | result.as_dict() | {"skipped": skipped.lines()}))

@@ -28,6 +28,7 @@ EXTERNAL = {
     "loop": (I32, POINTER, POINTER, I32, I32),
     "descend": (I32, POINTER, I32, I32, POINTER, I32, I32),
     "random_bits": (I32,),
+    "on_device": (I32, POINTER, I32),
     "count_passed": (VOID, POINTER, I32),
     "count_failed": (VOID, I32),
     "log_packet": (VOID, POINTER, POINTER, I32),

@@ -8,6 +8,7 @@ from functools import cached_property, singledispatchmethod
 from llvmlite import ir
 
 from ..language.classic import MAX_TURNS, Classic, has_loops
+from ..language.devices import OnDevice
 from ..language.expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..language.limits import Limit, Sample
 from ..language.sets import Member
@@ -28,6 +29,8 @@ class Conditions:
 
     def __init__(self, classify: Classify, reader: Reader, memory: Memory):
         self.classify, self.reader, self.memory = classify, reader, memory
+        #: The number of each device that a condition names.
+        self.devices = {name: number for number, name in enumerate(classify.pipeline.devices)}
 
     @cached_property
     def turns(self) -> Turns:
@@ -108,6 +111,16 @@ class Conditions:
     def _(self, expr: Sample, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.classify.debug.location(expr.where)
         builder.cbranch(self.memory.sampled(builder, expr), yes, no)
+
+    @lower.register
+    def _(self, expr: OnDevice, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        packet, *_ = self.classify.function.args
+        found: ir.Value = I32(0)
+        for name in expr.names:
+            number = I32(self.devices[name])
+            found = builder.or_(found, builder.call(self.classify.external("on_device"), [packet, number]))
+        builder.cbranch(builder.icmp_unsigned("!=", found, I32(0)), yes, no)
 
     @lower.register
     def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:

@@ -26,7 +26,7 @@ _PCAP = {0xA1B2C3D4: (1000, 16), 0xA1B23C4D: (1, 16), 0xA1B2CD34: (1000, 24)}
 _LINKTYPE_MASK = 0x03FF_FFFF
 _SECTION, _INTERFACE, _OLD_PACKET, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 2, 3, 6
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
-_END_OF_OPTIONS, _TSRESOL, _TSOFFSET = 0, 9, 14
+_END_OF_OPTIONS, _NAME, _TSRESOL, _TSOFFSET = 0, 2, 9, 14
 
 
 class Damaged(Exception):
@@ -34,12 +34,14 @@ class Damaged(Exception):
 
 
 class Record(NamedTuple):
-    """A packet: its link type, nanoseconds since 1970, the bytes captured, and its length on the wire."""
+    """A packet: its link type, nanoseconds since 1970, the bytes captured, its length on the wire, and the name of the
+    interface where it was captured (pcapng; empty where the file does not say)."""
 
     linktype: int
     time_ns: int
     data: bytes
     wire_bytes: int
+    interface: str = ""
 
 
 class Stream(Protocol):
@@ -112,6 +114,7 @@ class _Interface:
     snaplen: int
     units: int = 1_000_000  # in a second
     offset: int = 0  # seconds
+    name: str = ""
 
     def time_ns(self, high: int, low: int) -> int:
         """The nanoseconds since 1970 of a time stamp in two halves, cut to 64 bits."""
@@ -167,7 +170,7 @@ def _interface(order: str, body: bytes) -> _Interface:
     if len(body) < 8:
         raise Damaged("an interface block is too short")
     linktype, snaplen = struct.unpack_from(f"{order}H2xI", body)
-    units, offset, at = 1_000_000, 0, 8
+    units, offset, name, at = 1_000_000, 0, "", 8
     while at + 4 <= len(body):
         code, size = struct.unpack_from(f"{order}HH", body, at)
         value, at = body[at + 4 : at + 4 + size], at + 4 + (size + 3 & ~3)
@@ -182,7 +185,9 @@ def _interface(order: str, body: bytes) -> _Interface:
             units = base**power
         elif code == _TSOFFSET:
             offset = struct.unpack(f"{order}q", value)[0]
-    return _Interface(linktype, snaplen, units, offset)
+        elif code == _NAME:
+            name = value.rstrip(b"\0").decode(errors="replace")
+    return _Interface(linktype, snaplen, units, offset, name)
 
 
 def _packet(order: str, kind: int, body: bytes, interfaces: list[_Interface], number: int) -> Record:
@@ -204,4 +209,4 @@ def _packet(order: str, kind: int, body: bytes, interfaces: list[_Interface], nu
         time_ns = interface.time_ns(high, low)
     if captured > min(len(body) - start, MAX_PACKET_BYTES):
         raise Damaged(f"packet {number} would have {captured:,} bytes")
-    return Record(interface.linktype, time_ns, body[start : start + captured], wire)
+    return Record(interface.linktype, time_ns, body[start : start + captured], wire, interface.name)

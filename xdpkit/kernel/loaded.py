@@ -65,7 +65,7 @@ class LoadedProgram:
         self.spread: int = spread
         self.explains: bool = False
         self._rules = pipeline.every_rule
-        self._timed = pipeline.is_timed
+        self._timed = pipeline.is_timed or bool(pipeline.devices)
 
     @property
     def fd(self) -> int:
@@ -152,13 +152,13 @@ class LoadedProgram:
         )
         return verdict[0], ns[0]
 
-    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0) -> tuple[Rule, Verdict]:
+    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0, ifindex: int = 0) -> tuple[Rule, Verdict]:
         """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself, with the clock and the random bits of the call; else it is read off the counters around the
-        run."""
+        answers itself, with the clock, the random bits and the device of the call; else it is read off the counters
+        around the run."""
         if self.explains:
             if self._timed:
-                values = ffi.new("uint64_t[2]", [now_ns, random])
+                values = ffi.new("uint64_t[2]", [now_ns, ifindex << 32 | random])
                 check(lib.xk_map_update(self.map_fd("test_input"), ffi.new("uint32_t *"), values, 0), "clock")
             rule = self._rules[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict

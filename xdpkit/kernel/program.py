@@ -17,6 +17,7 @@ from ..compiler import Compiled
 from ..compiler.names import limit_symbol, set_symbol
 from ..device.netdev import Device
 from ..language.actions import Forward, Redirect
+from ..language.devices import MAX_DEVICES
 from ..language.errors import NotSupported, VerifierError, Where
 from ..language.metadata import kernel_needs
 from ..language.pipeline import CLOCK, MATRIX, Pipeline
@@ -36,14 +37,15 @@ class Program(LoadedProgram):
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
-        spread: int = 1,
+        spread: int = 1, devices: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
         descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
         ``device``: where an XDP program will be attached in native mode.  A program whose rules test ``meta.*``, or
         which writes metadata for readers, is bound to that device for good; without a device all metadata is absent.
-        ``spread``: sockets of each queue.
+        ``spread``: sockets of each queue.  ``devices``: the indexes of the devices where it will run, by the names that
+        conditions know them by (:mod:`xdpkit.language.devices`).
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
@@ -61,6 +63,10 @@ class Program(LoadedProgram):
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             if not self.pipeline.headerless_fields.isdisjoint(CLOCK):
                 check(lib.xk_program_set_u32(self._program, b"tai_seconds", tai_seconds()))
+            if self.pipeline.devices:
+                indexes = [devices.get(name, 0) for name in self.pipeline.devices]
+                values = ffi.new(f"uint32_t[{MAX_DEVICES}]", indexes)
+                check(lib.xk_program_set_u32s(self._program, b"device_indexes", values, MAX_DEVICES), "device_indexes")
             if self.is_xdp:
                 self._configure_xdp(metadata)
             self._load()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from .devices import MAX_DEVICE_NAME
 from .errors import PipelineError
 from .expr import here
 
@@ -20,8 +21,6 @@ __all__ = [
     "Step", "Verdict",
 ]  # fmt: skip
 
-#: Linux's IFNAMSIZ, without the zero at the end.
-MAX_DEVICE_NAME = 15
 #: A mirror copies at most this many bytes of a packet: a whole packet fits, also one that GRO has merged.
 MAX_MIRROR_BYTES = 65_536
 

@@ -97,6 +97,7 @@ PACKET_MEMBERS: tuple[tuple[str, int], ...] = (
     ("rx_queue", 32),
     ("meta_timestamp", 64),
     ("meta_hash", 32),
+    ("ifindex", 32),
     ("meta_vlan", 16),
     ("meta_day", 16),
     ("meta_second", 32),

@@ -16,6 +16,7 @@ from typing import Any
 
 from .actions import CONTINUE, COUNT, DROP, PASS, Action, Forward, Redirect, Shadow, Step, Verdict
 from .check import Finding, PipelineWarning, Seen, lacking_keys, refuse_impossible
+from .devices import MAX_DEVICES, devices_of
 from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Not, Or, as_expr, here
 from .fields import families
@@ -54,7 +55,7 @@ class Pipeline:
         self._rules: list[Rule] = []
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
-        self._targets = set[str]()
+        self._targets, self._devices = set[str](), dict[str, None]()
         #: The shadow, whose rules see every packet and act on none: see :meth:`with_shadow`.
         self.shadowed: Pipeline | None = None
         self._seen, self._findings = Seen(), list[Finding]()
@@ -201,6 +202,9 @@ class Pipeline:
             self._targets.add(str(rule.action))
             if len(self._targets) > MAX_TARGETS:
                 raise PipelineError(f"more than {MAX_TARGETS} devices and socket groups", rule.where)
+        self._devices |= dict.fromkeys(devices_of(rule.nodes()))
+        if len(self._devices) > MAX_DEVICES:
+            raise PipelineError(f"more than {MAX_DEVICES} names of devices in conditions", rule.where)
         if rule.goes_on:
             return rule  # the packet reaches the rules behind it all the same
         finding = self._seen.add(name, rule.expr, rule.where)
@@ -268,6 +272,11 @@ class Pipeline:
         return frozenset(spec.name for rule in self.every_rule for spec in rule.fields() if spec.header is None)
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of devices that conditions ask for, the sides of a bridge (``/inside``) among them."""
+        return devices_of(node for rule in self.every_rule for node in rule.nodes())
+
+    @property
     def steps(self) -> frozenset[type[Step]]:
         """The kinds of steps in the rules."""
         return frozenset(type(step) for rule in self._rules for step in rule.steps)
@@ -298,6 +307,8 @@ class Pipeline:
         both.shadowed = other.shadow()
         if len(both.every_rule) > MAX_RULES - MATRIX:
             raise PipelineError(f"more than {MAX_RULES - MATRIX} rules, with those of the shadow", other.where)
+        if len(both.devices) > MAX_DEVICES:
+            raise PipelineError(f"more than {MAX_DEVICES} names of devices, with those of the shadow", other.where)
         return both
 
     def shadow(self) -> Pipeline:

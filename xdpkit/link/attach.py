@@ -38,7 +38,7 @@ from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
 from .link import Link, open_link, redirect_counter, ring_bytes_for
 from .pin import LinkPin, link_program
-from .ruleset import Ruleset, require_ethernet
+from .ruleset import Ruleset, refuse_sides, require_ethernet
 
 __all__ = ["BINDS", "MODES", "Link", "attach", "parse_choice"]
 
@@ -83,6 +83,7 @@ def attach(
     require_ethernet(found, f"pipelines on {found.name}")
     wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
     built = as_built(pipeline, shadow)
+    refuse_sides(built.pipeline)
     stamps = timestamps or Mark in built.pipeline.steps  # a mark reaches sockets with the time stamp
     request = _Request(built, found, modes, binds, wanted, stamps, options)
     if pin is not None and LinkPin(pin).exists and not _clear_if_gone(pin):
@@ -228,6 +229,7 @@ def _attach(request: _Request, mode: str, hook: str) -> Link:
         spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
         ring_bytes=ring_bytes_for(pipe, device, options),
+        devices={device.name: device.index},
     )
     fd, redirects = -1, None
     try:

@@ -40,7 +40,7 @@ from .ledger import Ledger, LedgerRule, ShadowLedger
 from .pin import LinkPin, Record, Turns, link_program
 from .presence import Presence, Unseen, namespace_id
 from .redirects import RedirectCounter
-from .ruleset import Ruleset
+from .ruleset import Ruleset, refuse_sides
 from .sweeper import Sweeper
 from .tally import Forwarding, RuleTotal, Tally, totals
 
@@ -104,6 +104,7 @@ class Link:
         self._sweeper: Sweeper | None = None
         self._sweeps()
         self._warn_of_partial_checksums()
+        self._warn_of_other_devices()
 
     def _warn_of_partial_checksums(self) -> None:
         at = self.attachment
@@ -112,6 +113,17 @@ class Link:
                 f"{self.device.name}: FORWARD does not complete TCP and UDP checksums that senders on this machine "
                 "leave to their device: turn that off where they send (ethtool -K DEV tx off), or use forward()"
             )
+
+    def _warn_of_other_devices(self) -> None:
+        """A name in a condition that is none of this link's devices is probably a typing error."""
+        own = self._device_indexes()
+        others = [repr(name) for name in self.pipeline.devices if name not in own]
+        if others:
+            self._note(f"{self.device.name}: rules that ask for dev.name {', '.join(others)} never match here")
+
+    def _device_indexes(self) -> dict[str, int]:
+        """The devices where the program runs, by the names that conditions know them by."""
+        return {self.device.name: self.device.index}
 
     def __repr__(self) -> str:
         state = "closed" if self._final is not None else "open" if self._lost is None else "lost"
@@ -260,7 +272,7 @@ class Link:
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.attachment.timestamps, before=old,
                 ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
                 device=self.device if self.attachment.mode == "native" else None,
-                spread=old.program.spread,
+                spread=old.program.spread, devices=self._device_indexes(),
             )  # fmt: skip
             try:
                 if self._sockets is not None:
@@ -293,6 +305,7 @@ class Link:
                 new.share(Turns(self._pin))
             new.commit(old)
             self._sweeps()
+            self._warn_of_other_devices()
             settled = time.perf_counter_ns()
             took = Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
             logger.info("%s replaces %s on %s: %s", new.pipeline.name, old.pipeline.name, self.device.name, took)
@@ -401,6 +414,7 @@ class Link:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
         if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.attachment.timestamps and self._fd >= 0:
             raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
+        refuse_sides(pipe)
         refuse_generic(pipe.metadata, self.attachment.mode, self.device.name)
         if self.attachment.bind == "zerocopy":
             check_zerocopy(self.device, pipe)

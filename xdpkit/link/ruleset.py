@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 
@@ -25,13 +25,14 @@ from ..kernel.core import check, ffi, lib
 from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..kernel.program import Program
 from ..language.actions import Forward
+from ..language.devices import SIDES, OnDevice
 from ..language.errors import NotSupported, PipelineError
 from ..language.pipeline import Pipeline
 from ..language.sets import SetSpec
 from ..sets.columns import Columns
 from ..sets.live import Fork, LiveSet, Shared, declared
 
-__all__ = ["Ruleset", "folder_of", "lasting"]
+__all__ = ["Ruleset", "folder_of", "lasting", "refuse_sides"]
 
 
 class Ruleset:
@@ -42,9 +43,9 @@ class Ruleset:
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
         explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
-        spread: int = 1,
+        spread: int = 1, devices: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
-        """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``: as
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``, ``devices``: as
         for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
         device to forward to that is not there, NotSupported for one without Ethernet."""
         self._prepare(built, explain)
@@ -55,7 +56,7 @@ class Ruleset:
             reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
             if before is not None:
                 reuse |= self._buckets(before) | before.rings()
-            devices = [_device(name) for name in self.pipeline.targets(Forward)]
+            targets = [_device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
                 built.compiled(hook),
                 queues=queues,
@@ -65,9 +66,10 @@ class Ruleset:
                 maps=reuse,
                 device=device,
                 spread=spread,
+                devices=devices,
             )
             self._closing.callback(self.program.close)
-            for number, ifindex in enumerate(devices if hook != "socket" else ()):  # a filter forwards nothing
+            for number, ifindex in enumerate(targets if hook != "socket" else ()):  # a filter forwards nothing
                 key, value = ffi.new("uint32_t *", number), ffi.new("uint32_t *", ifindex)
                 name = self.pipeline.targets(Forward)[number]
                 check(lib.xk_map_update(self.program.map_fd("devices"), key, value, 0), f"FORWARD to {name}")
@@ -209,6 +211,15 @@ def _alike(a: Columns, b: Columns) -> bool:
 def lasting(members: Columns) -> Columns:
     """The same without time-outs: where rules are tried on packets of another time, members stay."""
     return replace(members, timeout=np.zeros(len(members)))
+
+
+def refuse_sides(pipe: Pipeline) -> None:
+    """PipelineError where rules ask for a side (``dev.inside``): a single device has none."""
+    for rule in pipe.every_rule:
+        for node in rule.nodes():
+            if isinstance(node, OnDevice) and node.names[0] in SIDES:
+                said = f"{node} has a meaning on a bridge only: name the device, as in dev.name == 'eth1'"
+                raise PipelineError(said, node.where)
 
 
 def folder_of(built: Built) -> Path:

@@ -7,11 +7,13 @@ depend on, are a :class:`State`.  This is the specification, written to be read 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import singledispatch
 
 from ..language.actions import Mark, Mirror, Step
 from ..language.classic import Classic, interpret
+from ..language.devices import OnDevice
 from ..language.expr import Always, And, Expr, Not, Or, Present, Test
 from ..language.limits import Limit, Log, Sample
 from ..language.metadata import Metadata
@@ -98,6 +100,11 @@ def _(expr: Or, packet: Packet, state: State) -> bool:
 
 
 @holds.register
+def _(expr: OnDevice, packet: Packet, state: State) -> bool:
+    return any(name in packet.devices for name in expr.names)
+
+
+@holds.register
 def _(expr: Classic, packet: Packet, state: State) -> bool:
     return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
 
@@ -110,10 +117,13 @@ def run(
     rx_queue: int = 0,
     wire_bytes: int | None = None,
     metadata: Metadata = NO_METADATA,
+    devices: Collection[str] = (),
 ) -> Outcome:
     """Run ``pipeline`` on ``frame``.  It reads and changes ``state``.  ``metadata``: what is known of the frame besides
-    its bytes; by default nothing."""
-    packet = walk(frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata, now_ns=state.now_ns)
+    its bytes; by default nothing.  ``devices``: the names of the device where it is judged."""
+    packet = walk(
+        frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata, now_ns=state.now_ns, devices=devices
+    )
     outcome = Outcome(pipeline.outcomes[-1])
     for rule in pipeline.outcomes:
         if not holds(rule.expr, packet, state):
@@ -152,8 +162,11 @@ def evaluate(
     rx_queue: int = 0,
     wire_bytes: int | None = None,
     metadata: Metadata = NO_METADATA,
+    devices: Collection[str] = (),
 ) -> Rule:
     """The rule that takes ``frame``: the first with an action whose condition holds, else the default.  Its
     ``action.verdict`` is the verdict.  Without a ``state`` the frame meets a fresh one."""
     state = state or State(pipeline)
-    return run(pipeline, frame, state, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata).rule
+    return run(
+        pipeline, frame, state, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata, devices=devices
+    ).rule

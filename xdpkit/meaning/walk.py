@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..language.fields import HEADERS, INNER, MAPPED, FieldSpec
@@ -44,11 +45,13 @@ THURSDAY = 4
 class Packet:
     """What the walk found.  ``starts``: where each header starts, by name (``inner.ip`` inside a tunnel); metadata that
     is present starts at 0.  ``members``: values that are not at one place in the bytes, by the names of the members of
-    ``struct packet``; ``len`` and ``rx_queue`` are always present."""
+    ``struct packet``; ``len`` and ``rx_queue`` are always present.  ``devices``: the names that conditions
+    know the packet's device by."""
 
     frame: bytes = field(repr=False)
     starts: dict[str, int] = field(default_factory=dict)
     members: dict[str, int] = field(default_factory=dict)
+    devices: Collection[str] = ()
 
     @property
     def present(self) -> set[str]:
@@ -80,13 +83,14 @@ class Packet:
 
 
 def walk(
-    frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA, now_ns: int = 0
-) -> Packet:
+    frame: bytes, *, rx_queue: int = 0, wire_bytes: int | None = None, metadata: Metadata = NO_METADATA,
+    now_ns: int = 0, devices: Collection[str] = (),
+) -> Packet:  # fmt: skip
     """The headers of ``frame`` (from the destination MAC address on, without FCS), received on ``rx_queue``.
     ``wire_bytes``: the length of the packet where ``frame`` is only its beginning.  ``metadata``: what is known of the
     packet besides its bytes.  ``now_ns``: the clock, nanoseconds since 1970 in UTC."""
     length = len(frame) if wire_bytes is None else wire_bytes
-    packet = Packet(frame, members={"len": length, "rx_queue": rx_queue})
+    packet = Packet(frame, members={"len": length, "rx_queue": rx_queue}, devices=devices)
     days, second = divmod(now_ns // 1_000_000_000, 86_400)
     packet.members |= {"meta_mark": metadata.mark, "meta_priority": metadata.priority}
     packet.members |= {"meta_day": (days + THURSDAY) % 7, "meta_second": second}
