@@ -92,8 +92,16 @@ def build_bpf(target: Path) -> None:
         text = (generated / output).with_suffix(".ll")
         subprocess.run([clang, *flags, *defines, "-emit-llvm", "-S", source, "-o", str(text)], check=True)
         text.write_text(barriers_return(text.read_text()))
-        assemble = ["-target", "bpf", "-x", "ir", "-Xclang", "-disable-llvm-passes", "-emit-llvm", "-c", str(text)]
-        subprocess.run([clang, *assemble, "-o", str(target / output)], check=True)
+        assemble(clang, text, target / output)
+
+
+def assemble(clang: str, text: Path, output: Path) -> None:
+    """Make bitcode of LLVM IR.  A warning ends the build, as -Werror does where C is compiled: clang only warns where it
+    drops all debug information of a module."""
+    command = [clang, "-target", "bpf", "-x", "ir", "-Xclang", "-disable-llvm-passes", "-emit-llvm", "-c", str(text)]
+    done = subprocess.run([*command, "-o", str(output)], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode or done.stderr:
+        sys.exit(f"xdpkit: clang cannot make {output.name}: {done.stderr}")
 
 
 def barriers_return(text: str) -> str:

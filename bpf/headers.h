@@ -271,3 +271,6 @@ static __always_inline int walk_network(struct source *s, struct headers *h, str
 	walk_transport(s, h, r, wants, queue, *at, proto);
 	return proto;
 }
+
+/* Walk into the tunnel behind the outer headers, if there is one; generated, and empty, where no rule needs it. */
+void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type);

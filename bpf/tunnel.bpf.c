@@ -13,8 +13,11 @@
  * This is a module of its own, compiled for each hook and linked only where a rule reads what it finds.
  */
 #include "source.h"
-#include "walk.h" /* declares walk_tunnel(); and ZERO() goes on to count behind the zeros there */
+#include "headers.h"
 #include "load.h"
+
+/* ZERO() counts from 0 in each module.  This one is linked to a module where walk.h uses the next two numbers. */
+enum { ZEROS_OF_WALK = __COUNTER__ + __COUNTER__ };
 
 #define MAX_LABELS 8
 #define MAX_GTPU_EXTENSIONS 4

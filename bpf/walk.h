@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The walk over all headers of a packet (headers.h), and into its tunnel where a rule asks for that (tunnel.bpf.c). */
+/* The walk over all headers of a packet (headers.h), and into its tunnel where a rule needs that (tunnel.bpf.c). */
 #pragma once
 #include "headers.h"
-
-/* Go into the tunnel, if there is one behind the outer headers; generated, and empty, where no rule asks for it. */
-void walk_tunnel(struct source *s, struct packet *p, __u32 at, int proto, __u32 type);
 
 /* Fill `p` from the packet; for `tpid` and `tci` see walk_link(). */
 static __always_inline void walk(struct source *s, struct packet *p, __u16 tpid, __u16 tci)
