@@ -76,9 +76,6 @@ static __always_inline void walk_tcp_options(struct source *s, struct headers *h
 	}
 }
 
-/* Types of ICMP with identifier and sequence number: echo, timestamp, information, address mask (RFC 792, RFC 950). */
-#define ICMP_QUERIES (1ull << 0 | 1ull << 8 | 0x3full << 13)
-
 /* The transport header at `at`; `proto` is its protocol, -1 where there is none. */
 static __always_inline void walk_transport(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 queue,
 					   __u32 at, int proto)
@@ -105,19 +102,12 @@ static __always_inline void walk_transport(struct source *s, struct headers *h, 
 		h->payload = at + sizeof(*udp);
 	} else if (proto == PROTO_ICMP && h->present & HAS_IP && wants & HAS_ICMP) {
 		TAKE(icmp_wire, icmp, s, at, r->l4);
-		if (!icmp_there)
-			return;
-		FOUND(HAS_ICMP | bit_of(icmp->type, ICMP_QUERIES) * HAS_ICMP_QUERY);
+		if (icmp_there)
+			FOUND(HAS_ICMP);
 	} else if (proto == PROTO_ICMP6 && h->present & HAS_IP6 && wants & HAS_ICMP6) {
 		TAKE(icmp6_wire, icmp6, s, at, r->l4);
-		if (!icmp6_there)
-			return;
-		FOUND(HAS_ICMP6);
-		if (wants & HAS_ICMP6_QUERY && (icmp6->type & 0xfe) == 128) {
-			TAKE(icmp_wire, echo, s, at, r->l4);
-			if (echo_there)
-				FOUND(HAS_ICMP6_QUERY);
-		}
+		if (icmp6_there)
+			FOUND(HAS_ICMP6);
 	} else if (proto == PROTO_SCTP && wants & HAS_SCTP) {
 		TAKE(sctp_wire, sctp, s, at, r->l4);
 		if (sctp_there)
@@ -145,6 +135,13 @@ static __always_inline int walk_ip(struct source *s, struct headers *h, struct r
 #define EXTENSIONS                                                                                                     \
 	(1ull << PROTO_HOPOPTS | 1ull << PROTO_ROUTING | 1ull << PROTO_FRAGMENT | 1ull << PROTO_AH | 1ull << PROTO_DSTOPTS)
 
+/* Note the extension header at `at`, and its bytes, if `it` is 1; without a branch. */
+static __always_inline void keep_extension(const struct ext_wire *ext, __u64 it, __u64 *room, __u32 *slot, __u32 at)
+{
+	*room += (*(const __u64 *)ext - *room) * it;
+	*slot = (*slot + (at - *slot) * it) & MAX_AT;
+}
+
 /* IPv6 at `*at`: the same, behind its extension headers. */
 static __always_inline int walk_ip6(struct source *s, struct headers *h, struct rooms *r, __u32 wants, __u32 *at)
 {
@@ -169,12 +166,10 @@ static __always_inline int walk_ip6(struct source *s, struct headers *h, struct 
 		if (wants & (HAS_HOPOPTS | HAS_ROUTING | HAS_FRAG | HAS_AH | HAS_DSTOPTS))
 			present |= bit_of(next, 1ull << PROTO_HOPOPTS) * HAS_HOPOPTS | bit_of(next, 1ull << PROTO_ROUTING) * HAS_ROUTING |
 			   fragment * HAS_FRAG | ah * HAS_AH | bit_of(next, 1ull << PROTO_DSTOPTS) * HAS_DSTOPTS;
-		if (wants & HAS_FRAG) {
-			__u64 *first = (__u64 *)r->frag;
-
-			*first += (*(const __u64 *)ext - *first) * fragment;
-			h->frag = (h->frag + (*at - h->frag) * fragment) & MAX_AT;
-		}
+		if (wants & HAS_FRAG)
+			keep_extension(ext, fragment, (__u64 *)r->frag, &h->frag, *at);
+		if (wants & HAS_ROUTING)
+			keep_extension(ext, bit_of(next, 1ull << PROTO_ROUTING), (__u64 *)r->routing, &h->routing, *at);
 		h->ip6_proto = next = ext->next;
 		if (fragment * (ext->frag & bpf_htons(0xfff8)))
 			goto out;
@@ -192,9 +187,7 @@ static __always_inline void walk_arp(struct source *s, struct headers *h, struct
 {
 	TAKE(arp_wire, arp, s, at, r->l3);
 
-	/* Ethernet and IPv4 addresses only: the other forms have other offsets (RFC 826). */
-	if (!arp_there || arp->htype != bpf_htons(1) || arp->ptype != bpf_htons(ETHERTYPE_IP) || arp->hlen != 6 ||
-	    arp->plen != 4)
+	if (!arp_there)
 		return;
 	FOUND(HAS_ARP);
 	h->l3 = at;
@@ -265,6 +258,7 @@ static __always_inline int walk_network(struct source *s, struct headers *h, str
 		h->present ^= zero;
 		h->l3 = hide_offset(h->l3, zero);
 		h->frag = hide_offset(h->frag, zero);
+		h->routing = hide_offset(h->routing, zero);
 		*at = hide_offset(*at, zero);
 		asm("" : "+r"(proto)); /* not known to be one of those that have no transport header */
 	}

@@ -21,7 +21,7 @@ enum { PROTO_HOPOPTS = 0, PROTO_ICMP = 1, PROTO_IPIP = 4, PROTO_TCP = 6, PROTO_U
 /* Wire formats, as the walk reads them. */
 struct eth_wire { __be16 dst[3], src[3], type; };
 struct vlan_wire { __be16 tci, type; };
-struct arp_wire { __be16 htype, ptype; __u8 hlen, plen; __be16 op; __u8 sha[6]; __be16 spa[2]; __u8 tha[6]; __be16 tpa[2]; };
+struct arp_wire { __be16 htype, ptype; __u8 hlen, plen; __be16 op; }; /* and addresses of these lengths */
 struct ip_wire { __u8 vihl, tos; __be16 len, id, frag; __u8 ttl, proto; __be16 sum; __be32 src, dst; };
 struct ip6_wire { __u8 version, rest[3]; __be16 len; __u8 next, hlim; __be64 src[2], dst[2]; };
 struct ext_wire { __u8 next, len; __be16 frag; __be32 rest; };
@@ -99,6 +99,7 @@ static __always_inline void hide_headers(struct headers *h, __u32 zero)
 	h->eth = hide_offset(h->eth, zero);
 	h->l3 = hide_offset(h->l3, zero);
 	h->frag = hide_offset(h->frag, zero);
+	h->routing = hide_offset(h->routing, zero);
 	h->l4 = hide_offset(h->l4, zero);
 	h->payload = hide_offset(h->payload, zero);
 	h->tunnel = hide_offset(h->tunnel, zero);

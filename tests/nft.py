@@ -150,7 +150,8 @@ def is_plain(frame: bytes) -> bool:
         return False
     network = {0x0800: "ip", 0x86DD: "ip6", 0x0806: "arp"}.get(ethertype)
     if network is None or network == "arp":
-        return network is None or network in found.present
+        usual = frame[start : start + 6] == b"\0\1\x08\0\6\4" and len(frame) >= start + 28
+        return network is None or usual
     if network not in found.present:
         return False
     if network == "ip":

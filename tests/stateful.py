@@ -12,6 +12,7 @@ from strategies import comparisons, conditions, make_frame, of, pool
 
 from xdpkit.language.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Redirect
 from xdpkit.language.check import PipelineWarning, possible
+from xdpkit.language.counted import numgen, quota
 from xdpkit.language.expr import Expr
 from xdpkit.language.headers import Field, field_object, pkt
 from xdpkit.language.limits import limit, sample
@@ -114,7 +115,13 @@ def _remembering(draw: st.DrawFn, known: list[Set], timed: bool) -> Expr:
             return draw(of(tuple(alike))).isin(chosen)
         return chosen.condition()
     if kind == 2:
-        return sample(draw(of((1, 2, 3, 1 << 16, 1 << 32))))
+        choices = [sample(draw(of((1, 2, 3, 1 << 16, 1 << 32))))]
+        mod = draw(of((2, 3, 7, 1000)))
+        number = numgen(draw(of(("inc", "random"))), mod)
+        choices += [number == draw(of((0, 1))), number != 1, number.isin([0, mod - 1]), number < draw(of((1, 2)))]
+        choices.append(quota(draw(of(("300 B", "1 kbytes", "1 MB"))), per=draw(st.lists(_FIELD, max_size=2))))
+        choices.append(quota("2 kB", name=draw(of(("a", "b")))))
+        return draw(of(tuple(choices)))
     rate, burst = draw(of(("1/second", "10/minute", "1000/second", "1M/second"))), draw(of((1, 2, 5)))
     if draw(st.booleans()):
         rate, burst = draw(of(("300 bytes/second", "100 kbytes/second", "1 gbytes/second"))), 200 * burst

@@ -101,8 +101,9 @@ def of(pool: Sequence[T]) -> st.SearchStrategy[T]:
 def _transport(rng: Random, proto: int) -> bytes:
     """What follows an IP header that names ``proto``."""
     if proto in (1, 58):
-        kind = rng.choice((0, 8, 13, 18, 19, 128, 129, 130, rng.choice(BYTES)))
-        return pack("!BBHHH", kind, rng.choice(BYTES), 0, rng.choice(PORTS), rng.choice(PORTS))
+        kind = rng.choice((0, 8, 13, 18, 19, 3, 5, 12, 128, 129, 130, 2, 4, 134, 135, 136, 137, rng.choice(BYTES)))
+        head = pack("!BBHHH", kind, rng.choice(BYTES), 0, rng.choice(PORTS), rng.choice(PORTS))
+        return head + b"".join(rng.choice(IP6).to_bytes(16) for _ in range(rng.choice((0, 1, 2))))
     if proto == 132:
         return pack("!HHII", rng.choice(PORTS), rng.choice(PORTS), rng.choice(IP4), 0)
     inside = {6: _tcp, 17: _udp, 47: _gre, 4: _ipv4, 41: _ipv6}
@@ -184,9 +185,13 @@ def _some_proto(rng: Random) -> int:
 
 
 def _arp(rng: Random) -> bytes:
-    """ARP, mostly for IPv4 over Ethernet."""
-    kind = rng.choice([(1, 0x0800, 6, 4)] * 4 + [(6, 0x0800, 6, 4), (1, 0x86DD, 6, 4), (1, 0x0800, 8, 4)])
-    return pack("!HHBBH6xI6xI", *kind, rng.choice(POOLS["arp.op"]), rng.choice(IP4), rng.choice(IP4))
+    """ARP, mostly for IPv4 over Ethernet, or with addresses of other lengths."""
+    others = [(6, 0x0800, 6, 4), (1, 0x86DD, 6, 4), (1, 0x0800, 8, 4), (32, 0x0800, 20, 4), (1, 0x0800, 255, 4),
+              (1, 0x0800, 6, 255), (1, 0x0804, 6, 2), (1, 0x0800, 0, 4)]  # fmt: skip
+    kind = rng.choice([(1, 0x0800, 6, 4)] * 6 + others)
+    hardware, protocol = rng.choice(MACS).to_bytes(6) + bytes(kind[2]), rng.choice(IP4).to_bytes(4) + bytes(kind[3])
+    address = hardware[: kind[2]] + protocol[: kind[3]]
+    return pack("!HHBBH", *kind, rng.choice(POOLS["arp.op"])) + address + address
 
 
 def _ipv4(rng: Random) -> bytes:
@@ -203,7 +208,12 @@ def _ipv4(rng: Random) -> bytes:
 def _extension(rng: Random, kind: int, following: int, honest: bool) -> bytes:
     """An IPv6 extension header of ``kind``; one that is not ``honest`` may lie about its length or be a fragment's."""
     if honest:
-        return pack("!BBHI", following, 0, 0, 0)
+        return pack("!BBHI", following, 0, rng.choice((0, 1, 0x0201)) if kind == 43 else 0, 0)
+    if kind == 43:
+        units = rng.choice((0, 0, 1, 2))
+        return pack("!BBBB", following, units, rng.choice((0, 2, 4)), rng.choice((0, 1, 255))).ljust(
+            8 * units + 8, b"\1"
+        )
     if kind == 44:
         return pack("!BBHI", following, rng.choice((0, 255)), rng.choice((0, 0, 0, 1, 6, 8, 0xFFF8)), 0)
     units = rng.choice((4, 4, 1, 0, 2, 255) if kind == 51 else (0, 0, 0, 1, 2, 255))

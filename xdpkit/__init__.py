@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Verdict,
     )
     from .language.check import Finding, PipelineWarning
+    from .language.counted import Number, numgen, quota
     from .language.devices import OnDevice, dev
     from .language.errors import FrameError, NotSupported, PipelineError, ThreadError, VerifierError, Where, XdpkitError
     from .language.expr import Expr, Keyed
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
         vlan2,
         vxlan,
     )
-    from .language.limits import Limit, Log, Sample, limit, log, sample
+    from .language.limits import Bucket, Limit, Log, Sample, limit, log, sample
     from .language.metadata import Metadata
     from .language.pcap import pcap
     from .language.pipeline import Pipeline, load_file
@@ -104,6 +105,7 @@ __all__ = [
     "Attachment",
     "Batch",
     "Bind",
+    "Bucket",
     "Built",
     "Change",
     "Columns",
@@ -141,6 +143,7 @@ __all__ = [
     "Mirror",
     "Mode",
     "NotSupported",
+    "Number",
     "OnDevice",
     "Pipeline",
     "PipelineError",
@@ -196,11 +199,13 @@ __all__ = [
     "log",
     "meta",
     "mpls",
+    "numgen",
     "open_link",
     "payload",
     "pcap",
     "pinned_links",
     "pkt",
+    "quota",
     "routing",
     "sample",
     "sctp",
@@ -228,7 +233,8 @@ _MODULES = {
     "language.fields": "FieldSpec",
     "language.headers": "Field Header ah arp dst dstopts eth frag geneve gre gtpu hopopts icmp icmp6 inner ip ip6 meta"
     " mpls payload pkt routing sctp src tcp udp vlan vlan2 vxlan",
-    "language.limits": "Limit Log Sample limit log sample",
+    "language.counted": "Number numgen quota",
+    "language.limits": "Bucket Limit Log Sample limit log sample",
     "language.metadata": "Metadata",
     "language.pcap": "pcap",
     "language.pipeline": "Pipeline load_file",

@@ -9,11 +9,16 @@ from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
+    ICMPv6MLQuery,
+    ICMPv6ND_Redirect,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
+    IPv6ExtHdrSegmentRouting,
 )
 from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
@@ -29,7 +34,22 @@ from xdpkit.language.actions import DROP
 from xdpkit.language.errors import PipelineError
 from xdpkit.language.expr import as_expr
 from xdpkit.language.fields import FIELDS, INNER, METADATA
-from xdpkit.language.headers import HEADER_OBJECTS, field_object, gre, gtpu, inner, ip, meta, mpls, payload, tcp, udp
+from xdpkit.language.headers import (
+    HEADER_OBJECTS,
+    arp,
+    field_object,
+    gre,
+    gtpu,
+    icmp,
+    icmp6,
+    inner,
+    ip,
+    meta,
+    mpls,
+    payload,
+    tcp,
+    udp,
+)
 from xdpkit.language.metadata import Metadata
 from xdpkit.language.pipeline import Pipeline
 from xdpkit.meaning.evaluate import evaluate, holds, walk
@@ -56,6 +76,14 @@ TCP4 = ETHER / IP() / SEGMENT / Raw(b"GET / HTTP")
 UDP4 = ETHER / IP() / UDP(sport=1, dport=2, len=18, chksum=6) / Raw(b"\1\2\3\4\5\6\7\x08\x09\x0a")
 ECHO4 = ETHER / IP() / ICMP(type=8, code=1, id=2, seq=3)
 ECHO6 = ETHER / IPv6() / ICMPv6EchoRequest(code=1, id=2, seq=3)
+TOO_BIG4 = ETHER / IP() / ICMP(type=3, code=4, nexthopmtu=1400) / IP()
+REDIRECT4 = ETHER / IP() / ICMP(type=5, code=1, gw="192.0.2.9") / IP()
+PROBLEM4 = ETHER / IP() / ICMP(type=12, ptr=20) / IP()
+TOO_BIG6 = ETHER / IPv6() / ICMPv6PacketTooBig(mtu=1280) / IPv6()
+PROBLEM6 = ETHER / IPv6() / ICMPv6ParamProblem(ptr=40) / IPv6()
+QUERY6 = ETHER / IPv6() / ICMPv6MLQuery(mrd=1000)
+REDIRECT6 = ETHER / IPv6() / ICMPv6ND_Redirect(tgt="fe80::9", dst="2001:db8::9")
+ROUTING6 = ETHER / IPv6() / IPv6ExtHdrSegmentRouting(segleft=1, addresses=["2001:db8::1"]) / UDP()
 SCTP4 = ETHER / IP() / SCTP(sport=1, dport=2, tag=3)
 INSIDE = ETHER / Dot1Q(vlan=9) / IP(dst="198.51.100.1") / UDP(sport=77, dport=53) / Raw(b"query")
 GRE4 = ETHER / IP() / GRE(key_present=1, chksum_present=1, seqnum_present=1, key=99, proto=0x6558) / INSIDE
@@ -73,6 +101,7 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
     "eth.dst": (TAGGED, B), "eth.src": (TAGGED, A), "eth.type": (TAGGED, 0x88A8),
     "vlan.id": (TAGGED, 5), "vlan.pcp": (TAGGED, 3), "vlan.dei": (TAGGED, 1), "vlan.etype": (TAGGED, 0x8100),
     "vlan2.id": (TAGGED, 6), "vlan2.pcp": (TAGGED, 4), "vlan2.dei": (TAGGED, 0), "vlan2.etype": (TAGGED, 0x0800),
+    "arp.htype": (ARP4, 1), "arp.ptype": (ARP4, 0x0800), "arp.hlen": (ARP4, 6), "arp.plen": (ARP4, 4),
     "arp.op": (ARP4, 2), "arp.sha": (ARP4, A), "arp.spa": (ARP4, "192.0.2.1"),
     "arp.tha": (ARP4, B), "arp.tpa": (ARP4, "192.0.2.2"),
     "ip.ihl": (IP4, 6), "ip.options": (IP4, 6), "ip.tos": (IP4, 0xB9), "ip.dscp": (IP4, 46), "ip.ecn": (IP4, 1),
@@ -82,6 +111,8 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
     "ip6.tc": (IP6, 0xB9), "ip6.dscp": (IP6, 46), "ip6.ecn": (IP6, 1), "ip6.flow": (IP6, 0x12345),
     "ip6.len": (IP6, 8), "ip6.next": (FRAGMENT6, 44), "ip6.proto": (FRAGMENT6, 17), "ip6.hlim": (IP6, 9),
     "ip6.src": (IP6, "2001:db8::1"), "ip6.dst": (IP6, "2001:db8::2"),
+    "routing.next": (ROUTING6, 17), "routing.len": (ROUTING6, 2), "routing.type": (ROUTING6, 4),
+    "routing.seg_left": (ROUTING6, 1),
     "frag.next": (FRAGMENT6, 17), "frag.offset": (FRAGMENT6, 185), "frag.mf": (FRAGMENT6, 1),
     "frag.id": (FRAGMENT6, 77),
     "tcp.sport": (TCP4, 1), "tcp.dport": (TCP4, 2), "tcp.seq": (TCP4, 3), "tcp.ackseq": (TCP4, 4), "tcp.off": (TCP4, 7),
@@ -90,6 +121,9 @@ EXAMPLES: dict[str, tuple[ScapyPacket, object]] = {
     "tcp.window": (TCP4, 5), "tcp.csum": (TCP4, 6), "tcp.urgptr": (TCP4, 7), "tcp.mss": (TCP4, 1460),
     "udp.sport": (UDP4, 1), "udp.dport": (UDP4, 2), "udp.len": (UDP4, 18), "udp.csum": (UDP4, 6),
     "icmp.type": (ECHO4, 8), "icmp.code": (ECHO4, 1), "icmp.id": (ECHO4, 2), "icmp.seq": (ECHO4, 3),
+    "icmp.mtu": (TOO_BIG4, 1400), "icmp.gateway": (REDIRECT4, "192.0.2.9"), "icmp.pointer": (PROBLEM4, 20),
+    "icmp6.mtu": (TOO_BIG6, 1280), "icmp6.pointer": (PROBLEM6, 40), "icmp6.max_delay": (QUERY6, 1000),
+    "icmp6.target": (REDIRECT6, "fe80::9"), "icmp6.dst": (REDIRECT6, "2001:db8::9"),
     "icmp6.type": (ECHO6, 128), "icmp6.code": (ECHO6, 1), "icmp6.id": (ECHO6, 2), "icmp6.seq": (ECHO6, 3),
     "sctp.sport": (SCTP4, 1), "sctp.dport": (SCTP4, 2), "sctp.vtag": (SCTP4, 3),
     "gre.flags": (GRE4, 0xB000), "gre.proto": (GRE4, 0x6558), "gre.key": (GRE4, 99),
@@ -213,3 +247,35 @@ def test_a_tunnel_of_another_kind_is_not_looked_into():
     ):
         assert not any(name.startswith(INNER) for name in walk(bytes(packet)).present), packet.summary()
     assert true(gre & ~(gre.key >= 0) & ~mpls & ~gtpu & ~udp, ETHER / IP() / GRE(proto=0x0800) / INSIDE[IP])
+
+
+#: ARP for IPv4 over Infiniband (20 bytes of hardware address; RFC 4391) and with addresses of another protocol.
+INFINIBAND = ETHER / Raw(
+    bytes.fromhex("0020 0800 14 04 0001") + bytes(20) + bytes([192, 0, 2, 1]) + bytes(20) + bytes([192, 0, 2, 2])
+)
+INFINIBAND.type = 0x0806
+CHAOS = ETHER / Raw(bytes.fromhex("0001 0804 06 02 0001 020000000001 0101 020000000002 0202"))
+CHAOS.type = 0x0806
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("hook", ["xdp", "xdp_frags", "tc"])
+def test_addresses_of_arp_are_where_its_lengths_say(hook: str):
+    pipe = Pipeline("arp")
+    pipe.rule((arp.spa == "192.0.2.1") & (arp.tpa == "192.0.2.2") & (arp.hlen == 20), DROP, name="infiniband")
+    pipe.rule((arp.sha == "02:00:00:00:00:01") & (arp.tha == "02:00:00:00:00:02"), DROP, name="chaos")
+    pipe.rule(arp.spa >= 0, DROP, name="IPv4")
+    pipe.rule(arp, DROP, name="arp")
+    with Program(compile_pipeline(pipe, hook)) as program:
+        for frame in (*truncations(bytes(INFINIBAND)), *truncations(bytes(CHAOS)), *truncations(bytes(ARP4))):
+            assert program.judge(frame)[0].name == evaluate(pipe, frame).name, frame.hex()
+    assert [evaluate(pipe, bytes(p)).name for p in (INFINIBAND, CHAOS, ARP4)] == ["infiniband", "chaos", "IPv4"]
+
+
+def test_a_field_of_another_message_is_absent():
+    """Also to a negation."""
+    assert not true(icmp.mtu != 5, ECHO4)
+    assert true(~(icmp.mtu == 5), ECHO4)
+    assert not true(icmp6.target >= 0, ECHO6)
+    with pytest.raises(PipelineError, match="exclude each other"):
+        Pipeline("p").rule((icmp.mtu == 5) & (icmp.type == 8), DROP)

@@ -12,14 +12,24 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from nft import Both, Nft, beside, pairs, plain_frames, rows, table
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6MLQuery,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrSegmentRouting,
+)
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from strategies import again, examples
 from traffic import until
 
 import xdpkit
-from xdpkit import COUNT, DROP, PASS, Pipeline, PipelineError, ip, limit, udp
+from xdpkit import COUNT, DROP, PASS, Limit, Pipeline, PipelineError, ip, limit, udp
 from xdpkit.lab import Lab
 from xdpkit.language.sets import Add
 from xdpkit.meaning.evaluate import evaluate
@@ -47,6 +57,13 @@ def known_frames() -> list[bytes]:
     found += [IP(options=IPOption_NOP()) / UDP(dport=53), IP(src="192.0.2.1", tos=0) / UDP() / b"1"]
     found += [Dot1Q(vlan=5, prio=1) / four[0] / above[0], Dot1Q(vlan=6) / six[0] / above[3]]
     found += [IPv6() / IPv6ExtHdrHopByHop() / IPv6ExtHdrFragment(m=1) / above[0]]
+    found += [IPv6() / IPv6ExtHdrSegmentRouting(segleft=1, addresses=["2001:db8::1"]) / above[0]]
+    found += [
+        four[0] / ICMP(type=3, code=4, nexthopmtu=1400) / four[0],
+        four[0] / ICMP(type=5, gw="192.0.2.9") / four[0],
+    ]
+    found += [six[0] / kind / six[0] for kind in (ICMPv6PacketTooBig(mtu=1280), ICMPv6ParamProblem(ptr=40))]
+    found += [six[0] / ICMPv6MLQuery(mrd=1000)]
     macs = ("02:00:00:00:00:01", "02:00:00:00:00:02")
     return [bytes(Ether(src=macs[n % 7 == 0], dst="02:00:00:00:00:09") / net) for n, net in enumerate(found)]
 
@@ -245,6 +262,8 @@ def ether(net, **options) -> bytes:
 
 
 FOUR, SIX, DNS = IP(src="10.0.0.1", dst="192.0.2.1"), IPv6(src="2001:db8::1", dst="2001:db8::9"), UDP(dport=53)
+#: Hardware addresses of 8 bytes: what nftables takes for the sender's IPv4 address is the end of its hardware address.
+LONG_ARP = bytes.fromhex("0001 0800 08 04 0001  0000 0000 0000 0a00  0001 0000") + bytes(12)
 TWO_FRAGMENT_HEADERS = IPv6ExtHdrFragment(id=1) / IPv6ExtHdrDestOpt() / IPv6ExtHdrFragment(id=2)
 #: By the name in the page's table: a frame, a rule of nftables and if it holds, the condition here and if that holds.
 JUDGED = {
@@ -264,7 +283,7 @@ JUDGED = {
     "Many extension headers": (ether(reduce(truediv, [SIX, *[IPv6ExtHdrDestOpt()] * 7, DNS])), "udp dport 53", 1,
                                "udp.dport == 53", 0),
     "ICMP over the other IP": (ether(IPv6(src="2001:db8::1", nh=1) / ICMP()), "meta l4proto icmp", 1, "icmp", 0),
-    "ARP of other networks": (ether(ARP(hwtype=6, psrc="10.0.0.1")), "arp operation request", 1, "arp.op == 1", 0),
+    "ARP of other networks": (ether(LONG_ARP, type=0x0806), "arp saddr ip 10.0.0.1", 1, 'arp.spa == "10.0.0.1"', 0),
     "th": (ether(IP(src="10.0.0.1", proto=47) / b"\0\0\0\x35" / bytes(8)), "th dport 53", 1,
              "(tcp.dport == 53) | (udp.dport == 53)", 0),
     "TCP options": (ether(FOUR / TCP(options=[("EOL", None), ("MSS", 1460)])), "tcp option maxseg size 1460", 1,
@@ -456,7 +475,7 @@ def test_counters_have_the_bytes_of_the_frame_here_and_those_of_the_packet_there
 def test_bursts_that_are_not_said(veth_pair):
     pipe = Pipeline("bursts")
     pipe.rule(limit("1000/second") & limit("1/day"), COUNT, name="packets")
-    assert [made.burst for made in pipe.limits] == [100, 5]
+    assert [made.burst for made in pipe.limits if isinstance(made, Limit)] == [100, 5]
     nft = Nft(veth_pair[1], table("limit rate 1000/second counter; limit rate 100 bytes/second counter"))
     assert [b["limit"].get("burst") for b in nft.statements("limit")] == [5, 0]
     assert "Default bursts" in PINNED

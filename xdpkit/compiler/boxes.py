@@ -176,7 +176,7 @@ def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
         size = 1
         parts: list[list[Box]] = []
         for (name, mask), intervals in alternative.values.items():
-            if field_named(name).kind == "bytes":
+            if field_named(name).deep:
                 return None  # the packet may end before these bytes, and no word says so
             words = _field_words(name, mask)
             parts.append([box for interval in intervals for box in _split(words, interval)])

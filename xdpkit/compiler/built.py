@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 import zlib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -258,7 +258,7 @@ def _check_types(made: object) -> None:
 @cache
 def _types(kind: Any) -> dict[str, Any]:
     """The fields of a class of values, with the types that they are declared as."""
-    names = {*getattr(kind, "__match_args__", ()), "where"}
+    names = {f.name for f in fields(kind)} if is_dataclass(kind) else set(getattr(kind, "__match_args__", ()))
     return {name: hint for name, hint in get_type_hints(kind).items() if name in names}
 
 

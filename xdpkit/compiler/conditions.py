@@ -8,15 +8,16 @@ from functools import cached_property, singledispatchmethod
 from llvmlite import ir
 
 from ..language.classic import MAX_TURNS, Classic, has_loops
+from ..language.counted import Draw, Quota, Turn
 from ..language.devices import OnDevice
-from ..language.expr import Always, And, Expr, Intervals, Not, Or, Present, Test
+from ..language.expr import Always, And, Expr, Not, Or, Present, Test
 from ..language.limits import Limit, Sample
 from ..language.sets import Member
 from .classify import Classify
 from .lower_classic import Program
 from .memory import Memory
 from .plan import required
-from .read import Reader
+from .read import Reader, in_intervals
 from .turns import Turns
 
 __all__ = ["Conditions"]
@@ -108,6 +109,24 @@ class Conditions:
         builder.cbranch(self.memory.take(builder, expr, no), yes, no)
 
     @lower.register
+    def _(self, expr: Quota, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        length = builder.zext(self.reader.member("len"), I64)
+        total = builder.add(self.memory.count(builder, expr, length, no), length)
+        builder.cbranch(builder.icmp_unsigned("<=", total, I64(expr.most)), yes, no)
+
+    @lower.register
+    def _(self, expr: Turn, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        number = builder.urem(self.memory.count(builder, expr, I64(1), no), I64(expr.mod))
+        builder.cbranch(in_intervals(builder, number, expr.intervals), yes, no)
+
+    @lower.register
+    def _(self, expr: Draw, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
+        builder.debug_metadata = self.classify.debug.location(expr.where)
+        builder.cbranch(in_intervals(builder, self.memory.drawn(builder, expr.mod), expr.intervals), yes, no)
+
+    @lower.register
     def _(self, expr: Sample, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.classify.debug.location(expr.where)
         builder.cbranch(self.memory.sampled(builder, expr), yes, no)
@@ -151,16 +170,3 @@ def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     hide = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
     hidden = builder.call(hide, [builder.xor(builder.zext(value, I64), I64(1))], attrs=("nounwind", "readnone"))
     return builder.trunc(builder.xor(hidden, I64(1)), value.type)
-
-
-def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
-    """i1: ``value`` lies in one of ``intervals``; LLVM folds each to one compare (or a mask, for prefixes)."""
-    result = None
-    for low, high in intervals:
-        if low == high:
-            hit = builder.icmp_unsigned("==", value, value.type(low))
-        else:
-            hit = builder.icmp_unsigned("<=", builder.sub(value, value.type(low)), value.type(high - low))
-        result = hit if result is None else builder.or_(result, hit)
-    assert result is not None, "a test has at least one interval"
-    return result

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from ..language.actions import Mark, Mirror, Step
 from ..language.fields import FieldSpec
-from ..language.limits import COST_SHIFT, Limit, Log, Sample
+from ..language.limits import COST_SHIFT, Bucket, Limit, Log, Sample
 from ..language.rule import Rule
 from ..language.sets import MAX_KEY_BYTES, Add, Member, SetSpec
 from .classify import MARK, MARKED, MIRROR, MIRROR_RULE, Classify
@@ -137,6 +137,17 @@ class Memory:
         symbol = limit_symbol(self.numbers[limit.bucket])
         taken = self.call(builder, "limit", symbol, "take", [key, cost, I64(limit.tolerance)])
         return builder.icmp_unsigned("!=", taken, I32(0))
+
+    def count(self, builder: ir.IRBuilder, expr: Bucket, more: ir.Value, no: ir.Block) -> ir.Value:
+        """i64: the number in the bucket of ``expr``, before ``more`` is added to it."""
+        self.there(builder, expr.per, no)
+        key = self.key(builder, expr.per, expr.key_bytes, no)
+        return self.call(builder, "limit", limit_symbol(self.numbers[expr.bucket]), "add", [key, more], I64)
+
+    def drawn(self, builder: ir.IRBuilder, mod: int) -> ir.Value:
+        """i64: a number of 0 to ``mod`` - 1."""
+        bits = builder.zext(builder.call(self.classify.external("random_bits"), []), I64)
+        return builder.lshr(builder.mul(bits, I64(mod)), I64(32))
 
     def sampled(self, builder: ir.IRBuilder, sample: Sample) -> ir.Value:
         """i1: the packet is in the sample."""

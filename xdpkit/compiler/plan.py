@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ..language.counted import Draw
 from ..language.expr import Always, And, Expr, Or, Present, Test
 from ..language.fields import INNER, TUNNEL
-from ..language.limits import Limit, Sample
+from ..language.limits import Bucket, Sample
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
 from ..language.sets import Member
@@ -127,7 +128,7 @@ def is_branchy(rules: Iterable[Rule]) -> bool:
     for rule in rules:
         mine = {node.set.name for node in rule.nodes() if isinstance(node, Member)}
         for spec in rule.fields():
-            mine |= {spec.name} if spec.kind == "bytes" else {INNER} if spec.name.startswith(INNER) else set()
+            mine |= {spec.name} if spec.deep else {INNER} if spec.name.startswith(INNER) else set()
         count, found = count + bool(mine), found | mine
     return count > FEW_BRANCHY_RULES and len(found) > FEW_BRANCHY_FIELDS
 
@@ -141,7 +142,7 @@ def required(expr: Expr) -> frozenset[str]:
             return frozenset({expr.spec.header} if expr.spec.header else ())
         case Member():
             return frozenset(spec.header for spec in expr.fields if spec.header)
-        case Limit():
+        case Bucket():
             return frozenset(spec.header for spec in expr.per if spec.header)
         case And():
             return frozenset().union(*map(required, expr.terms))
@@ -161,6 +162,6 @@ def required_first(expr: Expr) -> frozenset[str]:
     found = frozenset[str]()
     for term in expr.terms:
         found |= required_first(term)
-        if any(isinstance(node, (Limit, Sample)) for node in term.nodes()):
+        if any(isinstance(node, (Bucket, Draw, Sample)) for node in term.nodes()):
             break
     return found

@@ -14,8 +14,8 @@ from functools import cached_property
 
 from llvmlite import ir
 
-from ..language.expr import Test
-from ..language.fields import HEADERS, INNER, MAPPED, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, offsets
+from ..language.expr import Intervals, Test
+from ..language.fields import HEADERS, INNER, MAPPED, OUTER, PAYLOAD_MAX_SIZE, TUNNEL, FieldSpec, field_named, offsets
 from ..language.rule import Rule
 from .classify import Classify
 
@@ -93,12 +93,16 @@ class Reader:
         if isinstance(spec.at, str):
             value = self.member(side(spec.name) + spec.at)
             return self.classify.once(spec.name, lambda first: cut(first, value, spec))
+        for name, values in spec.only:
+            more = self.classify.block("only")
+            builder.cbranch(in_intervals(builder, self.field(builder, field_named(name), no), values), more, no)
+            builder.position_at_end(more)
         return self.read_at(builder, spec, self.address(builder, spec, no))
 
     def read_at(self, builder: ir.IRBuilder, spec: FieldSpec, pointer: ir.Value) -> ir.Value:
         """The field in its header at ``pointer``."""
         assert isinstance(spec.at, int)
-        at = 0 if spec.kind == "bytes" else spec.at  # bytes() points at the first of them
+        at = 0 if spec.deep else spec.at  # bytes() points at the first of them
         value = big_endian(builder, pointer, at, spec.size)
         if spec.mapped:
             wide = ir.IntType(spec.bits)
@@ -111,7 +115,11 @@ class Reader:
         prefix = side(header.name)
         packet, source, _ = self.classify.function.args
         at = self.member(f"{prefix}{header.slot}")
-        if spec.kind == "bytes":
+        if spec.deep:
+            if spec.moved is not None:
+                name, factor = spec.moved
+                length = builder.zext(self.field(builder, field_named(name), no), I32)
+                at = builder.add(at, builder.mul(length, I32(factor)))
             what = [I32(spec.at), I32(spec.size), builder.bitcast(self.room, POINTER)]
             call = builder.call(self.classify.external("bytes"), [source, at, *what, self.where])
         else:
@@ -131,7 +139,11 @@ class Reader:
         specs: dict[str, FieldSpec] = {}
         times: Counter[str] = Counter()
         for node in (node for rule in rules for node in rule.expr.nodes() if isinstance(node, Test)):
-            if node.spec.header in headers and not isinstance(node.spec.at, str) and node.spec.kind != "bytes":
+            if (
+                node.spec.header in headers
+                and not isinstance(node.spec.at, str)
+                and not (node.spec.deep or node.spec.only)
+            ):
                 specs[node.spec.name] = node.spec
                 times[node.spec.name] += 1
         often = [spec for name, spec in specs.items() if times[name] > 1]
@@ -180,4 +192,17 @@ def big_endian(builder: ir.IRBuilder, pointer: ir.Value, at: int, size: int) -> 
         value = builder.zext(value, wide) if step < size else value
         result = value if result is None else builder.or_(builder.shl(result, wide(8 * step)), value)
         done += step
+    return result
+
+
+def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
+    """i1: ``value`` lies in one of ``intervals``; LLVM folds each to one compare (or a mask, for prefixes)."""
+    result = None
+    for low, high in intervals:
+        if low == high:
+            hit = builder.icmp_unsigned("==", value, value.type(low))
+        else:
+            hit = builder.icmp_unsigned("<=", builder.sub(value, value.type(low)), value.type(high - low))
+        result = hit if result is None else builder.or_(result, hit)
+    assert result is not None, "a test has at least one interval"
     return result

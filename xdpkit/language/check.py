@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 from .errors import PipelineError, Where
 from .expr import Always, And, EitherFamily, Expr, Intervals, Not, Or, Present, Test, complement
 from .fields import EXCLUSIVE, HEADERS, INNER, field_named
-from .limits import Limit
+from .limits import Bucket
 from .sets import Member
 
 __all__ = ["Finding", "PipelineWarning", "Seen", "lacking_keys", "possible", "refuse_impossible"]
@@ -90,7 +90,7 @@ def lacking_keys(expr: Expr) -> Iterator[tuple[Expr, str]]:
 
     A limit or set is false for a packet without the headers of its key, so its negation is true.  Yields each limit or
     set with the headers that its key needs, written as a condition."""
-    if not any(isinstance(node, (Limit, Member)) for node in expr.nodes()):
+    if not any(isinstance(node, (Bucket, Member)) for node in expr.nodes()):
         return
     for keyed, others in _negated(expr, True, ()):
         context = tuple(map(_at_least, others))
@@ -105,8 +105,8 @@ def _bracket(expr: Expr) -> str:
 
 def _negated(expr: Expr, wanted: bool, others: tuple[Expr, ...]) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
     """The negated limits and sets in ``expr``, each with the other conditions that must hold at the same time."""
-    keyed = isinstance(expr, (Limit, Member)) or (
-        isinstance(expr, EitherFamily) and any(isinstance(node, (Limit, Member)) for node in expr.nodes())
+    keyed = isinstance(expr, (Bucket, Member)) or (
+        isinstance(expr, EitherFamily) and any(isinstance(node, (Bucket, Member)) for node in expr.nodes())
     )
     if keyed:
         if not wanted:
@@ -123,13 +123,13 @@ def _keys_there(expr: Expr) -> list[Expr]:
     """The headers that the key of a limit or a set is read from, as conditions that must all hold."""
     if isinstance(expr, EitherFamily):
         return [Or(tuple(Present(h, where=expr.where) for h in ("ip", "ip6")), where=expr.where)]
-    specs = expr.per if isinstance(expr, Limit) else expr.fields if isinstance(expr, Member) else ()
+    specs = expr.per if isinstance(expr, Bucket) else expr.fields if isinstance(expr, Member) else ()
     return [Present(name, where=expr.where) for name in dict.fromkeys(s.header for s in specs if s.header)]
 
 
 def _at_least(expr: Expr) -> Expr:
     """A weaker condition that certainly holds wherever ``expr`` holds."""
-    if isinstance(expr, (Limit, Member)):
+    if isinstance(expr, (Bucket, Member)):
         return And((Always(where=expr.where), *_keys_there(expr)), where=expr.where)
     if isinstance(expr, (And, Or)):
         return replace(expr, terms=tuple(map(_at_least, expr.terms)))
@@ -264,12 +264,18 @@ def _without(header: str) -> Alternative:
 
 
 def _of_test(test: Test, wanted: bool) -> list[Alternative]:
-    if test.spec.kind == "bytes" and not wanted:
+    if test.spec.deep and not wanted:
         raise _TooMany  # false also where the payload is too short, and no alternative can say that
-    header = test.spec.header
+    header, key = test.spec.header, (test.spec.name, test.mask)
+    only: dict[Key, Intervals] = {(name, None): values for name, values in test.spec.only}
     intervals = test.intervals if wanted else complement(test.intervals, test.spec.maximum)
-    result = [Alternative(_with(header), values={(test.spec.name, test.mask): intervals})] if intervals else []
-    return result if wanted or header is None else [*result, _without(header)]
+    result = [Alternative(_with(header), values={**only, key: intervals})] if intervals else []
+    if wanted or header is None:
+        return result
+    for (name, mask), values in only.items():
+        rest = complement(values, field_named(name).maximum)
+        result.append(Alternative(_with(header), values={(name, mask): rest}))
+    return [*result, _without(header)]
 
 
 @cache
@@ -366,6 +372,6 @@ def _inside(narrow: Alternative, wide: Alternative) -> bool:
 
 def _fits(narrow: Alternative, key: Key, intervals: Intervals) -> bool:
     if intervals == ((0, field_named(key[0]).maximum),):
-        return not key[0].startswith((INNER + "payload", "payload"))  # any value matches, but bytes may be missing
+        return not field_named(key[0]).deep  # any value matches, but bytes may be missing
     have = narrow.values.get(key)
     return have is not None and overlap(have, intervals) == have

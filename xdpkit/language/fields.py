@@ -37,11 +37,11 @@ OUTER = (
     HeaderSpec("eth", "eth", 14),
     HeaderSpec("vlan", None, 4, ("eth",)),
     HeaderSpec("vlan2", None, 4, ("vlan",)),
-    HeaderSpec("arp", "l3", 28, ("eth",)),
+    HeaderSpec("arp", "l3", 8, ("eth",)),
     HeaderSpec("ip", "l3", 20),
     HeaderSpec("ip6", "l3", 40),
     HeaderSpec("hopopts", None, 8, ("ip6",)),
-    HeaderSpec("routing", None, 8, ("ip6",)),
+    HeaderSpec("routing", "routing", 8, ("ip6",)),
     HeaderSpec("frag", "frag", 8, ("ip6",)),
     HeaderSpec("ah", None, 8, ("ip6",)),
     HeaderSpec("dstopts", None, 8, ("ip6",)),
@@ -49,9 +49,7 @@ OUTER = (
     HeaderSpec("tcp.mss", None, 4, ("tcp",)),
     HeaderSpec("udp", "l4", 8, _IP),
     HeaderSpec("icmp", "l4", 8, ("ip",)),
-    HeaderSpec("icmp.query", "l4", 8, ("icmp",)),
     HeaderSpec("icmp6", "l4", 4, ("ip6",)),
-    HeaderSpec("icmp6.query", "l4", 8, ("icmp6",)),
     HeaderSpec("sctp", "l4", 12, _IP),
     HeaderSpec("gre", "l4", 4, _IP),
     HeaderSpec("payload", "payload", 0, ("tcp", "udp")),
@@ -117,7 +115,8 @@ class FieldSpec:
     it out.  ``kind`` says how values are written: uint, mac, ipv4, ipv6, ip (either family, IPv4 as an IPv4-mapped IPv6
     address, RFC 4291 section 2.5.5.2), flags, day, time or bytes.  ``alone``: the values that it means when it stands
     alone as a condition.  ``mapped``: its 32 bits are an IPv4 address, and its value is that address as an IPv4-mapped
-    one."""
+    one.  ``only``: other fields, and the intervals that their values must be in for this one to be there.  ``moved``: a
+    field and a factor: the value starts so many bytes further on."""
 
     name: str
     header: str | None
@@ -128,6 +127,15 @@ class FieldSpec:
     shift: int = 0
     alone: tuple[int, int] | None = None
     mapped: bool = False
+    only: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
+    moved: tuple[str, int] | None = None
+
+    @property
+    def deep(self) -> bool:
+        """The value may lie behind the fixed part of its header, so the packet may end before it does."""
+        return isinstance(self.at, int) and (
+            self.moved is not None or self.header is None or self.at + self.size > HEADERS[self.header].size
+        )
 
     @property
     def maximum(self) -> int:
@@ -150,6 +158,18 @@ def _bit(name: str, header: str, at: int | str, shift: int, doc: str) -> FieldSp
 #: Flags of TCP by name, bit 0 first (RFC 9293 section 3.1).
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
 
+
+def _type(header: str, *types: int | tuple[int, int]) -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
+    """What ``only`` is for fields that messages of these types have."""
+    return ((f"{header}.type", tuple((t, t) if isinstance(t, int) else t for t in types)),)
+
+
+#: Addresses in ARP that can be compared with MAC addresses, and with those of IPv4.
+_MAC = (("arp.hlen", ((6, 6),)),)
+_IPV4 = (("arp.ptype", ((0x0800, 0x0800),)), ("arp.plen", ((4, 4),)))
+#: Messages with identifier and sequence number (RFC 792, RFC 950; RFC 4443).
+_QUERY, _QUERY6, _TARGET = _type("icmp", 0, 8, (13, 18)), _type("icmp6", (128, 129)), _type("icmp6", (135, 137))
+
 _BOTH: tuple[FieldSpec, ...] = (
     FieldSpec("eth.dst", "eth", 0, 48, "destination MAC address", "mac"),
     FieldSpec("eth.src", "eth", 6, 48, "source MAC address", "mac"),
@@ -162,11 +182,15 @@ _BOTH: tuple[FieldSpec, ...] = (
     FieldSpec("vlan2.pcp", "vlan2", "vlan2_tci", 3, "priority code point of the inner tag", shift=13),
     _bit("vlan2.dei", "vlan2", "vlan2_tci", 12, "drop eligible indicator of the inner tag"),
     FieldSpec("vlan2.etype", "vlan2", "vlan2_etype", 16, "EtherType behind the inner tag"),
+    FieldSpec("arp.htype", "arp", 0, 16, "hardware type: 1 Ethernet (RFC 826)"),
+    FieldSpec("arp.ptype", "arp", 2, 16, "protocol type: 0x0800 IPv4"),
+    FieldSpec("arp.hlen", "arp", 4, 8, "bytes of a hardware address"),
+    FieldSpec("arp.plen", "arp", 5, 8, "bytes of a protocol address"),
     FieldSpec("arp.op", "arp", 6, 16, "operation: 1 request, 2 reply (RFC 826)"),
-    FieldSpec("arp.sha", "arp", 8, 48, "sender MAC address", "mac"),
-    FieldSpec("arp.spa", "arp", 14, 32, "sender IPv4 address", "ipv4"),
-    FieldSpec("arp.tha", "arp", 18, 48, "target MAC address", "mac"),
-    FieldSpec("arp.tpa", "arp", 24, 32, "target IPv4 address", "ipv4"),
+    FieldSpec("arp.sha", "arp", 8, 48, "sender MAC address, of 6 bytes", "mac", only=_MAC),
+    FieldSpec("arp.spa", "arp", 8, 32, "sender IPv4 address", "ipv4", only=_IPV4, moved=("arp.hlen", 1)),
+    FieldSpec("arp.tha", "arp", 14, 48, "target MAC address, of 6 bytes", "mac", only=_MAC, moved=("arp.plen", 1)),
+    FieldSpec("arp.tpa", "arp", 12, 32, "target IPv4 address", "ipv4", only=_IPV4, moved=("arp.hlen", 2)),
     FieldSpec("ip.ihl", "ip", 0, 4, "header length in words of 4 bytes (RFC 791)"),
     FieldSpec("ip.options", "ip", 0, 4, "alone: the header has options; its value is that of ip.ihl", alone=(6, 15)),
     FieldSpec("ip.tos", "ip", 1, 8, "type-of-service octet: DSCP and ECN"),
@@ -193,6 +217,10 @@ _BOTH: tuple[FieldSpec, ...] = (
     FieldSpec("ip6.proto", "ip6", "ip6_proto", 8, "protocol behind the extension headers that the walk passed"),
     FieldSpec("ip6.src", "ip6", 8, 128, "IPv6 source address", "ipv6"),
     FieldSpec("ip6.dst", "ip6", 24, 128, "IPv6 destination address", "ipv6"),
+    FieldSpec("routing.next", "routing", 0, 8, "protocol of what follows (RFC 8200 section 4.4)"),
+    FieldSpec("routing.len", "routing", 1, 8, "length in units of 8 bytes, not counting the first"),
+    FieldSpec("routing.type", "routing", 2, 8, "routing type"),
+    FieldSpec("routing.seg_left", "routing", 3, 8, "segments left"),
     FieldSpec("frag.next", "frag", 0, 8, "protocol of what is in fragments (RFC 8200 section 4.5)"),
     FieldSpec("frag.offset", "frag", 2, 13, "fragment offset in units of 8 bytes", shift=3),
     _bit("frag.mf", "frag", 3, 0, "more fragments"),
@@ -214,12 +242,20 @@ _BOTH: tuple[FieldSpec, ...] = (
     FieldSpec("udp.csum", "udp", 6, 16, "checksum as it stands there"),
     FieldSpec("icmp.type", "icmp", 0, 8, "ICMP type (RFC 792)"),
     FieldSpec("icmp.code", "icmp", 1, 8, "ICMP code"),
-    FieldSpec("icmp.id", "icmp.query", 4, 16, "identifier of a query or its reply (types 0, 8, 13 to 18)"),
-    FieldSpec("icmp.seq", "icmp.query", 6, 16, "sequence number of a query or its reply"),
+    FieldSpec("icmp.id", "icmp", 4, 16, "identifier of a query or its reply (types 0, 8, 13 to 18)", only=_QUERY),
+    FieldSpec("icmp.seq", "icmp", 6, 16, "sequence number of a query or its reply", only=_QUERY),
+    FieldSpec("icmp.mtu", "icmp", 6, 16, "MTU of the next hop (type 3; RFC 1191)", only=_type("icmp", 3)),
+    FieldSpec("icmp.gateway", "icmp", 4, 32, "better gateway (type 5)", "ipv4", only=_type("icmp", 5)),
+    FieldSpec("icmp.pointer", "icmp", 4, 8, "byte that is wrong (type 12)", only=_type("icmp", 12)),
     FieldSpec("icmp6.type", "icmp6", 0, 8, "ICMPv6 type (RFC 4443)"),
     FieldSpec("icmp6.code", "icmp6", 1, 8, "ICMPv6 code"),
-    FieldSpec("icmp6.id", "icmp6.query", 4, 16, "identifier of an echo request or reply"),
-    FieldSpec("icmp6.seq", "icmp6.query", 6, 16, "sequence number of an echo request or reply"),
+    FieldSpec("icmp6.id", "icmp6", 4, 16, "identifier of an echo request or reply", only=_QUERY6),
+    FieldSpec("icmp6.seq", "icmp6", 6, 16, "sequence number of an echo request or reply", only=_QUERY6),
+    FieldSpec("icmp6.mtu", "icmp6", 4, 32, "MTU of the next hop (type 2)", only=_type("icmp6", 2)),
+    FieldSpec("icmp6.pointer", "icmp6", 4, 32, "byte that is wrong (type 4)", only=_type("icmp6", 4)),
+    FieldSpec("icmp6.max_delay", "icmp6", 4, 16, "maximum response delay (type 130)", only=_type("icmp6", 130)),
+    FieldSpec("icmp6.target", "icmp6", 8, 128, "target address (types 135 to 137, RFC 4861)", "ipv6", only=_TARGET),
+    FieldSpec("icmp6.dst", "icmp6", 24, 128, "redirected address (type 137)", "ipv6", only=_type("icmp6", 137)),
     FieldSpec("sctp.sport", "sctp", 0, 16, "source port (RFC 9260)"),
     FieldSpec("sctp.dport", "sctp", 2, 16, "destination port"),
     FieldSpec("sctp.vtag", "sctp", 4, 32, "verification tag"),
@@ -250,7 +286,17 @@ _OUTER_ONLY: tuple[FieldSpec, ...] = (
 FIELDS: tuple[FieldSpec, ...] = (
     *_BOTH,
     *_OUTER_ONLY,
-    *(replace(f, name=INNER + f.name, header=INNER + f.header) for f in _BOTH if f.header),
+    *(
+        replace(
+            f,
+            name=INNER + f.name,
+            header=INNER + f.header,
+            only=tuple((INNER + name, values) for name, values in f.only),
+            moved=(INNER + f.moved[0], f.moved[1]) if f.moved else None,
+        )
+        for f in _BOTH
+        if f.header
+    ),
 )
 #: What is in front of an IPv4 address in an IPv4-mapped IPv6 address.
 MAPPED = 0xFFFF << 32

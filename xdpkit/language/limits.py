@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .actions import Step
 from .errors import PipelineError
@@ -22,7 +23,7 @@ from .expr import And, EitherFamily, Expr, Present, here
 from .fields import FieldSpec, families
 from .headers import Field
 
-__all__ = ["Limit", "Log", "Sample", "limit", "log", "sample"]
+__all__ = ["Bucket", "Limit", "Log", "Sample", "limit", "log", "sample"]
 
 #: Times are counted in 2**-TIME_SHIFT ns; the cost of one packet or byte in 2**-COST_SHIFT of that unit.
 TIME_SHIFT, COST_SHIFT = 6, 10
@@ -34,17 +35,11 @@ _UNITS = {"": 1, "packets": 1, "packet": 1, "bytes": 1, "kbytes": 1 << 10, "mbyt
 _SI = {"": 1, "k": 1000, "M": 1_000_000, "G": 1_000_000_000}
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Limit(Expr):
-    """``count`` packets, or bytes if ``in_bytes``, in ``period`` seconds; at most ``burst`` at once.  ``per``: a bucket
-    for each value of these fields, ``capacity`` of them, the least recently used giving way.  ``bucket`` names the
-    state: rule and place in it."""
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class Bucket(Expr):
+    """A condition that remembers: a number in a bucket, or in one for each value of the fields ``per``, ``capacity`` of
+    them.  ``bucket`` names the state."""
 
-    count: int
-    period: int
-    in_bytes: bool
-    burst: int
-    text: str
     per: tuple[FieldSpec, ...] = ()
     capacity: int = 1
     bucket: str = ""
@@ -56,8 +51,26 @@ class Limit(Expr):
 
     @property
     def key_bytes(self) -> int:
-        """Bytes of a key; a limit without ``per`` has the key 0 of an array."""
+        """Bytes of a key; without ``per`` it is the key 0 of an array."""
         return -(-sum(self.sizes) // 4) * 4 or 4
+
+    def _per_text(self) -> list[str]:
+        if len(self.per) == 1:
+            return [f"per={self.per[0].name}"]
+        return [f"per=({', '.join(f.name for f in self.per)})"] if self.per else []
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Limit(Bucket):
+    """``count`` packets, or bytes if ``in_bytes``, in ``period`` seconds; at most ``burst`` at once.  ``per``: a bucket
+    for each value of these fields, ``capacity`` of them, the least recently used giving way.  ``bucket`` names the
+    state: rule and place in it."""
+
+    count: int
+    period: int
+    in_bytes: bool
+    burst: int
+    text: str
 
     @property
     def unit_cost(self) -> int:
@@ -74,10 +87,7 @@ class Limit(Expr):
         return self.unit_cost * self.burst >> COST_SHIFT
 
     def __str__(self) -> str:
-        parts = [repr(self.text)]
-        parts += [f"per={self.per[0].name}"] if len(self.per) == 1 else []
-        parts += [f"per=({', '.join(f.name for f in self.per)})"] if len(self.per) > 1 else []
-        return f"limit({', '.join([*parts, f'burst={self.burst}'])})"
+        return f"limit({', '.join([repr(self.text), *self._per_text(), f'burst={self.burst}'])})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -125,23 +135,39 @@ def limit(
         burst = max(count // (10 * period), 10_000 if in_bytes else 5)
     if isinstance(burst, bool) or not isinstance(burst, int) or burst < 1:
         raise PipelineError(f"limit {rate!r}: burst is a number of {'bytes' if in_bytes else 'packets'}", here())
-    fields = () if per is None else (per,) if isinstance(per, Field) else tuple(per)
-    wrong = next((f for f in fields if not isinstance(f, Field)), None)
-    if wrong is not None:
-        raise PipelineError(f"limit {rate!r}: {wrong!r} is no field of a packet, such as ip.src", here())
-    if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= 1 << 26:
-        raise PipelineError(f"limit {rate!r}: capacity is 1 to {1 << 26} buckets, not {capacity!r}", here())
-    specs = tuple(f.spec for f in fields)
-    made = Limit(count, period, in_bytes, burst, rate.strip(), specs, capacity if fields else 1, where=here())
+    specs = key_fields(per, f"limit {rate!r}")
+    check_capacity(capacity, f"limit {rate!r}")
+    made = Limit(
+        count, period, in_bytes, burst, rate.strip(), per=specs, capacity=capacity if specs else 1, where=here()
+    )
     most = made.unit_cost * (MAX_BYTES if in_bytes else 1)
     if most >= 1 << 63 or made.tolerance >= MAX_COST or not made.unit_cost:
         raise PipelineError(f"limit {rate!r}, burst {burst}: too slow, too fast or too large to be counted", here())
-    if made.key_bytes > MAX_KEY_BYTES:
-        raise PipelineError(f"limit {rate!r}: a key of {made.key_bytes} bytes; at most {MAX_KEY_BYTES}", here())
     return per_family(made)
 
 
-def per_family(made: Limit) -> Expr:
+def key_fields(per: Field | Iterable[Field] | None, what: str) -> tuple[FieldSpec, ...]:
+    """The fields of a key; ``what`` is the condition, for the error."""
+    fields = () if per is None else (per,) if isinstance(per, Field) else tuple(per)
+    wrong = next((f for f in fields if not isinstance(f, Field)), None)
+    if wrong is not None:
+        raise PipelineError(f"{what}: {wrong!r} is no field of a packet, such as ip.src", here())
+    size = -(-sum((f.spec.bits + 7) // 8 for f in fields) // 4) * 4
+    if size > MAX_KEY_BYTES:
+        raise PipelineError(f"{what}: a key of {size} bytes; at most {MAX_KEY_BYTES}", here())
+    return tuple(f.spec for f in fields)
+
+
+def check_capacity(capacity: object, what: str) -> None:
+    """PipelineError if ``capacity`` is no number of buckets."""
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or not 1 <= capacity <= 1 << 26:
+        raise PipelineError(f"{what}: capacity is 1 to {1 << 26} buckets, not {capacity!r}", here())
+
+
+_B = TypeVar("_B", bound=Bucket)
+
+
+def per_family(made: _B) -> Expr:
     """``made``, or where it is per address of either family one for IPv4 and one for IPv6."""
     variants = families(made.per, mapped=False)
     if len(variants) == 1:

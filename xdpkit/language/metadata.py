@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from .errors import NotSupported, Where
 from .expr import Expr, Present, Test
 from .fields import METADATA
-from .limits import Limit
+from .limits import Bucket
 from .rule import Rule
 from .sets import Add, Member
 
@@ -83,7 +83,7 @@ def _headers(node: Expr) -> Iterator[str]:
             yield node.spec.header or ""
         case Member():
             yield from (spec.header or "" for spec in node.fields)
-        case Limit():
+        case Bucket():
             yield from (spec.header or "" for spec in node.per)
 
 

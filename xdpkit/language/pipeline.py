@@ -16,12 +16,13 @@ from typing import Any
 
 from .actions import CONTINUE, COUNT, DROP, PASS, Action, Forward, Redirect, Shadow, Step, Verdict
 from .check import Finding, PipelineWarning, Seen, lacking_keys, refuse_impossible
+from .counted import Draw, Quota
 from .devices import MAX_DEVICES, devices_of
 from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Not, Or, as_expr, here
 from .fields import families
 from .headers import arp, dst, icmp6, src, tcp
-from .limits import Limit, Log, Sample
+from .limits import Bucket, Log, Sample
 from .metadata import metadata_fields
 from .rule import Rule
 from .sets import DEFAULT_CAPACITY, Add, Member, Set, SetSpec, declare
@@ -162,7 +163,7 @@ class Pipeline:
             raise PipelineError(f"apply wants a verdict map, made by pipe.vmap, not {vmap!r}", here())
         name = self._name(name if name is not None else vmap.name)
         base = () if when is None else (as_expr(when),)
-        if any(isinstance(node, (Limit, Sample)) for expr in base for node in expr.nodes()):
+        if any(isinstance(node, (Bucket, Draw, Sample)) for expr in base for node in expr.nodes()):
             raise PipelineError("apply: a limit or sample goes into a rule of its own, not into `when`", here())
         condition = vmap.condition()
         lookup = condition if isinstance(condition, Member) else None  # an address of either family has two look-ups
@@ -248,9 +249,9 @@ class Pipeline:
         return tuple((theirs | self._sets).values())
 
     @property
-    def limits(self) -> tuple[Limit, ...]:
-        """Every limit in the rules, each with a bucket of its own."""
-        return tuple(node for rule in self.every_rule for node in rule.nodes() if isinstance(node, Limit))
+    def limits(self) -> tuple[Bucket, ...]:
+        """Every limit, quota and counter in the rules; those of one name in ``bucket`` have the same bucket."""
+        return tuple(node for rule in self.every_rule for node in rule.nodes() if isinstance(node, Bucket))
 
     @property
     def remembers(self) -> bool:
@@ -261,7 +262,7 @@ class Pipeline:
     def is_timed(self) -> bool:
         """Whether a verdict may depend on time or chance."""
         nodes = (node for rule in self.every_rule for node in rule.nodes())
-        if any(isinstance(node, (Limit, Sample)) for node in nodes) or any(s.timeouts for s in self.sets):
+        if any(isinstance(node, (Bucket, Draw, Sample)) for node in nodes) or any(s.timeouts for s in self.sets):
             return True
         return not self.headerless_fields.isdisjoint(CLOCK)
 
@@ -337,7 +338,7 @@ class Pipeline:
 
 def _shadow(rule: Rule) -> Rule:
     """``rule`` as a shadow has it: it only counts, and its limits have buckets of their own."""
-    expr, _ = _named_buckets(rule.expr, (), f"shadow of {rule.name}")
+    expr, _ = _named_buckets(rule.expr, (), rule.name, "shadow of ")
     action = rule.action if rule.goes_on else Shadow(would=rule.action)
     return replace(rule, expr=expr, action=action, steps=(COUNT,) * rule.goes_on)
 
@@ -371,22 +372,27 @@ def _each_family(step: Step) -> Iterator[Step]:
         yield step
 
 
-def _named_buckets(expr: Expr, steps: tuple[Step, ...], name: str) -> tuple[Expr, tuple[Step, ...]]:
-    """``expr`` and ``steps`` with a name for the bucket of every limit, so that no two rules share a bucket."""
+def _named_buckets(expr: Expr, steps: tuple[Step, ...], name: str, owner: str = "") -> tuple[Expr, tuple[Step, ...]]:
+    """``expr`` and ``steps`` with a name for the bucket of every limit, so that no two rules share a bucket; quotas of
+    one name do.  ``owner``: what stands in front of all names."""
     count = 0
 
     def bind(node: Expr) -> Expr:
         nonlocal count
-        if isinstance(node, Limit):
+        if isinstance(node, Quota) and node.shared:
+            own = f"{owner}quota {node.shared} per {', '.join(f.name for f in node.per)}"
+            return replace(node, bucket=own)
+        if isinstance(node, Bucket):
             count += 1
-            return replace(node, bucket=f"{name}/{count}")
+            return replace(node, bucket=f"{owner}{name}/{count}")
         if isinstance(node, (And, Or)):
             return replace(node, terms=tuple(map(bind, node.terms)))
         return replace(node, term=bind(node.term)) if isinstance(node, Not) else node
 
-    if any(isinstance(node, Limit) for node in expr.nodes()):
+    if any(isinstance(node, Bucket) for node in expr.nodes()):
         expr = bind(expr)
-    bound = (Log(replace(s.limit, bucket=f"{name}/log{n}")) if isinstance(s, Log) else s for n, s in enumerate(steps))
+    logs = {n: f"{owner}{name}/log{n}" for n in range(len(steps))}
+    bound = (Log(replace(s.limit, bucket=logs[n])) if isinstance(s, Log) else s for n, s in enumerate(steps))
     return expr, tuple(bound)
 
 

@@ -9,7 +9,7 @@ from .actions import Action, Step, Verdict
 from .errors import Where
 from .expr import Expr, Test
 from .fields import FieldSpec
-from .limits import Limit, Log
+from .limits import Bucket, Log
 from .sets import Add, Member
 
 __all__ = ["Rule"]
@@ -53,7 +53,7 @@ class Rule:
                     yield node.spec
                 case Member():
                     yield from node.fields
-                case Limit():
+                case Bucket():
                     yield from node.per
         for step in self.steps:
             if isinstance(step, Add):

@@ -13,8 +13,9 @@ from functools import singledispatch
 
 from ..language.actions import Mark, Mirror, Step
 from ..language.classic import Classic, interpret
+from ..language.counted import Draw, Quota, Turn
 from ..language.devices import OnDevice
-from ..language.expr import Always, And, Expr, Not, Or, Present, Test
+from ..language.expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..language.limits import Limit, Log, Sample
 from ..language.metadata import Metadata
 from ..language.pipeline import Pipeline
@@ -63,7 +64,7 @@ def _(expr: Test, packet: Packet, state: State) -> bool:
     value = packet.value(expr.spec)
     if value is not None and expr.mask is not None:
         value &= expr.mask
-    return value is not None and any(low <= value <= high for low, high in expr.intervals)
+    return value is not None and within(value, expr.intervals)
 
 
 @holds.register
@@ -77,6 +78,23 @@ def _(expr: Member, packet: Packet, state: State) -> bool:
 def _(expr: Limit, packet: Packet, state: State) -> bool:
     key = key_of(packet, expr.per, expr.key_bytes)
     return key is not None and state.take(expr, key, packet.members["len"])
+
+
+@holds.register
+def _(expr: Quota, packet: Packet, state: State) -> bool:
+    key, size = key_of(packet, expr.per, expr.key_bytes), packet.members["len"]
+    return key is not None and state.count(expr, key, size) + size <= expr.most
+
+
+@holds.register
+def _(expr: Turn, packet: Packet, state: State) -> bool:
+    key = key_of(packet, expr.per, expr.key_bytes)
+    return key is not None and within(state.count(expr, key, 1) % expr.mod, expr.intervals)
+
+
+@holds.register
+def _(expr: Draw, packet: Packet, state: State) -> bool:
+    return within(state.drawn(expr.mod), expr.intervals)
 
 
 @holds.register
@@ -107,6 +125,11 @@ def _(expr: OnDevice, packet: Packet, state: State) -> bool:
 @holds.register
 def _(expr: Classic, packet: Packet, state: State) -> bool:
     return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
+
+
+def within(value: int, intervals: Intervals) -> bool:
+    """``value`` lies in one of ``intervals``."""
+    return any(low <= value <= high for low, high in intervals)
 
 
 def run(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..language.fields import FieldSpec
-from ..language.limits import TIME_SHIFT, Limit
+from ..language.limits import TIME_SHIFT, Bucket, Limit
 from ..language.pipeline import Pipeline
 from ..language.sets import Entry, SetSpec
 from .walk import Packet
@@ -116,6 +116,17 @@ class State:
             return False
         self.buckets[limit.bucket, key] = full
         return True
+
+    def count(self, expr: Bucket, key: bytes, more: int) -> int:
+        """The number in a bucket, before ``more`` is added to it."""
+        before = self.buckets.get((expr.bucket, key), 0)
+        self.buckets[expr.bucket, key] = before + more
+        return before
+
+    def drawn(self, mod: int) -> int:
+        """Return a number of 0 to ``mod`` - 1, by chance."""
+        self.random = draw(self.random)
+        return self.random * mod >> 32
 
     def sample(self, threshold: int) -> bool:
         """True with a chance of ``threshold`` in 2**32."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from ..language.fields import HEADERS, INNER, MAPPED, FieldSpec
+from ..language.expr import Intervals
+from ..language.fields import HEADERS, INNER, MAPPED, FieldSpec, field_named
 from ..language.metadata import Metadata
 from .tunnels import IPV4, IPV6, TEB, enter
 
@@ -33,9 +34,6 @@ EXTENSIONS = {HOP_BY_HOP: "hopopts", ROUTING: "routing", FRAGMENT: "frag", AH: "
 #: Transport headers by protocol number; each IP version has its own ICMP.
 _OVER_BOTH = {6: "tcp", 17: "udp", 47: "gre", 132: "sctp"}
 TRANSPORT = {"ip": {**_OVER_BOTH, 1: "icmp"}, "ip6": {**_OVER_BOTH, 58: "icmp6"}}
-#: Types with identifier and sequence number (RFC 792, RFC 950; RFC 4443).
-ICMP_QUERIES = (0, 8, *range(13, 19))
-ICMP6_QUERIES = (128, 129)
 NO_METADATA = Metadata()
 #: The first day of 1970, of the days of a week that begins with Sunday.
 THURSDAY = 4
@@ -65,10 +63,19 @@ class Packet:
         if isinstance(spec.at, str):
             prefix = INNER if spec.name.startswith(INNER) else ""
             return self.members[prefix + spec.at] >> spec.shift & spec.maximum
-        number = self.number(self.starts[spec.header or ""] + spec.at, spec.size)
+        if any(not self.inside(name, values) for name, values in spec.only):
+            return None
+        length = self.value(field_named(spec.moved[0])) if spec.moved else 0
+        at = self.starts[spec.header or ""] + spec.at + (length or 0) * (spec.moved[1] if spec.moved else 0)
+        number = self.number(at, spec.size)
         if number is None:
             return None
         return number | MAPPED if spec.mapped else number >> spec.shift & spec.maximum
+
+    def inside(self, name: str, intervals: Intervals) -> bool:
+        """The field of that name has a value, and it lies in one of ``intervals``."""
+        value = self.value(field_named(name))
+        return value is not None and any(low <= value <= high for low, high in intervals)
 
     def number(self, at: int, size: int) -> int | None:
         """``size`` bytes in network order; None where the frame ends before they do."""
@@ -140,8 +147,8 @@ def _walk_network(packet: Packet, prefix: str, at: int, ethertype: int) -> tuple
     elif ethertype == IPV6:
         at, proto = _walk_ip6(packet, prefix, at)
         _walk_transport(packet, prefix, at, TRANSPORT["ip6"].get(-1 if proto is None else proto))
-    elif ethertype == ETHERTYPE_ARP and packet.frame[at : at + 6] == b"\0\1\x08\0\6\4":
-        packet.found(prefix + "arp", at)  # Ethernet and IPv4 addresses; other kinds have them elsewhere (RFC 826)
+    elif ethertype == ETHERTYPE_ARP:
+        packet.found(prefix + "arp", at)
     return at, proto
 
 
@@ -198,10 +205,6 @@ def _walk_transport(packet: Packet, prefix: str, at: int, header: str | None) ->
         if size >= 20:
             packet.starts[prefix + "payload"] = at + size
             _walk_tcp_options(packet, prefix, at, at + size)
-    elif (header == "icmp" and packet.frame[at] in ICMP_QUERIES) or (
-        header == "icmp6" and packet.frame[at] in ICMP6_QUERIES
-    ):
-        packet.found(f"{prefix}{header}.query", at)
 
 
 def _walk_tcp_options(packet: Packet, prefix: str, at: int, end: int) -> None:
