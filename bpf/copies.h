@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Copies of packets for user space, through a BPF ring buffer for all CPUs (csrc/copies.c is the reader).  A ring is three
- * maps, made by RING(): the ring buffer itself, what its reader says, and what was counted.
+ * Copies of packets for user space, through BPF ring buffers, one for each CPU (csrc/copies.c is the reader).  CPUs that
+ * shared one would wait for its lock, and for the cache line that says where it ends.  RING() makes three maps: the ring
+ * buffer of each CPU, which the reader makes and puts there; what the reader says; what each CPU counted.
  *
  * A record is struct copy and then `len` bytes of the packet as it is on the wire; what it is a copy of (the packet that
  * a REDIRECT rule took, one that passed) is `verdict`.  A record takes the room of its size class: the ring buffer
@@ -33,8 +34,10 @@ struct copy {
 
 /* What user space says, in memory shared with it; struct xk_reader in csrc/xdpkit.h. */
 struct reader {
-	__u32 mode;   /* READER_* */
-	__u32 asleep; /* the reader sleeps until a record wakes it */
+	__u32 mode;    /* READER_* */
+	__u32 asleep;  /* the reader sleeps until a record wakes it */
+	__u32 snaplen; /* bytes of a packet that the reader keeps */
+	__u32 unused;
 };
 enum {
 	READER_NONE,  /* nobody drains the copies */
@@ -47,11 +50,13 @@ struct copy_counts {
 	__u64 lost;  /* no room in the ring buffer, or the packet could not be read */
 };
 
-/* max_entries (bytes, a power of two of whole pages) is set before load. */
+/* User space makes the map of ring buffers, which has an entry for each possible CPU, before load. */
 #define RING(name)                                                                                                     \
 	struct {                                                                                                       \
-		__uint(type, BPF_MAP_TYPE_RINGBUF);                                                                    \
-		__uint(max_entries, 65536);                                                                            \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                                                              \
+		__uint(max_entries, 1);                                                                                \
+		__uint(key_size, sizeof(__u32));                                                                       \
+		__uint(value_size, sizeof(__u32));                                                                     \
 	} name SEC(".maps");                                                                                           \
 	struct {                                                                                                       \
 		__uint(type, BPF_MAP_TYPE_ARRAY);                                                                      \
@@ -64,7 +69,7 @@ struct copy_counts {
 		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                                               \
 		__uint(max_entries, 1);                                                                                \
 		__type(key, __u32);                                                                                    \
-		__type(value, struct copy_counts);                                                                          \
+		__type(value, struct copy_counts);                                                                     \
 	} name##_count SEC(".maps");
 
 static __always_inline int copy_bytes(struct source *s, __u8 *to, __u32 len);
@@ -78,22 +83,26 @@ static __always_inline struct reader *find_reader(void *readers)
 	return r && *(volatile __u32 *)&r->mode ? r : 0;
 }
 
+/* Bytes that are copied at least, where the packet has them: with these a VLAN tag can be put back. */
+#define LEAST_BYTES 18
+
 /* Write a record of at most `room` packet bytes, `room` being a constant; 1 if done. */
 static __always_inline int copy_into(struct source *s, void *ring, struct reader *r, const struct copy *head,
 				     const __u32 room)
 {
 	struct copy *c = bpf_ringbuf_reserve(ring, sizeof(*c) + room, 0);
-	__u32 len = head->len;
+	__u32 len = head->len, get;
 	__u64 fence = 0;
 
 	if (!c)
 		return 0;
-	asm volatile("" : "+r"(len)); /* what is checked is what is used */
 	if (len > room)
 		len = room;
+	get = len >= LEAST_BYTES ? len : head->wire_len < LEAST_BYTES ? head->wire_len : LEAST_BYTES;
+	asm volatile("" : "+r"(get)); /* what is checked is what is used */
 	*c = *head;
 	c->len = len;
-	if (len < 14 || copy_bytes(s, c->data, len)) {
+	if (get < 14 || get > room || copy_bytes(s, c->data, get)) {
 		bpf_ringbuf_discard(c, BPF_RB_NO_WAKEUP);
 		return 0;
 	}
@@ -114,26 +123,30 @@ static __always_inline int copy_into(struct source *s, void *ring, struct reader
 }
 
 /*
- * Hand a copy of the packet to `r`: 1, or 0 if it did not fit the ring buffer and is lost.  A packet beyond 64 KiB (GSO)
- * is cut.
+ * Hand a copy of the packet to `r`, as long as the reader keeps it: 1, or 0 if it did not fit the CPU's ring buffer and is
+ * lost.  A packet beyond 64 KiB (GSO) is cut.
  */
-static __always_inline int copy_packet(struct source *s, void *ring, void *counts, struct reader *r,
-				       const struct copy *head)
+static __always_inline int copy_packet(struct source *s, void *rings, void *counts, struct reader *r, struct copy *head)
 {
-	__u32 zero = 0, len = head->len;
+	__u32 zero = 0, cpu = bpf_get_smp_processor_id(), snaplen = *(volatile __u32 *)&r->snaplen;
 	struct copy_counts *n = bpf_map_lookup_elem(counts, &zero);
+	void *ring = bpf_map_lookup_elem(rings, &cpu);
 	int done;
 
+	if (head->len > snaplen)
+		head->len = snaplen;
 	/* Classes: minimal frames, DNS and the like, the usual MTU with tags, jumbo frames, GRO and GSO. */
-	if (len <= 96)
+	if (!ring)
+		done = 0;
+	else if (head->len <= 96)
 		done = copy_into(s, ring, r, head, 96);
-	else if (len <= 224)
+	else if (head->len <= 224)
 		done = copy_into(s, ring, r, head, 224);
-	else if (len <= 608)
+	else if (head->len <= 608)
 		done = copy_into(s, ring, r, head, 608);
-	else if (len <= 1528)
+	else if (head->len <= 1528)
 		done = copy_into(s, ring, r, head, 1528);
-	else if (len <= 9024)
+	else if (head->len <= 9024)
 		done = copy_into(s, ring, r, head, 9024);
 	else
 		done = copy_into(s, ring, r, head, 65536);

@@ -6,7 +6,7 @@
  * from the programs and filters behind this one.  DROP at egress tells the sender (ENOBUFS), as a full queue would.
  *
  * REDIRECT hands the packet to user space as a copy and consumes it: a redirect to no device, so that a sender has no
- * reason to send it again.  With no reader it falls back as declared, and when the ring buffer is full the packet is lost,
+ * reason to send it again.  With no reader it falls back as declared, and when the CPU's ring buffer is full the packet is lost,
  * as at XDP when the RX ring is.
  */
 #include "skb.h"

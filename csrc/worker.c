@@ -73,8 +73,8 @@ static void sleep_on_source(struct xk_worker *w, int timeout_ms)
 	socklen_t size = sizeof(socket_error);
 
 	add(&w->stats.waits, 1);
-	if (w->source.sleep)
-		w->source.sleep(w->source.self);
+	if (w->source.sleep && w->source.sleep(w->source.self))
+		return;
 	w->looks = xk_sleep(fds, 2, timeout_ms, w->looks);
 	if (!(fds[0].revents & (POLLERR | POLLHUP | POLLNVAL)) || fds[0].revents & POLLIN || stopping(w))
 		return;

@@ -9,7 +9,7 @@
  * Theory of operation
  *
  *   A *source* delivers packets in batches: an AF_XDP socket, a TPACKET_V3 ring, a plain packet socket, or the copies
- *   that a program writes into a BPF ring buffer.  A *worker* is
+ *   that a program writes into BPF ring buffers.  A *worker* is
  *   a thread that moves batches from one source into one *sink* (count, pcapng, delays) and gives the buffers back.  Python
  *   drains AF_XDP sockets itself with xk_xsk_receive()/xk_xsk_recycle(); both ways never run on one socket at once.
  *
@@ -425,20 +425,28 @@ int xk_packet_fanout(struct xk_packet *p, uint16_t id, uint16_t mode);
 int xk_packet_stats(struct xk_packet *p, uint64_t *packets, uint64_t *drops);
 void xk_packet_close(struct xk_packet *p);
 
-/* ---- copies in a BPF ring buffer (copies.c) ---- */
+/* ---- copies in BPF ring buffers, one for each CPU (copies.c) ---- */
 
 struct xk_copies;
 
+/* The kernel's possible CPUs, of which some may not be there. */
+uint32_t xk_cpus(void);
+/* Before a program is loaded: make the maps of one of its rings (bpf/copies.h).  CAP_BPF. */
+int xk_copies_prepare(struct xk_program *p, const char *ring);
 /*
- * Read the copies that a loaded program writes into one of its rings (bpf/copies.h); from here on it writes them.  Maps
- * the ring buffer.  -ENOENT: the program has no such ring.
+ * Read the copies that a loaded program writes into one of its rings; from here on it writes them.  Makes and maps `rings`
+ * ring buffers of `ring_bytes` each, a power of two of whole pages (CAP_BPF); CPU i uses number ring_of[i], and there are
+ * xk_cpus() of these.  -ENOENT: the program has no such ring.
  */
-int xk_copies_open(const struct xk_program *p, const char *ring, struct xk_copies **out);
+int xk_copies_open(const struct xk_program *p, const char *ring, const uint32_t *ring_of, uint32_t rings,
+		   uint32_t ring_bytes, struct xk_copies **out);
+/* From here on the program copies this many bytes of a packet at most; 0: all. */
+void xk_copies_snaplen(struct xk_copies *c, uint32_t snaplen);
 /* Tell the program that nobody reads.  A program that runs just now may still write: xk_quiesce(), then drain. */
 void xk_copies_quiet(struct xk_copies *c);
 /*
- * Next batch of at most `max` packets, copied as by xk_packet_receive(); rule: index of the rule that took each or asked
- * for the copy; mark: what rules gave it; verdict: enum xdp_action; wire_len: bytes that the packet has.
+ * Next batch of at most `max` packets, copied as by xk_packet_receive(), the oldest first; rule: index of the rule that took
+ * each or asked for the copy; mark: what rules gave it; verdict: enum xdp_action; wire_len: bytes that the packet has.
  */
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
 		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len);
@@ -449,7 +457,7 @@ int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t r
 int xk_copies_wait(struct xk_copies *c, int stop_fd, int timeout_ms);
 /* The descriptor that is readable when packets are there. */
 int xk_copies_fd(const struct xk_copies *c);
-/* Since open: packets that the program wrote into the ring buffer, and those that found no room. */
+/* Since open, for each of xk_cpus() CPUs: packets written into its ring buffer, and those that found no room. */
 int xk_copies_stats(const struct xk_copies *c, uint64_t *packets, uint64_t *lost);
 /* Quiet, unmap, free. */
 void xk_copies_close(struct xk_copies *c);
@@ -588,9 +596,11 @@ struct xk_copy {
 struct xk_reader {
 	uint32_t mode;
 	uint32_t asleep;
+	uint32_t snaplen;
+	uint32_t unused;
 };
 enum { XK_READER_NONE, XK_READER_WAITS, XK_READER_NAPS };
-_Static_assert(sizeof(struct xk_copy) == 32 && sizeof(struct xk_reader) == 8, "shared with bpf/copies.h");
+_Static_assert(sizeof(struct xk_copy) == 32 && sizeof(struct xk_reader) == 16, "shared with bpf/copies.h");
 
 /* A further buffer of a packet. */
 struct xk_part {
@@ -629,8 +639,11 @@ struct xk_source {
 	/* After the order to stop, wait this long for what the kernel still holds back (a TPACKET_V3 block). */
 	int linger_ms;
 	void *self;
-	/* Called before sleeping in poll(), where the producer wakes only those who ask; NULL: it wakes always. */
-	void (*sleep)(void *self);
+	/*
+	 * Called before sleeping in poll(), where the producer wakes only those who ask: 1 if the worker must not sleep,
+	 * because something is there; NULL: the producer wakes always.
+	 */
+	int (*sleep)(void *self);
 	/* Called when there was nothing: let the driver go on, where it asks for that; 1 if a system call did. */
 	int (*nudge)(void *self);
 	struct xk_label label;

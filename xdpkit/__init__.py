@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     from .sets.live import LiveMember, LiveSet
     from .sets.members import Change
     from .sockets.batch import AnyBatch, Batch, Frames
-    from .sockets.copies import CopiedBatch
+    from .sockets.copied import CopiedBatch
     from .sockets.header_columns import HeaderColumns
     from .sockets.options import Bind, Mode, SocketOptions, Switch, Wait
     from .sockets.sockets import Copies, Group, Sockets
@@ -251,7 +251,7 @@ _MODULES = {
     "sets.live": "LiveMember LiveSet",
     "sets.members": "Change",
     "sockets.batch": "AnyBatch Batch Frames",
-    "sockets.copies": "CopiedBatch",
+    "sockets.copied": "CopiedBatch",
     "sockets.header_columns": "HeaderColumns",
     "sockets.options": "Bind Mode SocketOptions Switch Wait",
     "sockets.sockets": "Copies Group Sockets",

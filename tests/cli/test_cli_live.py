@@ -92,6 +92,19 @@ def test_a_shadow_is_shown_with_where_it_differs(make_veth, rules, tmp_path):
     assert (status, shadow["pipeline"], shadow["differences"]) == (0, "new", [["PASS", "DROP", 3]])
 
 
+def test_the_buffer_for_copies_is_a_size(make_veth, rules, tmp_path):
+    left, right = make_veth()
+    child = start(right, rules, "--copies", tmp_path / "copies.pcapng", "--copies-buffer", "64K", "--json")
+    left.send(frames(left, right, range(3)))
+    until(lambda: len((tmp_path / "copies.pcapng").read_bytes()) > 500, "the copies")
+    status, out, _ = stop(child)
+    assert (status, json.loads(out)["mirrored"], json.loads(out)["mirror_full_on"]) == (0, 3, {})
+    for wrong in ("64X", "-1", "M", "12"):
+        done = xdpkit(right, "run", rules, "-i", right.name, "--copies-buffer", wrong)
+        assert done.returncode == 2
+        assert re.search(r"--copies-buffer|4096 bytes or more", done.stderr)
+
+
 def test_copies_of_what_no_rule_mirrors_are_wrong_usage(make_veth, tmp_path):
     _, right = make_veth()
     plain = tmp_path / "plain.py"

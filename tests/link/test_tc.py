@@ -21,7 +21,6 @@ from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, Redirect, S
 from xdpkit.kernel import features
 from xdpkit.kernel.attachment import Got
 from xdpkit.lab.generator import udp_frame
-from xdpkit.sockets.copies import ring_bytes
 
 pytestmark = pytest.mark.needs("tcx")
 
@@ -499,7 +498,7 @@ def test_a_kernel_without_tcx_is_told_what_it_lacks(veth_pair, kernel):
 
 REFUSALS = [
     ({"mode": "tc_egress"}, ValueError, r"at egress it comes from this host.* must not transmit .* \(rule 'echoed'\)"),
-    ({"mode": "tc_ingress", "queues": [0]}, NotSupported, "a choice of queues at tc_ingress: XDP: the one ring buffer"),
+    ({"mode": "tc_ingress", "queues": [0]}, NotSupported, "a choice of queues at tc_ingress: XDP: the ring buffers"),
     ({"mode": "tc_ingress", "bind": "zerocopy"}, NotSupported, "right: zero-copy: mode native, and this is tc_ingress"),
     ({"mode": "want:tc_egress"}, ValueError, "nothing else would do in its place: ask for tc_egress"),
 ]
@@ -523,14 +522,6 @@ def test_the_loopback_device_is_filtered_both_ways(lab):
                     sock.sendto(b"x", ("127.0.0.1", 9))
                 assert len(receive(sockets, 1)) == 1
             assert link.ledger().problems() == ()
-
-
-@pytest.mark.parametrize(
-    ("ring_size", "frame_bytes", "size"),
-    [(2048, 1522, 4 << 20), (2048, 2048, 4 << 20), (8, 9022, 128 << 10), (2048, 65558, 16 << 20), (0, 1522, 4096)],
-)
-def test_the_ring_buffer_has_room_for_as_many_packets_as_an_rx_ring(ring_size, frame_bytes, size):
-    assert ring_bytes(ring_size, frame_bytes) == size
 
 
 def test_what_was_got_names_the_hook_and_the_way_to_user_space():

@@ -14,7 +14,7 @@ from traffic import frames, until
 
 from xdpkit import DROP, REDIRECT, FrameError, Pipeline, SocketOptions, attach, udp
 from xdpkit.meaning.walk import walk
-from xdpkit.sockets.copies import CopiedBatch
+from xdpkit.sockets.copied import CopiedBatch
 from xdpkit.sockets.header_columns import header_columns
 
 PORTS = ("tcp", "udp", "sctp")

@@ -164,6 +164,12 @@ def run(
     copies: Annotated[
         str, typer.Option(metavar="FILE", help="Write the copies that rules mirror to a pcapng file; - for stdout.")
     ] = "",
+    copies_buffer: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", help="Memory for copies on their way, all CPUs together, as in 256M.  Default: up to 64M."
+        ),
+    ] = "",
     shadow: Annotated[
         Path | None,
         typer.Option(metavar="PIPELINE", exists=True, dir_okay=False, help="Try these rules beside: they only count."),
@@ -199,8 +205,9 @@ def run(
 
     options = RunOptions(
         pipeline=pipeline, device=device, write=write, count=count, duration=duration, snaplen=snaplen, mode=mode,
-        bind=bind, queues=queues, option=tuple(option or ()), wait=wait, copies=copies, shadow=shadow, confirm=confirm,
-        as_json=as_json, json_lines=json_lines, quiet=quiet, promisc=promisc,
+        bind=bind, queues=queues, option=tuple(option or ()), wait=wait, copies=copies,
+        copies_buffer=copies_buffer, shadow=shadow, confirm=confirm, as_json=as_json, json_lines=json_lines,
+        quiet=quiet, promisc=promisc,
     )  # fmt: skip
     attach_and_run(options)
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -52,6 +52,7 @@ class RunOptions:
     option: tuple[str, ...]
     wait: str
     copies: str
+    copies_buffer: str
     shadow: Path | None
     promisc: bool
     confirm: float
@@ -105,6 +106,8 @@ def _attach(built: Built, shadow: Pipeline | None, wanted: RunOptions) -> Link:
     try:
         queues = _parse_queues(wanted.queues) if wanted.queues else None
         options = SocketOptions.parse(wanted.option)
+        if wanted.copies_buffer:
+            options = replace(options, copies_buffer=_parse_size(wanted.copies_buffer))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:
@@ -151,6 +154,14 @@ def _parse_queues(text: str) -> tuple[int, ...]:
         except ValueError:
             raise ValueError(f"{text!r}: queues are written 0-3,5") from None
     return tuple(sorted(queues))
+
+
+def _parse_size(text: str) -> int:
+    """Bytes from "256M"; ValueError says how they are written."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G") else (text, "")
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"--copies-buffer {text}: bytes, or with a unit as in 512K, 256M, 1G")
+    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
 
 
 def _can_write(pipe: Pipeline, path: Path, write: str, copies: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import ethtool, napi
 from .netdev import Device
 
-__all__ = ["choose", "device_node", "parse_list", "place"]
+__all__ = ["choose", "device_node", "online_cpus", "parse_list", "place"]
 
 
 def place(device: Device, queues: Sequence[int]) -> tuple[int, ...]:
@@ -45,6 +45,11 @@ def device_node(device: Device) -> int | None:
     except (OSError, ValueError):
         return None
     return node if node >= 0 else None
+
+
+def online_cpus() -> set[int]:
+    """The CPUs that run now; those that this thread may use where the kernel does not say it."""
+    return _read_list("/sys/devices/system/cpu/online") or os.sched_getaffinity(0)
 
 
 def _read_list(path: str) -> set[int]:

@@ -28,7 +28,7 @@ _NAMES = {
 class Attachment:
     """What the kernel gave of what was requested.  ``mode``: native, generic, tc_ingress,
     tc_egress or af_packet; ``bind``: zerocopy, copy, ringbuf (TC), or None while no socket is open; ``queues``: those
-    that have sockets, none at TC, where one ring buffer takes the packets of all; ``walk``: what was tried before and
+    that have sockets, none at TC, where ring buffers take the packets of all; ``walk``: what was tried before and
     why it was not taken; ``absent``: metadata that rules test and no packet has here; ``rx_metadata``: what readers get
     with each packet, as far as the driver knows it (:data:`xdpkit.language.metadata.READER_METADATA`).
 

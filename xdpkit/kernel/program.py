@@ -23,7 +23,7 @@ from ..language.metadata import kernel_needs
 from ..language.pipeline import CLOCK, MATRIX, Pipeline
 from ..language.rule import Rule
 from .core import check, ffi, lib, text
-from .loaded import LoadedProgram
+from .loaded import RINGS, LoadedProgram
 
 __all__ = ["Program", "may_load", "program_name"]
 
@@ -36,12 +36,12 @@ class Program(LoadedProgram):
 
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
-        ring_bytes: int = 1 << 16, maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None,
-        spread: int = 1, devices: Mapping[str, int] = MappingProxyType({}),
+        maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None, spread: int = 1,
+        devices: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
-        ``ring_bytes``: size of the ring buffer of a TC program, a power of two of whole pages.  ``maps``: file
-        descriptors of maps to use for those of these names, instead of new ones; a program with sets needs theirs.
+        ``maps``: file descriptors of maps to use for those of these names, instead of new ones; a program with sets
+        needs theirs.
         ``device``: where an XDP program will be attached in native mode.  A program whose rules test ``meta.*``, or
         which writes metadata for readers, is bound to that device for good; without a device all metadata is absent.
         ``spread``: sockets of each queue.  ``devices``: the indexes of the devices where it will run, by the names that
@@ -59,7 +59,7 @@ class Program(LoadedProgram):
         check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
         self._program = out[0]
         try:
-            self._configure_maps(maps, ring_bytes)
+            self._configure_maps(maps)
             check(lib.xk_program_set_u32(self._program, b"explain", int(explain)))
             if not self.pipeline.headerless_fields.isdisjoint(CLOCK):
                 check(lib.xk_program_set_u32(self._program, b"tai_seconds", tai_seconds()))
@@ -74,7 +74,7 @@ class Program(LoadedProgram):
             self.close()
             raise
 
-    def _configure_maps(self, maps: Mapping[str, int], ring_bytes: int) -> None:
+    def _configure_maps(self, maps: Mapping[str, int]) -> None:
         """Use the maps that were handed in, and set the sizes of the others."""
         missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
         if missing:
@@ -91,9 +91,9 @@ class Program(LoadedProgram):
         if self.is_xdp or self.hook == "tc":
             devices = len(self.pipeline.targets(Forward))
             check(lib.xk_program_set_entries(self._program, b"devices", max(1, devices)))
-        for ring in ("copies", "mirrored"):
+        for ring in RINGS:
             if self._lacks(ring, maps):
-                check(lib.xk_program_set_entries(self._program, ring.encode(), ring_bytes))
+                check(lib.xk_copies_prepare(self._program, ring.encode()), ring)
 
     def _configure_xdp(self, metadata: bool) -> None:
         """Set what only an XDP program has: sockets, metadata for readers, the device that it is bound to."""

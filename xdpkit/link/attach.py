@@ -8,7 +8,7 @@ The attachment is a bpf_link: it ends with the process that holds it, however th
 copies of packets and cannot stop the packets themselves.  So a pipeline that drops or transmits runs there only if that
 mode is required by name: then its REDIRECT rules deliver copies, and every packet also goes on to the stack.
 
-At TC every verdict has its full meaning, so "auto" may end there; REDIRECT copies packets into one ring buffer.
+At TC every verdict has its full meaning, so "auto" may end there; REDIRECT copies packets into ring buffers.
 tc_egress sees the packets that leave the host, not those that arrive, so "auto" never chooses it: it must be required
 by name."""
 
@@ -36,7 +36,7 @@ from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
-from .link import Link, open_link, redirect_counter, ring_bytes_for
+from .link import Link, open_link, redirect_counter
 from .pin import LinkPin, link_program
 from .ruleset import Ruleset, refuse_sides, require_ethernet
 
@@ -228,7 +228,6 @@ def _attach(request: _Request, mode: str, hook: str) -> Link:
         metadata=timestamps,
         spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
-        ring_bytes=ring_bytes_for(pipe, device, options),
         devices={device.name: device.index},
     )
     fd, redirects = -1, None
@@ -298,7 +297,7 @@ def _check_tc(request: _Request, mode: str) -> None:
             f"pipeline {pipe.name!r} must not transmit there (rule {names})"
         )
     if request.queues and len(request.queues) < device.rx_queues:
-        raise NotSupported(f"a choice of queues at {mode}", "XDP: the one ring buffer of TC takes the packets of all")
+        raise NotSupported(f"a choice of queues at {mode}", "XDP: the ring buffers of TC take the packets of all")
     if "copy" not in request.binds:
         raise NotSupported(f"{device.name}: zero-copy", f"mode native, and this is {mode}")
     require("tcx", f"{mode} on {device.name}")

@@ -34,7 +34,7 @@ class Events:
         if Log not in pipeline.steps:
             raise ValueError(f"{attached.device.name}: no rule of {pipeline.name!r} logs packets")
         self._attached = attached
-        self._reader = CopiesSocket(attached.device.name, attached.program, "events")
+        self._reader = CopiesSocket(attached.device.name, attached.program, "events", attached.options)
 
     def read(self, timeout: float | None = None) -> Iterator[Event]:
         """Events until ``timeout`` seconds (None: for ever) pass without one."""

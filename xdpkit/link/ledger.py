@@ -10,12 +10,15 @@ refused.  Forwarded ones were sent by the other device or dropped for a named re
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from ..kernel.attachment import Attachment
 from .tally import Forwarding, Totals
 
 __all__ = ["Ledger", "LedgerRule", "ShadowLedger"]
+
+#: CPUs that a row names.
+MOST_CPUS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,15 @@ class Ledger:
     ``updates``: rulesets replaced.  ``completed``: TCP and UDP checksums that were completed because their sender had
     left them to its device; these packets are in the other counts too.  Delivered packets are ``written`` or
     ``refused`` by the ``sink``, or were ``read`` in batches.  ``mirrored`` copies were made for user space, and
-    ``mirror_full`` not, for want of room.  ``device_dropped`` and ``device_missed`` are what the device says it dropped
-    in that time, before the hook, so no packet of theirs is in the sums (struct rtnl_link_stats64).  Dropped
-    (``rx_dropped``): received by the host, and then not wanted or not processed.  Missed (``rx_missed_errors``): the
-    device had no buffer to put it in, because the host was too slow to give it some.  Drivers differ in what they
-    count, and in whether the one is in the other.  ``earlier``: packets that were redirected
-    before this process opened the pinned link; what became of them, the processes before it knew.  ``shadow``: the
-    counts of the shadow, if there is one.  ``notes``:
-    what happened to the device meanwhile, a line each (:attr:`xdpkit.Link.notes`).  ``final`` means that nothing was
-    under way when it was taken."""
+    ``mirror_full`` not, for want of room; ``mirror_full_on`` and ``ring_full_on`` say on which CPUs: number of the CPU
+    to packets (those of ``mirror_full``; at TC those of ``rx_ring_full``).  ``device_dropped`` and ``device_missed``
+    are what the device says it dropped in that time, before the hook, so no packet of theirs is in the sums (struct
+    rtnl_link_stats64).  Dropped (``rx_dropped``): received by the host, and then not wanted or not processed.  Missed
+    (``rx_missed_errors``): the device had no buffer to put it in, because the host was too slow to give it some.
+    Drivers differ in what they count, and in whether the one is in the other.  ``earlier``: packets that were
+    redirected before this process opened the pinned link; what became of them, the processes before it knew.
+    ``shadow``: the counts of the shadow, if there is one.  ``notes``: what happened to the device meanwhile, a line
+    each (:attr:`xdpkit.Link.notes`).  ``final`` means that nothing was under way when it was taken."""
 
     pipeline: str
     device: str
@@ -101,6 +104,8 @@ class Ledger:
     earlier: int = 0
     shadow: ShadowLedger | None = None
     notes: tuple[str, ...] = ()
+    mirror_full_on: dict[int, int] = field(default_factory=dict)
+    ring_full_on: dict[int, int] = field(default_factory=dict)
 
     @property
     def seen(self) -> int:
@@ -183,7 +188,11 @@ class Ledger:
         if self.mirrored or self.mirror_full:
             rows += [
                 ("mirrored", self.mirrored, "copies; the packets went on"),
-                ("  ring full", self.mirror_full, _lost(self.mirror_full, "user space was too slow; copies only")),
+                (
+                    "  ring full",
+                    self.mirror_full,
+                    _lost(self.mirror_full, f"{_slow(self.mirror_full_on)}; copies only"),
+                ),
             ]
         if self.forwarded or self.totals.no_device:
             rows += [("forwarded", self.forwarded, "")]
@@ -198,7 +207,7 @@ class Ledger:
                 rows += [("  to earlier processes", self.earlier, "before this one opened the pinned link")]
             rows += [
                 ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "slow, or frames are held: larger ring_size")),
-                ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, "user space was too slow")),
+                ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, _slow(self.ring_full_on))),
                 ("  longer than a frame", self.too_long, _lost(self.too_long, "larger chunk_size")),
             ]
             if self.waiting or not self.final:
@@ -259,6 +268,14 @@ class Ledger:
         lines = [f"{stage:<{wide}}  {n:>{digits}}  {remark}".rstrip() for stage, n, remark in rows]
         lines += [f"NOTE: {note}" for note in self.notes]
         return "\n".join([head, *lines, *(f"DOES NOT SUM: {p}" for p in self.problems())])
+
+
+def _slow(lost_on: dict[int, int]) -> str:
+    """Why rings were full, and on which CPUs, most first."""
+    most = sorted(lost_on.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{n} on CPU {cpu}" for cpu, n in most[:MOST_CPUS]]
+    others = [f"{sum(n for _, n in most[MOST_CPUS:])} on others"] if len(most) > MOST_CPUS else []
+    return "user space was too slow" + (f" ({', '.join(named + others)})" if named else "")
 
 
 def _lost(n: int, advice: str) -> str:

@@ -20,7 +20,7 @@ from ..kernel.attachment import Attachment, ranges
 from ..kernel.bpfmap import map_id
 from ..kernel.core import check, lib
 from ..kernel.loaded import LoadedProgram, PinnedProgram
-from ..language.actions import Mark, Mirror
+from ..language.actions import Mark
 from ..language.errors import XdpkitError
 from ..language.metadata import absent_at, refuse_generic
 from ..language.pipeline import Pipeline
@@ -29,8 +29,7 @@ from ..language.sets import Add
 from ..logs import logger
 from ..sets.live import LiveSet
 from ..sockets.attached import Attached
-from ..sockets.copies import ring_bytes
-from ..sockets.options import L2_BYTES, SocketOptions
+from ..sockets.options import SocketOptions
 from ..sockets.queues import Queues
 from ..sockets.sockets import Copies, Sockets
 from ..sockets.xsk import SocketStats
@@ -44,7 +43,7 @@ from .ruleset import Ruleset, refuse_sides
 from .sweeper import Sweeper
 from .tally import Forwarding, RuleTotal, Tally, totals
 
-__all__ = ["Link", "Update", "open_link", "redirect_counter", "ring_bytes_for"]
+__all__ = ["Link", "Update", "open_link", "redirect_counter"]
 
 #: Seconds between two looks at the device.
 CHECK_SECONDS = 0.5
@@ -270,7 +269,6 @@ class Link:
             compiled = time.perf_counter_ns()
             new = Ruleset(
                 built, old.program.hook, queues=self.device.rx_queues, metadata=self.attachment.timestamps, before=old,
-                ring_bytes=ring_bytes_for(built.pipeline, self.device, self.options),
                 device=self.device if self.attachment.mode == "native" else None,
                 spread=old.program.spread, devices=self._device_indexes(),
             )  # fmt: skip
@@ -545,6 +543,8 @@ class Link:
             earlier=self._earlier,
             shadow=self._shadow_ledger(),
             notes=self._notes,
+            mirror_full_on=mirrored.lost_on,
+            ring_full_on=stats.lost_on,
         )
 
     def _shadow_ledger(self) -> ShadowLedger | None:
@@ -638,12 +638,6 @@ def open_link(name: str) -> Link:
     ``attach(..., pin=name)``, which takes over.  OSError: ENOENT names the links that there are, ENODEV where its
     device is not here, EPERM without CAP_SYS_ADMIN; ValueError for a name that is no file's name."""
     return Link._opened(LinkPin(name))
-
-
-def ring_bytes_for(pipe: Pipeline, device: Device, options: SocketOptions) -> int:
-    """Size of the ring buffers of a program: room for as many packets as an RX ring has, if it copies any."""
-    copies = "REDIRECT" in pipe.verdicts or Mirror in pipe.steps
-    return ring_bytes(options.ring_size if copies else 0, device.mtu + L2_BYTES)
 
 
 def redirect_counter(pipe: Pipeline, device: Device, mode: str) -> RedirectCounter | None:

@@ -41,9 +41,9 @@ class Ruleset:
     program: LoadedProgram
 
     def __init__(
-        self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, ring_bytes: int = 1 << 16,
-        explain: bool = False, before: Ruleset | None = None, device: Device | None = None,
-        spread: int = 1, devices: Mapping[str, int] = MappingProxyType({}),
+        self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, explain: bool = False,
+        before: Ruleset | None = None, device: Device | None = None, spread: int = 1,
+        devices: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``, ``devices``: as
         for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
@@ -62,7 +62,6 @@ class Ruleset:
                 queues=queues,
                 metadata=metadata,
                 explain=explain,
-                ring_bytes=ring_bytes,
                 maps=reuse,
                 device=device,
                 spread=spread,

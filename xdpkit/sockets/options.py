@@ -93,6 +93,10 @@ class SocketOptions:
     ``send(timestamp=True)``; zero-copy is then taken only from a driver that has TX timestamps, and
     ``link.attachment`` says whose clock it is.
 
+    ``copies_buffer``: bytes of the ring buffers for copies (what rules mirror, and REDIRECT at TC), all CPUs together,
+    at least 4096; each online CPU has one of the largest power of two that is no more than its part.  Default: room for
+    ``ring_size`` packets on each CPU, 64 MiB in all at most.
+
     ``rx_metadata``: what the driver knows of each packet and readers get in batches, "timestamp", "hash", "vlan" joined
     by commas, all of them required; "want:timestamp,hash": those that can be had; "off".  Native mode only.
     """
@@ -114,6 +118,7 @@ class SocketOptions:
     sockets_per_queue: int = 1
     checksum: bool = False
     tx_timestamp: Switch = "auto"
+    copies_buffer: int | None = None
     rx_metadata: str = "off"
 
     def __post_init__(self) -> None:
@@ -125,6 +130,8 @@ class SocketOptions:
             raise ValueError(f"sockets_per_queue {self.sockets_per_queue}: 1 to 64")
         if self.busy_poll_us < 1 or not 1 <= self.busy_poll_budget <= 65535:
             raise ValueError(f"busy_poll_us {self.busy_poll_us}, busy_poll_budget {self.busy_poll_budget}: 1 or more")
+        if self.copies_buffer is not None and self.copies_buffer < _PAGE:
+            raise ValueError(f"copies_buffer {self.copies_buffer}: {_PAGE} bytes or more")
         for name in _SWITCHED:
             parse_choice(name, getattr(self, name), SWITCHES)
         if self.chunk_size is not None and not 2048 <= self.chunk_size <= _PAGE:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from ..kernel.core import check, ffi, lib
-from ..language.errors import FrameError
-from .copies import CopiedBatch
-from .one_thread import OneThread
-from .reader import MOST_MS
+from .batch import U32, U64
+from .copied import CopyingSocket, buffer
 from .xsk import SocketStats
 
 __all__ = ["PacketSocket"]
@@ -20,8 +18,10 @@ _TPACKET_V3 = 2
 _PACKET_BLOCK_BYTES, _PACKET_BLOCKS, _PACKET_RETIRE_MS = 1 << 20, 16, 10
 
 
-class PacketSocket:
-    """The AF_PACKET socket of a link in af_packet mode: a TPACKET_V3 ring behind the pipeline as socket filter."""
+class PacketSocket(CopyingSocket):
+    """The AF_PACKET socket of a link in af_packet mode: a TPACKET_V3 ring behind the pipeline as socket filter.
+
+    In its counts, RX ring full is the kernel's tp_drops."""
 
     def __init__(self, device: str, index: int, filter_fd: int):
         config = ffi.new(
@@ -36,23 +36,9 @@ class PacketSocket:
         )
         out = ffi.new("struct xk_packet **")
         check(lib.xk_packet_open(index, config, out), device, "AF_PACKET needs CAP_NET_RAW")
+        super().__init__(device)
         self.packet: Any = out[0]
-        self.device, self.received = device, 0
         self._quiet = False
-        self.one_thread = OneThread(device)
-        self._final: SocketStats | None = None
-        self._room = bytearray(1 << 20)
-
-    def stats(self, worker_packets: int = 0) -> SocketStats:
-        """As for an AF_XDP socket: RX ring full is the kernel's tp_drops."""
-        if self._final is not None:
-            return self._final
-        passed, drops = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        check(lib.xk_packet_stats(self.packet, passed, drops), self.device)
-        received = self.received + worker_packets
-        return SocketStats(
-            received=received, rx_ring_full=drops[0], unread=max(0, int(passed[0]) - int(drops[0]) - received)
-        )
 
     def refilter(self, filter_fd: int) -> None:
         """Another filter, in one step: each packet meets the one or the other."""
@@ -66,50 +52,28 @@ class PacketSocket:
 
     @property
     def fds(self) -> list[int]:
-        """What is readable when packets are there."""
+        """The socket."""
         return [int(lib.xk_packet_fd(self.packet))]
-
-    poll_ms = MOST_MS
-
-    def hold(self) -> int:
-        """See :meth:`xdpkit.sockets.reader.Source.hold`."""
-        return self.one_thread.hold()
-
-    def release(self, reader: int) -> None:
-        """See :meth:`xdpkit.sockets.reader.Source.release`."""
-        self.one_thread.release(reader)
-
-    def receive(self, limit: int = 512) -> CopiedBatch | None:
-        """Up to ``limit`` packets that are there, or None."""
-        if self._final is not None:
-            raise FrameError(f"{self.device}: the socket is closed")
-        lengths, times = np.empty(limit, np.uint32), np.empty(limit, np.uint64)
-        with self.one_thread:
-            n = check(
-                lib.xk_packet_receive(
-                    self.packet, limit, ffi.from_buffer("uint8_t[]", self._room), len(self._room),
-                    ffi.from_buffer("uint32_t[]", lengths), ffi.from_buffer("uint64_t[]", times),
-                ),
-                self.device,
-            )  # fmt: skip
-            if not n:
-                return None
-            self.received += n
-            return CopiedBatch(bytes(self._room[: int(lengths[:n].sum())]), lengths[:n], times[:n])
-
-    def wait(self, stop_fd: int, timeout_ms: int) -> bool:
-        """See :meth:`xdpkit.sockets.reader.Source.wait`."""
-        with self.one_thread:
-            ready = lib.xk_packet_wait(self.packet, stop_fd, timeout_ms)
-        return ready != -errno.EINTR and check(ready, f"{self.device}: waiting for packets") > 0
 
     def start_worker(self, sink: Any, wait: int, cpu: int, out: Any) -> int:
         """xk_worker_start_packet."""
         return int(lib.xk_worker_start_packet(self.packet, sink, 0, wait, cpu, out))
 
-    def close(self, worker_packets: int = 0) -> None:
-        """Close; idempotent."""
-        if self._final is None:
-            with self.one_thread.after_others():
-                self._final = self.stats(worker_packets)
-                lib.xk_packet_close(self.packet)
+    def _columns(self, limit: int) -> Mapping[str, NDArray[Any]]:
+        return {}
+
+    def _copy(self, limit: int, lengths: U32, times: U64, columns: Mapping[str, NDArray[Any]]) -> int:
+        room = buffer(self._room)
+        return int(lib.xk_packet_receive(self.packet, limit, room, len(self._room), buffer(lengths), buffer(times)))
+
+    def _poll(self, stop_fd: int, timeout_ms: int) -> int:
+        return int(lib.xk_packet_wait(self.packet, stop_fd, timeout_ms))
+
+    def _count(self, received: int) -> SocketStats:
+        passed, drops = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        check(lib.xk_packet_stats(self.packet, passed, drops), self.device)
+        unread = max(0, int(passed[0]) - int(drops[0]) - received)
+        return SocketStats(received=received, rx_ring_full=drops[0], unread=unread)
+
+    def _close(self) -> None:
+        lib.xk_packet_close(self.packet)

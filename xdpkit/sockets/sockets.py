@@ -26,7 +26,8 @@ from ..logs import logger
 from . import xsk
 from .attached import Attached
 from .batch import AnyBatch, Batch
-from .copies import CopiedBatch, CopiesSocket
+from .copied import CopiedBatch
+from .copies import CopiesSocket
 from .options import Wait
 from .packet_socket import PacketSocket
 from .queues import Queues, open_first, open_queues, setups
@@ -128,13 +129,17 @@ class Sockets:
             at.attachment = replace(at.attachment, bind="copy")
             return
         if at.attachment.mode in TC_MODES:
-            self._packet = CopiesSocket(device.name, at.program, outbound=at.attachment.mode == "tc_egress")
+            self._packet = self._copies("copies")
             at.attachment = replace(at.attachment, bind="ringbuf")
             return
         if self._queues is None:
             opened, setup, refused = open_first(list(setups(at)), lambda setup: open_queues(at, setup))
             self._queues, at.attachment = opened, opened.attachment(at.attachment, setup, refused)
         self._reach(at.program)
+
+    def _copies(self, kind: str) -> CopiesSocket:
+        at, outbound = self._attached, self._attached.attachment.mode == "tc_egress"
+        return CopiesSocket(at.device.name, at.program, kind, at.options, mtu=at.device.mtu, outbound=outbound)
 
     def _takes(self, rule: Rule) -> bool:
         """Whether packets that ``rule`` takes come here."""
@@ -462,8 +467,7 @@ class Copies(Sockets):
         at = self._attached
         if Mirror not in at.program.pipeline.steps:
             raise ValueError(f"{at.device.name}: no rule of {at.program.pipeline.name!r} mirrors packets")
-        outbound = at.attachment.mode == "tc_egress"
-        self._packet = CopiesSocket(at.device.name, at.program, "mirrored", outbound=outbound)
+        self._packet = self._copies("mirrored")
 
     def batches(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None

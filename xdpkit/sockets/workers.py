@@ -137,6 +137,8 @@ class Workers:
         else:
             self._begin(self._file, self._header(queues, snaplen))
             interval_ms = round(STATISTICS_SECONDS * 1000)
+            if isinstance(sockets._packet, CopiesSocket):
+                sockets._packet.keep(snaplen)
             result = lib.xk_sink_pcapng(self._file.fileno(), limit, snaplen, len(queues), interval_ms, sink)
             check(result, "capture", "raise 'ulimit -v'" if result == -errno.ENOMEM else "")
         self._sink = sink[0]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class SocketStats:
     """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets
     handed to the TX ring, in ``kicks`` system calls; ``tx_times_lost`` times at which packets left that were not kept,
     because nobody had read those before; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the
-    RX ring."""
+    RX ring.  Of ring buffers, ``lost_on``: how many of ``rx_ring_full`` each CPU lost, by its number."""
 
     received: int = 0
     rx_dropped: int = 0
@@ -61,9 +61,11 @@ class SocketStats:
     kicks: int = 0
     tx_times_lost: int = 0
     unread: int = 0
+    lost_on: dict[int, int] = field(default_factory=dict)
 
     def __add__(self, other: SocketStats) -> SocketStats:
-        return SocketStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "lost_on"}
+        return SocketStats(**sums, lost_on=dict(Counter(self.lost_on) + Counter(other.lost_on)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ class Socket:
             return self._final
         raw = ffi.new("struct xk_xsk_stats *")
         self._check(lib.xk_xsk_stats(self.xsk, raw))
-        return SocketStats(**{f.name: int(getattr(raw, f.name)) for f in fields(SocketStats)})
+        counts: dict[str, Any] = {f.name: int(getattr(raw, f.name)) for f in fields(SocketStats) if f.name != "lost_on"}
+        return SocketStats(**counts)
 
     def frames(self) -> dict[str, int]:
         """Where the frames of its pool are; see :meth:`Pool.frames`."""

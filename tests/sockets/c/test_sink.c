@@ -55,7 +55,7 @@ static void open_source(int i, struct xk_source *out)
 	sources[i].out = fds[0];
 	sources[i].in = fds[1];
 	*out = (struct xk_source){ .receive = receive, .release = release, .fd = fds[0], .self = &sources[i],
-				   .delay_ns = 50000000 };
+				   .delay_ns = 800000000 }; /* a busy machine may stop us between time and write() */
 }
 
 static uint64_t now(void)
