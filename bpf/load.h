@@ -21,6 +21,7 @@ struct packet;
 
 /* Called by generated code: see act.h. */
 __u64 now(void);
+__u64 coarse_now(void);
 __u32 random_bits(void);
 __u32 on_device(const struct packet *p, __u32 number);
 void count_passed(const struct packet *p, __u32 rule);

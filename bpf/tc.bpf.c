@@ -132,6 +132,7 @@ static long judge(__u32 n, struct judge_state *j)
 	struct packet bare = { 0 }, *p = &bare;
 	struct steps a = { 0 };
 	__u32 outcome, want, tpid = s.tpid;
+	struct flow *f;
 
 	(void)n;
 	if (wanted() & (HIDE_HEADERS | HEADERS_IN_MAP) && !(p = packet_room())) {
@@ -154,7 +155,8 @@ static long judge(__u32 n, struct judge_state *j)
 		j->verdict = TCX_DROP; /* no memory: the stack, too, drops packets whose headers it cannot pull */
 		return 1;
 	}
-	outcome = classify(p, &s, &a);
+	f = find_flow(&s, p);
+	outcome = note_flow(f, classify(p, &s, &a));
 	j->verdict = act(j->skb, p, outcome, &a); /* decided a second time: the stack has no room for it next to what classify() keeps */
 	return 1;
 }

@@ -223,6 +223,7 @@ int xdpkit(struct xdp_md *ctx)
 #endif
 	struct steps a = { 0 };
 	struct counter *c;
+	struct flow *f;
 	__u32 outcome;
 
 	if (!p)
@@ -234,7 +235,8 @@ int xdpkit(struct xdp_md *ctx)
 	find_time(p);
 	if (reads_headers())
 		walk(&s, p, 0, 0);
-	outcome = classify(p, &s, &a);
+	f = find_flow(&s, p);
+	outcome = note_flow(f, classify(p, &s, &a));
 	c = count_verdict(p, &a, outcome);
 	if (explain)
 		return outcome;

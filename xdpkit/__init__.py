@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .language.pipeline import Pipeline, load_file
     from .language.rule import Rule
     from .language.sets import Add, Entry, Member, Set, SetSpec
+    from .language.tracking import Timeouts, Tracking, ct
     from .link.attach import Link, attach
     from .link.events import Event
     from .link.forward import Forwarder, forward
@@ -166,7 +167,9 @@ __all__ = [
     "Switch",
     "TableInfo",
     "ThreadError",
+    "Timeouts",
     "Totals",
+    "Tracking",
     "Update",
     "Verdict",
     "VerifierError",
@@ -179,6 +182,7 @@ __all__ = [
     "arp",
     "attach",
     "compile_pipeline",
+    "ct",
     "dev",
     "dst",
     "dstopts",
@@ -240,6 +244,7 @@ _MODULES = {
     "language.pipeline": "Pipeline load_file",
     "language.rule": "Rule",
     "language.sets": "Add Entry Member Set SetSpec",
+    "language.tracking": "Timeouts Tracking ct",
     "link.attach": "Link attach",
     "link.events": "Event",
     "link.forward": "Forwarder forward",

@@ -29,6 +29,7 @@ from ..language.metadata import kernel_needs
 from ..language.pipeline import Pipeline, load_file
 from ..language.rule import Rule
 from ..language.sets import Entry, SetSpec
+from ..language.tracking import Timeouts, Tracking
 from .compile import compile_pipeline
 from .compiled import HOOKS, Compiled, TableInfo
 
@@ -112,7 +113,8 @@ def as_built(pipeline: Pipeline | Compiled | Built, shadow: Pipeline | None = No
 
 def build(pipeline: Pipeline) -> Built:
     """Compile ``pipeline`` for every hook."""
-    return Built(pipeline, {hook: compile_pipeline(pipeline, hook, assembly=True) for hook in HOOKS})
+    hooks = [hook for hook in HOOKS if hook != "socket" or pipeline.tracking is None]
+    return Built(pipeline, {hook: compile_pipeline(pipeline, hook, assembly=True) for hook in hooks})
 
 
 def write(built: Built, path: str | Path) -> None:
@@ -126,6 +128,7 @@ def write(built: Built, path: str | Path) -> None:
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
         "sets": [_encode(spec) for spec in pipe.sets],
+        "tracking": _encode(pipe.tracking),
         "digest": pipe.digest(),
         "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
         "needs": {hook: needs(pipe, hook) for hook in built.programs},
@@ -165,7 +168,8 @@ def read(path: str | Path) -> Built:
             tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             sets = tuple(_expect(SetSpec, _decode(spec)) for spec in _expect(list, manifest["sets"]))
             rules = [_expect(Rule, _decode(rule)) for rule in _expect(list, manifest["rules"])]
-            pipe.restore(rules, sets)
+            tracked = _decode(manifest.get("tracking"))
+            pipe.restore(rules, sets, None if tracked is None else _expect(Tracking, tracked))
             programs = {
                 hook: Compiled(
                     pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
@@ -203,7 +207,9 @@ def load(path: str | Path) -> Built:
 
 
 def _kinds() -> dict[str, type]:
-    found: dict[str, type] = {c.__name__: c for c in (Action, Entry, Instruction, Rule, SetSpec, Where)}
+    found: dict[str, type] = {
+        c.__name__: c for c in (Action, Entry, Instruction, Rule, SetSpec, Timeouts, Tracking, Where)
+    }
     waiting: list[type] = [Action, Expr, Step]
     while waiting:
         below: list[type] = waiting.pop().__subclasses__()

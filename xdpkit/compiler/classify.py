@@ -137,11 +137,15 @@ class Classify:
         function.attributes.add("alwaysinline")
         ir.IRBuilder(function.append_basic_block()).ret(value)
 
-    def empty(self, name: str, *arguments: ir.Type) -> None:
-        """A function of the data plane that does nothing here."""
-        function = ir.Function(self.module, ir.FunctionType(VOID, arguments), name)
+    def empty(self, name: str, *arguments: ir.Type, result: ir.Type = VOID) -> None:
+        """A function of the data plane that does nothing here, and returns 0."""
+        function = ir.Function(self.module, ir.FunctionType(result, arguments), name)
         function.attributes.add("alwaysinline")
-        ir.IRBuilder(function.append_basic_block()).ret_void()
+        builder = ir.IRBuilder(function.append_basic_block())
+        if result is VOID:
+            builder.ret_void()
+        else:
+            builder.ret(ir.Constant(result, None if result.is_pointer else 0))
 
     def require(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
         """Let the first block of a section go on only where ``holds`` is true.  It always is, but the verifier does not

@@ -19,6 +19,10 @@ def compile_pipeline(
     rules are too many for one program, and ValueError for a hook that does not exist."""
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
+    if hook == "socket" and pipeline.tracking is not None:
+        raise NotSupported(
+            f"pipeline {pipeline.name!r} tracks connections", "XDP or TC: a socket filter sees copies of packets"
+        )
     try:
         from .linker import check_reach, emit_assembly, emit_object, link_module, optimise
         from .lower import lower

@@ -26,6 +26,8 @@ REACH = (1 << 15) - 1
 LONG_BYTES = 8 * REACH
 #: The program's function in every hook; all others are inlined or dropped.
 ENTRY = "xdpkit"
+#: Functions that the verifier is to follow once by themselves, not where they are called: see bpf/track.bpf.c.
+GLOBAL = ("track_scale", "track_judge", "track_commit")
 
 
 @cache
@@ -60,8 +62,9 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     generated = llvm.parse_assembly(rules.text, context)
     generated.triple, generated.data_layout = module.triple, module.data_layout
     module.link_in(generated)
+    keep = {ENTRY, *(GLOBAL if "track" in rules.parts else ())}
     for function in module.functions:
-        if not function.is_declaration and function.name != ENTRY:
+        if not function.is_declaration and function.name not in keep:
             function.linkage = "internal"
     return module
 

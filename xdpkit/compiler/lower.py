@@ -75,12 +75,18 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
     rules.lower_section(plan.acting, builder)
     builder.unreachable()
     copies = not pipeline.steps.isdisjoint({Mirror, Log})
-    parts = ("tunnel",) * plan.tunnels + ("mirror",) * copies
+    tracks = pipeline.tracking is not None
+    parts = ("tunnel",) * plan.tunnels + ("mirror",) * copies + ("track",) * tracks
     _constants(classify, rules.reader, reader_metadata)
     if "tunnel" not in parts:
         classify.empty("walk_tunnel", POINTER, POINTER, I32, I32, I32)
     if "mirror" not in parts:
         classify.empty("mirror", POINTER, POINTER, POINTER, I32)
+    if "track" not in parts:
+        classify.empty("track_find", POINTER, POINTER, result=POINTER)
+        classify.empty("track_judge", POINTER, result=I32)
+        classify.empty("track_commit", POINTER, result=I32)
+        classify.empty("track_count", POINTER)
     return Lowered(
         str(classify.module),
         parts,
@@ -105,6 +111,9 @@ def _constants(classify: Classify, reader: Reader, reader_metadata: Sequence[str
     classify.constant("marks", I32(int(Mark in pipeline.steps)))
     classify.constant("mirrors", I32(int(Mirror in pipeline.steps)))
     classify.constant("reader_metadata", I32(sum(1 << READER_METADATA.index(name) for name in reader_metadata)))
+    full = pipeline.full_outcome
+    classify.constant("tracks", I32(int(pipeline.tracking is not None)))
+    classify.constant("full_outcome", I32(0 if full is None else classify.outcome(full, pipeline.outcomes[full])))
     classify.constant("pairs", I32(len(pipeline.every_rule) if plan.shadow else 0))
 
 

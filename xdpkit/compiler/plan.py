@@ -30,6 +30,9 @@ DEEP = 16
 #: (bpf/packet.h).
 MANY_HEADERS, MANY_TESTS = 10, 1000
 
+#: The headers that tracking looks at.
+TRACKED = frozenset({"vlan", "vlan2", "ip", "ip6", "frag", "tcp", "udp", "sctp", "icmp", "icmp6", "icmp6.query"})
+
 #: Rules in order with their numbers: a table, or some that are tested one by one.
 Part = Table | list[tuple[int, Rule]]
 
@@ -81,6 +84,8 @@ def make_plan(pipeline: Pipeline) -> Plan:
     chained = [rule for part in parts if isinstance(part, list) for _, rule in part]
     tested = [*headers_read(chained), *(header for table in found for header in table.boxes.headers)]
     read = frozenset(tested)
+    if pipeline.tracking is not None:
+        read |= TRACKED
     inside = any(name.startswith(INNER) for name in read)
     large = len(chained) > FEW or is_branchy(chained)
     return Plan(

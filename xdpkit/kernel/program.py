@@ -23,6 +23,7 @@ from ..language.metadata import kernel_needs
 from ..language.pipeline import CLOCK, MATRIX, Pipeline
 from ..language.rule import Rule
 from .core import check, ffi, lib, text
+from .flowmaps import settings
 from .loaded import RINGS, LoadedProgram
 
 __all__ = ["Program", "may_load", "program_name"]
@@ -67,6 +68,9 @@ class Program(LoadedProgram):
                 indexes = [devices.get(name, 0) for name in self.pipeline.devices]
                 values = ffi.new(f"uint32_t[{MAX_DEVICES}]", indexes)
                 check(lib.xk_program_set_u32s(self._program, b"device_indexes", values, MAX_DEVICES), "device_indexes")
+            if self.pipeline.tracking is not None:
+                for name, value in settings(self.pipeline.tracking).items():
+                    check(lib.xk_program_set_u32(self._program, name.encode(), value), name)
             if self.is_xdp:
                 self._configure_xdp(metadata)
             self._load()
@@ -79,6 +83,8 @@ class Program(LoadedProgram):
         missing = [s.name for s in self.pipeline.sets if self._lacks(set_symbol(s.name), maps)]
         if missing:
             raise ValueError(f"program with sets ({', '.join(missing)}): load it as a Ruleset, which makes them")
+        if self.pipeline.tracking is not None and self._lacks("flows", maps):
+            raise ValueError("program that tracks connections: load it as a Ruleset, which makes the tables")
         for name, fd in maps.items():
             if self.has_map(name):  # the program has no map for a set that no rule looks up
                 check(lib.xk_program_reuse_map(self._program, name.encode(), fd), name)

@@ -101,6 +101,7 @@ PACKET_MEMBERS: tuple[tuple[str, int], ...] = (
     ("meta_second", 32),
     ("meta_mark", 32),
     ("meta_priority", 32),
+    ("ct", 8),
 )
 #: Values that rules may test, that are in no header, and that cost time to find out: the bits of wanted_meta(), in
 #: order.
@@ -306,10 +307,15 @@ EITHER = (
     FieldSpec("src", None, "src", 128, "source address, IPv4 or IPv6", "ip"),
     FieldSpec("dst", None, "dst", 128, "destination address, IPv4 or IPv6", "ip"),
 )
+#: What is known of the packet's flow, where the pipeline tracks (tracking.py).  No bytes of a packet have it.
+CT = (
+    FieldSpec("ct.state", None, "ct", 4, "0 not tracked, 1 new, 2 established, 3 related, 4 invalid"),
+    FieldSpec("ct.direction", None, "ct", 4, "0 not known, 1 original, 2 reply", shift=4),
+)
 _MAPPED = tuple(
     replace(f, name=f"{f.name}.mapped", bits=128, kind="ip", mapped=True) for f in FIELDS if f.kind == "ipv4"
 )
-_BY_NAME = {spec.name: spec for spec in (*FIELDS, *EITHER, *_MAPPED)}
+_BY_NAME = {spec.name: spec for spec in (*FIELDS, *EITHER, *CT, *_MAPPED)}
 _PAYLOAD = re.compile(r"((?:inner\.)?payload)\[(\d+):(\d+)\]")
 
 

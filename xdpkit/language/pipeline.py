@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .limits import Bucket, Log, Sample
 from .metadata import metadata_fields
 from .rule import Rule
 from .sets import DEFAULT_CAPACITY, Add, Member, Set, SetSpec, declare
+from .tracking import Timeouts, Tracking, is_about_flows, tracking
 
 __all__ = ["Pipeline", "load_file"]
 
@@ -37,6 +38,8 @@ MAX_TARGETS = 1023
 #: Fields whose value depends on the time.
 CLOCK = ("meta.day", "meta.hour")
 DEFAULT_NAME = "default"
+#: The outcome of packets that a rule lets go and that find no room in the table of flows.
+FULL_NAME = "flow table full"
 
 
 class Pipeline:
@@ -57,6 +60,7 @@ class Pipeline:
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
         self._targets, self._devices = set[str](), dict[str, None]()
+        self._tracking: Tracking | None = None
         #: The shadow, whose rules see every packet and act on none: see :meth:`with_shadow`.
         self.shadowed: Pipeline | None = None
         self._seen, self._findings = Seen(), list[Finding]()
@@ -125,6 +129,31 @@ class Pipeline:
         self._sets[name] = spec
         return Set(spec)
 
+    def track(
+        self, *, capacity: int = 100_000, half_open: int = 65_536, full: Action = DROP, loose: bool = False,
+        count: bool = False, timeouts: Timeouts | Mapping[str, float] | None = None,
+    ) -> Tracking:  # fmt: skip
+        """Track connections, so that rules can ask for ``ct.new``, ``ct.established``, ``ct.related`` and
+        ``ct.invalid``.  Once for a pipeline, before the rules that ask.
+
+        ``capacity``: flows that were seen in both directions; no flood takes their place.  ``half_open``: flows that
+        were not answered yet; the least recently used gives way.  ``full``: the verdict, DROP or PASS, of a packet
+        that would complete a flow for which there is no room; a dropped one is counted as "flow table full".
+        ``loose``: a TCP packet in the middle of an unknown connection is new, not invalid.  ``count``: packets and
+        bytes of each flow.  ``timeouts``: :class:`Timeouts`, or those that differ by name, in seconds.  Raises
+        PipelineError."""
+        if self._tracking is not None:
+            raise PipelineError(f"the pipeline tracks already, since {self._tracking.where}", here())
+        made = tracking(capacity, half_open, full, loose, count, timeouts)
+        self._follow(made)
+        return made
+
+    def _follow(self, made: Tracking) -> None:
+        if FULL_NAME in self._names:
+            raise PipelineError(f"rule name {FULL_NAME!r} is taken: a pipeline that tracks counts by it", here())
+        self._tracking = made
+        self._names.add(FULL_NAME)
+
     def rule(self, condition: object, *then: object, name: str | None = None) -> Rule:
         """Append a rule.  ``then`` is an action, or steps (COUNT, Mirror, Mark, log(), set.add()) with or without an
         action behind them.  A rule without an action counts the packet and does its steps; then the next rule is tried.
@@ -186,7 +215,10 @@ class Pipeline:
         return name
 
     def _owns(self, expr: Expr, steps: tuple[Step, ...]) -> None:
-        """The sets in a rule must be this pipeline's own."""
+        """The sets in a rule must be this pipeline's own, and what it asks of flows must be known."""
+        about = next(filter(is_about_flows, expr.nodes()), None)
+        if about is not None and self._tracking is None:
+            raise PipelineError(f"{about} needs a pipeline that tracks: call pipe.track() before this rule", here())
         used = [node.set for node in expr.nodes() if isinstance(node, Member)]
         used += [step.set for step in steps if isinstance(step, Add)]
         for spec in used:
@@ -220,9 +252,11 @@ class Pipeline:
         found."""
         return list(self._findings)
 
-    def restore(self, rules: Iterable[Rule], sets: Iterable[SetSpec] = ()) -> None:
-        """Append rules and sets that were declared before, as a built file has them."""
+    def restore(self, rules: Iterable[Rule], sets: Iterable[SetSpec] = (), tracked: Tracking | None = None) -> None:
+        """Append rules and sets that were declared before, and what is tracked, as a built file has them."""
         self._sets |= {spec.name: spec for spec in sets}
+        if tracked is not None:
+            self._follow(tracked)
         for rule in rules:
             self._rules.append(rule)
             self._names.add(rule.name)
@@ -234,8 +268,27 @@ class Pipeline:
 
     @property
     def outcomes(self) -> tuple[Rule, ...]:
-        """The rules and, as the last one, the default as a rule that takes every packet.  Each has a counter."""
-        return (*self._rules, self._otherwise)
+        """The rules, the outcome of packets that find the table of flows full (where those are dropped), and, last, the
+        default as a rule that takes every packet: one counter each."""
+        return (*self._rules, *self._full, self._otherwise)
+
+    @property
+    def _full(self) -> tuple[Rule, ...]:
+        if self._tracking is None or self._tracking.full == PASS:
+            return ()
+        where = self._tracking.where
+        return (Rule(FULL_NAME, Not(Always(where=where), where=where), self._tracking.full, where),)
+
+    @property
+    def tracking(self) -> Tracking | None:
+        """What :meth:`track` declared, None where the pipeline does not track."""
+        return self._tracking
+
+    @property
+    def full_outcome(self) -> int | None:
+        """The number, in :attr:`outcomes`, of the one of packets that find the table of flows full; None where they
+        pass."""
+        return len(self._rules) if self._full else None
 
     @property
     def verdicts(self) -> frozenset[str]:
@@ -256,7 +309,7 @@ class Pipeline:
     @property
     def remembers(self) -> bool:
         """Whether the verdict on a packet may depend on the packets before it."""
-        return bool(self.limits) or Add in self.steps
+        return bool(self.limits) or Add in self.steps or self._tracking is not None
 
     @property
     def is_timed(self) -> bool:
@@ -264,7 +317,7 @@ class Pipeline:
         nodes = (node for rule in self.every_rule for node in rule.nodes())
         if any(isinstance(node, (Bucket, Draw, Sample)) for node in nodes) or any(s.timeouts for s in self.sets):
             return True
-        return not self.headerless_fields.isdisjoint(CLOCK)
+        return self._tracking is not None or not self.headerless_fields.isdisjoint(CLOCK)
 
     @property
     def headerless_fields(self) -> frozenset[str]:
@@ -304,7 +357,8 @@ class Pipeline:
                 raise PipelineError(f"set {spec.name!r} is {kinds}: give it another name", spec.where)
         both = Pipeline(self.name, default=self.default)
         both.where, both._otherwise = self.where, self._otherwise
-        both.restore(self._rules, self._sets.values())
+        follows = replace(other._tracking, full=PASS) if other._tracking is not None else None  # it must not drop
+        both.restore(self._rules, self._sets.values(), self._tracking or follows)
         both.shadowed = other.shadow()
         if len(both.every_rule) > MAX_RULES - MATRIX:
             raise PipelineError(f"more than {MAX_RULES - MATRIX} rules, with those of the shadow", other.where)
@@ -317,7 +371,8 @@ class Pipeline:
         shadow = Pipeline(self.name, default=Shadow(would=self.default))
         shadow.where = self.where
         shadow._otherwise = replace(self._otherwise, action=shadow.default)
-        shadow.restore(map(_shadow, self._rules), self.sets)
+        follows = replace(self._tracking, full=PASS) if self._tracking is not None else None
+        shadow.restore(map(_shadow, self._rules), self.sets, follows)
         return shadow
 
     @property
@@ -330,6 +385,8 @@ class Pipeline:
         files and lines."""
         text = "\n".join(f"{r.name}\0{r}" for r in self.outcomes)
         text += "".join(f"\n{s.name}\0{s.kind}\0{s.capacity}\0{s.pinned}\0{s.source}\0{s.members}" for s in self.sets)
+        if self._tracking is not None:
+            text += f"\n{self._tracking}"
         return hashlib.sha256(f"{self.name}\n{text}".encode()).hexdigest()
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from ..device import netdev
 from ..device.netdev import Device
 from ..kernel.bpfmap import map_id
 from ..kernel.core import check, ffi, lib
+from ..kernel.flowmaps import FlowMaps
 from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..kernel.program import Program
 from ..language.actions import Forward
@@ -43,11 +44,12 @@ class Ruleset:
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         before: Ruleset | None = None, device: Device | None = None, spread: int = 1,
-        devices: Mapping[str, int] = MappingProxyType({}),
+        devices: Mapping[str, int] = MappingProxyType({}), tables: FlowMaps | None = None,
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``, ``devices``: as
-        for Program.  Raises what Program raises, PipelineError for members and sets that do not fit, OSError for a
-        device to forward to that is not there, NotSupported for one without Ethernet."""
+        for Program.  ``tables``: those of another ruleset, which closes them, to share its connections.  Raises what
+        Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that is
+        not there, NotSupported for one without Ethernet."""
         self._prepare(built, explain)
         try:
             specs = (
@@ -56,6 +58,7 @@ class Ruleset:
             reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
             if before is not None:
                 reuse |= self._buckets(before) | before.rings()
+            reuse |= self._flows(before, tables)
             targets = [_device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
                 built.compiled(hook),
@@ -84,6 +87,9 @@ class Ruleset:
         self.sets: dict[str, LiveSet] = {}
         self._declared: dict[str, Columns] = {}
         self._forks: list[Fork] = []
+        #: The tables of connections; None where the pipeline does not track.
+        self.tables: FlowMaps | None = None
+        self._owns_tables = False
         self._closing = ExitStack()
 
     @classmethod
@@ -99,6 +105,9 @@ class Ruleset:
         ruleset.program = program
         ruleset._closing.callback(program.close)
         try:
+            if built.pipeline.tracking is not None:
+                ruleset.tables = FlowMaps.opened(built.pipeline.tracking, program.maps())
+                ruleset._owns_tables = True
             for spec in built.pipeline.sets:
                 there = sets.get(spec.name)
                 ruleset.sets[spec.name] = (
@@ -134,6 +143,23 @@ class Ruleset:
         fork = live._fork(spec, had, wanted)
         self._forks.append(fork)
         return fork.fd
+
+    def _flows(self, before: Ruleset | None, tables: FlowMaps | None) -> dict[str, int]:
+        """The tables of connections: those that were handed in, or of the ruleset before, or new ones."""
+        spec = self.pipeline.tracking
+        if spec is None:
+            return {}
+        had = before.tables if before is not None else None
+        self.tables = tables or had
+        if self.tables is None:
+            self.tables, self._owns_tables = FlowMaps(spec), True
+        elif self.tables.spec.count != spec.count:
+            raise PipelineError(
+                "track: count cannot change while connections are tracked, because it is part of each of them: attach "
+                "the pipeline again",
+                spec.where,
+            )
+        return self.tables.fds
 
     def _buckets(self, before: Ruleset) -> dict[str, int]:
         """The buckets of limits that are in both rulesets, the same limit in the same place of the same rule."""
@@ -174,6 +200,8 @@ class Ruleset:
         self._forks = []
         gone = {name: live for name, live in before.sets.items() if name not in self.sets}
         before.sets = gone
+        if before.tables is self.tables and before._owns_tables:
+            self._owns_tables, before._owns_tables = True, False
         before.close()
 
     def abandon(self, before: Ruleset | None) -> None:
@@ -197,6 +225,8 @@ class Ruleset:
         self._closing.close()
         for live in self.sets.values():
             live.close()
+        if self.tables is not None and self._owns_tables:
+            self.tables.close()
 
 
 def _alike(a: Columns, b: Columns) -> bool:

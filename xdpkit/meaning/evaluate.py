@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import singledispatch
 
-from ..language.actions import Mark, Mirror, Step
+from ..language.actions import Mark, Mirror, Step, Verdict
 from ..language.classic import Classic, interpret
 from ..language.counted import Draw, Quota, Turn
 from ..language.devices import OnDevice
@@ -147,6 +147,9 @@ def run(
     packet = walk(
         frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata, now_ns=state.now_ns, devices=devices
     )
+    judged = None if state.flows is None else state.flows.judge(packet, state.now_ns)
+    if judged is not None:
+        packet.members["ct"] = judged.member
     outcome = Outcome(pipeline.outcomes[-1])
     for rule in pipeline.outcomes:
         if not holds(rule.expr, packet, state):
@@ -155,9 +158,13 @@ def run(
             _do(step, rule, packet, state, outcome)
         if not rule.goes_on:
             outcome.rule = rule
-            return outcome
+            break
         outcome.passed.append(rule)
-    raise AssertionError("the default takes every packet")
+    if state.flows is not None and judged is not None and outcome.rule.action.verdict is not Verdict.DROP:
+        room = state.flows.commit(judged, packet, state.now_ns)
+        if not room and pipeline.full_outcome is not None:
+            outcome.rule = pipeline.outcomes[pipeline.full_outcome]
+    return outcome
 
 
 def _do(step: Step, rule: Rule, packet: Packet, state: State, outcome: Outcome) -> None:

@@ -1,6 +1,6 @@
-"""What a pipeline remembers from packet to packet, in plain Python: members of sets and buckets of limits, with the
-clock and the random numbers that they use.  The reference evaluator works on such a state, and the kernel's maps must
-hold the same."""
+"""What a pipeline remembers from packet to packet, in plain Python: members of sets, buckets of limits and flows, with
+the clock and the random numbers that they use.  The reference evaluator works on such a state, and the kernel's maps
+must hold the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..language.fields import FieldSpec
 from ..language.limits import TIME_SHIFT, Bucket, Limit
 from ..language.pipeline import Pipeline
 from ..language.sets import Entry, SetSpec
+from .flows import Flows
 from .walk import Packet
 
 __all__ = ["Members", "State", "draw"]
@@ -95,8 +96,11 @@ class State:
     random: int = 0
     sets: dict[str, Members] = field(default_factory=dict)
     buckets: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    flows: Flows | None = None
 
     def __post_init__(self) -> None:
+        if self.pipeline.tracking is not None:
+            self.flows = Flows(self.pipeline.tracking)
         for spec in self.pipeline.sets:
             members = self.sets.setdefault(spec.name, Members(spec))
             for entry in spec.members:
