@@ -42,10 +42,10 @@ def assert_tracked_alike(pipe: Pipeline, stream: list[Arrival], hook: str, learn
 
 
 @one_by_one
-@examples(60)
+@examples(25)
 @given(tracking_pipelines(), conversations(120), st.sampled_from((0, 0, 3)))
 def test_connections_are_the_same_in_the_kernel_and_in_the_reference(
     hook: str, pipe: Pipeline, stream: list[Arrival], learn_seconds: float
 ):
-    note(f"{again('compiler/test_tracking.py')}\n{pipe}\n{listing(pipe)}\n{pipe.tracking}")
+    note(f"{again('compiler/test_connections.py')}\n{pipe}\n{listing(pipe)}\n{pipe.tracking}")
     assert_tracked_alike(pipe, stream, hook, learn_seconds)
