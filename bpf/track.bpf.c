@@ -320,13 +320,8 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 
 		if (!(h->present & HAS_ICMP6) || !icmp6_there)
 			return 0;
-		if (h->present & HAS_ICMP6_QUERY) {
-			TAKE(icmp_wire, echo, s, at, 0);
-
-			find_icmp(s, t, at, proto, icmp6->type, echo_there ? echo->rest : 0, 1);
-		} else {
-			find_icmp(s, t, at, proto, icmp6->type, 0, 0);
-		}
+		t->options = !copy_bytes(s, at + sizeof(*icmp6), &t->seq, sizeof(t->seq));
+		find_icmp(s, t, at, proto, icmp6->type, t->seq, t->options);
 	} else if (v4 || !bit_of(proto, EXTENSIONS)) {
 		t->kind = PLAIN;
 	}

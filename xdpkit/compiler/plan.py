@@ -31,7 +31,7 @@ DEEP = 16
 MANY_HEADERS, MANY_TESTS = 10, 1000
 
 #: The headers that tracking looks at.
-TRACKED = frozenset({"vlan", "vlan2", "ip", "ip6", "frag", "tcp", "udp", "sctp", "icmp", "icmp6", "icmp6.query"})
+TRACKED = frozenset({"vlan", "vlan2", "ip", "ip6", "frag", "tcp", "udp", "sctp", "icmp", "icmp6"})
 
 #: Rules in order with their numbers: a table, or some that are tested one by one.
 Part = Table | list[tuple[int, Rule]]

@@ -127,14 +127,15 @@ def _of_icmp(
     fragment: Hashable,
 ) -> Facts:  # fmt: skip
     at = packet.starts[name]
-    kind, ident = packet.frame[at], packet.number(at + 4, 2)
+    kind, word = packet.frame[at], packet.number(at + 4, 4)
     if kind in ERRORS[proto]:
         return Facts(Kind.ERROR, proto, _quoted(packet, at + 8, family, tags, target))
     asks, answers = QUERIES[proto], ANSWERS[proto]
     if kind not in asks and kind not in answers:
         return Facts(Kind.NONE)
-    if f"{name}.query" not in packet.starts or ident is None:
+    if word is None:
         return Facts(Kind.BAD)
+    ident = word >> 16
     if kind in asks:
         key = _query(family, tags, proto, source, target, kind, ident)
         return Facts(Kind.QUERY, proto, key, source > target, fragment)
