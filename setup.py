@@ -98,8 +98,8 @@ def build_bpf(target: Path) -> None:
 
 
 def assemble(clang: str, text: Path, output: Path) -> None:
-    """Make bitcode of LLVM IR.  A warning ends the build, as -Werror does where C is compiled: clang only warns where it
-    drops all debug information of a module."""
+    """Make bitcode of LLVM IR.  A warning ends the build, as -Werror does where C is compiled: clang only warns where
+    it drops all debug information of a module."""
     command = [clang, "-target", "bpf", "-x", "ir", "-Xclang", "-disable-llvm-passes", "-emit-llvm", "-c", str(text)]
     done = subprocess.run([*command, "-o", str(output)], stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode or done.stderr:

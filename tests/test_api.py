@@ -8,9 +8,11 @@ import subprocess
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 import xdpkit
@@ -23,6 +25,8 @@ MADE_BY_USERS = {
     "Compiled", "Forward", "Mark", "Mirror", "Pipeline", "Redirect", "SocketOptions", "FrameError", "NotSupported",
     "PipelineError", "VerifierError", "Where",
 }  # fmt: skip
+#: Names of types of arrays: strings when the program runs, because numpy is imported when it is used.
+ARRAYS = ("U8", "U16", "U32", "U64", "I64", "Flags", "Bytes", "Values")
 
 
 def hints(thing: object) -> dict[str, object]:
@@ -30,7 +34,10 @@ def hints(thing: object) -> dict[str, object]:
     own = sys.modules[thing.__module__]
     others = [module for name, module in sorted(sys.modules.items()) if name.startswith("xdpkit")]
     names = {name: value for module in (typing, *others, own) for name, value in vars(module).items()}
-    return typing.get_type_hints(thing, {**names, "ScapyPacket": object}, {})  # imported for type checkers alone
+    # for type checkers alone: neither scapy nor numpy is imported before it is used
+    names |= {"ScapyPacket": object} | dict.fromkeys(ARRAYS, np.ndarray)
+    names |= {"Packets": Sequence[bytes] | np.ndarray, "npt": npt}
+    return typing.get_type_hints(thing, names, {})
 
 
 def parts(annotation: object) -> Iterator[object]:

@@ -13,6 +13,7 @@ import xdpkit
 ROOT = Path(xdpkit.__file__).parent
 #: The rooms, from the ground up: a module imports from its own room and from those on lower floors.
 FLOORS = (
+    {"lazy"},
     {"logs", "terminal", "language", "device", "files"},
     {"meaning", "compiler"},
     {"kernel"},

@@ -97,7 +97,7 @@ def test_too_few_descriptors_or_too_little_memory_is_no_traceback(make_veth, wha
 
 def test_the_version_and_the_help_import_nothing_of_the_data_plane():
     code = "import sys; from xdpkit.cli.entry import main\ntry: main()\nexcept SystemExit: print(sorted(sys.modules))"
-    heavy = {"numpy", "scapy", "pyroute2", "llvmlite", "rich", "matplotlib", "xdpkit._core"}
+    heavy = {"numpy._core", "asyncio", "scapy", "pyroute2", "llvmlite", "rich", "matplotlib", "xdpkit._core"}
     for args in (["version"], ["--version"], ["--help"], ["run", "--help"], ["set", "--help"], ["show", "--help"]):
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
         modules = set(eval(done.stdout.splitlines()[-1]))
@@ -117,3 +117,12 @@ def test_the_package_runs_as_a_module():
     )
     by_name = subprocess.run([XDPKIT, "version"], capture_output=True, text=True, check=True)
     assert by_module.stdout == by_name.stdout != ""
+
+
+def test_a_run_without_sets_and_batches_imports_neither_numpy_nor_asyncio_nor_scapy(make_veth):
+    _, right = make_veth()
+    command = [sys.executable, "-X", "importtime", "-m", "xdpkit", "run", DNS, "-i", right.name, "--duration", "0.1"]
+    done = right.namespace.run(command, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "xdpkit.link.attach" in modules
+    assert not modules & {"numpy._core", "asyncio", "scapy", "pyroute2.iproute", "importlib.metadata"}

@@ -22,7 +22,7 @@ from strategies import again, examples
 
 from xdpkit import DROP, PASS, Redirect, ip, ip6, src, tcp
 from xdpkit.cli import main as cli
-from xdpkit.kernel.bpfmap import HASH, NO_PREALLOC, VALUE, Map
+from xdpkit.kernel.bpfmap import HASH, NO_PREALLOC, VALUE, VALUE_BYTES, Map
 from xdpkit.kernel.core import check, ffi, lib
 from xdpkit.language.errors import PipelineError
 from xdpkit.sets.live import Change, LiveSet
@@ -389,7 +389,7 @@ def test_maps_of_a_type_that_has_no_batches_are_written_and_read_one_by_one():
 
 
 def test_an_error_in_the_middle_says_how_many_elements_were_written():
-    with Map.create(HASH, "t", 4, VALUE.itemsize, 5, flags=NO_PREALLOC) as small:
+    with Map.create(HASH, "t", 4, VALUE_BYTES, 5, flags=NO_PREALLOC) as small:
         keys = np.arange(8, dtype=np.uint32).view(np.uint8).reshape(-1, 4)
         assert small.write(keys, np.zeros(8, VALUE)) == (5, errno.E2BIG)
         assert len(small.read()[0]) == 5

@@ -64,6 +64,9 @@ _open_standard_streams()
 def main() -> None:
     """The command ``xdpkit``.  Exit status 0, 1 for a failure, 2 for wrong usage, 128 + number after a signal."""
     try:
+        from ..lazy import put_in_place
+
+        put_in_place("numpy")  # a pipeline with C workers and without sets attaches without it
         from .main import main as command
     except (ImportError, OSError, MemoryError, SystemError, AttributeError) as error:
         # what a shared object or a module gives that cannot be mapped or read: no memory, no descriptors, not built

@@ -12,7 +12,6 @@ import io
 import os
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Annotated, NoReturn
 
@@ -42,7 +41,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(version("xdpkit"))
+        show_version()
         raise typer.Exit
 
 
@@ -287,6 +286,8 @@ app.add_typer(firewall)
 @app.command("version")
 def show_version() -> None:
     """Print the version."""
+    from importlib.metadata import version
+
     print(version("xdpkit"))
 
 

@@ -70,15 +70,16 @@ def run(wanted: RunOptions) -> None:
     if any(found.pinned for found in built.pipeline.sets) and (private := private_bpffs()):
         notice(f"warning: {private}")
     json = wanted.as_json or bool(wanted.json_lines)
-    console = make_console(stderr=json or "-" in (wanted.write, wanted.copies))
+    stderr = json or "-" in (wanted.write, wanted.copies)
     with ExitStack() as stack:
         file = stack.enter_context(_capture_file(wanted.write)) if wanted.write else None
         copied = stack.enter_context(_capture_file(wanted.copies)) if wanted.copies else None
         stop = stack.enter_context(signals())
         doing = f"compiling {built.pipeline.name}, attaching it to {wanted.device} ..."
-        with shown_while(console, doing, quiet=wanted.quiet):
+        with shown_while(doing, stderr=stderr, quiet=wanted.quiet):
             link = _attach(built, shadow, wanted)
         failure: OSError | None = None
+        console = make_console(stderr=stderr)
         with link:
             watched = Watched(
                 link, stop, wanted.duration, wanted.count, console, wanted.quiet, confirm=wanted.confirm,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from ..link.ledger import Ledger
 from ..terminal import si, visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 __all__ = ["headline", "table"]
 
 
 def table(ledger: Ledger, before: Ledger | None = None) -> Table:
     """The ledger as a rich table; rates are since ``before``, or over the whole run."""
+    from rich.table import Table
+
     out = Table(box=None, pad_edge=False)
     out.add_column("stage")
     out.add_column("packets", justify="right")
@@ -29,4 +34,6 @@ def table(ledger: Ledger, before: Ledger | None = None) -> Table:
 
 def headline(ledger: Ledger) -> Text:
     """Pipeline, device, and what the kernel gave."""
+    from rich.text import Text
+
     return Text(visible(f"{ledger.pipeline} on {ledger.device}: {ledger.attachment}"), style="bold", overflow="fold")

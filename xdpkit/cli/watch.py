@@ -9,12 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-
-from rich.console import Console, Group, RenderableType
-from rich.control import Control
-from rich.live import Live
-from rich.segment import Segment, Segments
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from ..language.fields import field_named
 from ..language.sets import written
@@ -23,10 +18,14 @@ from ..link.ledger import Ledger
 from ..link.link import Link
 from ..meaning.walk import Packet, walk
 from ..sockets.workers import Workers
-from ..terminal import notice, print_line, visible
+from ..terminal import make_console, notice, print_line, visible
 from .confirm import Confirmation
 from .signals import Signals
 from .table import headline, table
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 __all__ = ["Watched", "describe", "print_events", "shown_while"]
 
@@ -100,6 +99,8 @@ class Watched:
         answered = self._confirmation.given()
         if answered and self.show and self._confirmation.lines:
             # the terminal has shown the new lines: back to where the table ends
+            from rich.control import Control
+
             self.console.control(Control.move(0, -self._confirmation.lines))
         return answered
 
@@ -115,6 +116,9 @@ class Watched:
         if not self.show:
             yield None
             return
+        from rich.live import Live
+        from rich.text import Text
+
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             try:
                 yield live
@@ -125,6 +129,9 @@ class Watched:
         ledger = self.link.ledger()
         if ledger.seconds - before.seconds < 0.2:
             return before
+        from rich.console import Group
+        from rich.text import Text
+
         question = [Text(visible(self._question()), style="bold yellow")] if self.confirm else []
         live.update(_fitted(self.console, Group(*question, headline(ledger), table(ledger, before))), refresh=True)
         return ledger
@@ -133,16 +140,24 @@ class Watched:
 def _fitted(console: Console, shown: RenderableType) -> RenderableType:
     """As much of ``shown`` as the terminal has lines for, and an empty line, where the terminal shows ^C: at the end of
     a full line that would begin a new line, and rich would not find the first line again."""
+    from rich.console import Group
+    from rich.segment import Segment, Segments
+    from rich.text import Text
+
     lines = console.render_lines(shown, pad=False)[: max(1, console.height - 2)]
     return Group(*(Segments([*line, Segment.line()]) for line in lines), Text(" "))
 
 
 @contextmanager
-def shown_while(console: Console, text: str, *, quiet: bool) -> Iterator[None]:
-    """Show ``text`` on a terminal while the block runs."""
-    if quiet or not console.is_terminal:
+def shown_while(text: str, *, stderr: bool, quiet: bool) -> Iterator[None]:
+    """Show ``text`` on a terminal while the block runs.  Without one nothing is imported for it."""
+    if quiet or not (sys.stderr if stderr else sys.stdout).isatty():
         yield
         return
+    from rich.live import Live
+    from rich.text import Text
+
+    console = make_console(stderr=stderr)
     with Live(_fitted(console, Text(visible(text))), console=console, auto_refresh=False, transient=True) as live:
         live.refresh()
         yield

@@ -12,14 +12,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..language.check import Alternative, alternatives, implied
 from ..language.expr import Always
 from ..language.fields import FieldSpec, field_named
 from ..language.rule import Rule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["MAX_WORDS", "Boxes", "Run", "Word", "plain", "runs"]
 

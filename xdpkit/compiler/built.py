@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -119,6 +118,8 @@ def build(pipeline: Pipeline) -> Built:
 
 def write(built: Built, path: str | Path) -> None:
     """Write ``built`` to a file, whole or not at all."""
+    from importlib.metadata import version
+
     pipe = built.pipeline
     manifest = {
         "format": FORMAT,

@@ -7,8 +7,9 @@ the program's object: the program reads them in place, they are loaded and remov
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -20,6 +21,9 @@ from .compiled import TableInfo
 from .read import HEADER_BITS, Reader, side
 from .rule_tables import Table
 from .tree import ENTRY
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = I8.as_pointer()
@@ -156,12 +160,15 @@ class TableLowering:
         kind = ir.ArrayType(I8, len(data))
         variable = ir.GlobalVariable(self.classify.module, kind, f"{name}.{len(self.made)}")
         variable.initializer = ir.FormattedConstant(
-            kind, f'c"{_ESCAPED[np.frombuffer(data, np.uint8)].tobytes().decode()}"'
+            kind, f'c"{_escaped()[np.frombuffer(data, np.uint8)].tobytes().decode()}"'
         )
-        variable.global_constant, variable.section, variable.align = True, SECTION, ENTRY.itemsize
+        variable.global_constant, variable.section, variable.align = True, SECTION, np.dtype(ENTRY).itemsize
         variable.linkage = "internal"
         return variable.bitcast(POINTER)
 
 
 #: Bytes as LLVM assembly writes them.
-_ESCAPED = np.array([f"\\{byte:02x}".encode() for byte in range(256)])
+@cache
+def _escaped() -> NDArray[np.bytes_]:
+    """Each byte as the text of LLVM IR writes it."""
+    return np.array([f"\\{byte:02x}".encode() for byte in range(256)])

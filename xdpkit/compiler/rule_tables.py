@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..language.rule import Rule
 from .boxes import FEW_WORDS, MANY_HEADERS, MAX_WORDS, Boxes, Run, runs
 from .compiled import TableInfo
 from .tree import Tree, build
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: So many plain rules in a row or more become a table; docs/design.md has the measurement.
 LEAST = 16

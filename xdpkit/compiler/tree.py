@@ -19,17 +19,20 @@ the middle: those are cuts with one piece.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["ENTRY", "NO_RULE", "Tree", "build", "descend"]
 
-Array = NDArray[np.int64]
-#: struct entry in bpf/table.h.
-ENTRY = np.dtype(
-    [("lo", "<u4"), ("last", "<u4"), ("next", "<u4"), ("word", "u1"), ("shift", "u1"), ("final", "u1"), ("jump", "u1")]
-)
+Array: TypeAlias = "NDArray[np.int64]"
+#: struct entry in bpf/table.h, as a dtype; here and below none is made before a tree is: numpy is imported late.
+ENTRY = [
+    ("lo", "<u4"), ("last", "<u4"), ("next", "<u4"), ("word", "u1"), ("shift", "u1"), ("final", "u1"), ("jump", "u1"),
+]  # fmt: skip
 NO_RULE = 0xFFFF
 #: Entries on the longest way, in a tree, and there for each box given; boxes in all nodes of a level for each given.
 MAX_DEPTH, MAX_ENTRIES, ENTRIES, SPREAD = 128, 1 << 18, 64, 24

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from .core import check, ffi, lib, text
 
-__all__ = ["VALUE", "Bytes", "Info", "Map", "Values", "map_id", "mount_bpffs"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Values = npt.NDArray[Any]
+__all__ = ["VALUE", "VALUE_BYTES", "Bytes", "Info", "Map", "Values", "map_id", "mount_bpffs"]
+
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
+Values: TypeAlias = "npt.NDArray[Any]"
 #: ``struct xk_member`` of csrc/xdpkit.h, ``struct member`` of bpf/set.bpf.c.
-VALUE = np.dtype([("expires_ns", np.uint64), ("action", np.uint32), ("mark", np.uint32)])
-assert VALUE.itemsize == ffi.sizeof("struct xk_member")
+VALUE = [("expires_ns", "u8"), ("action", "u4"), ("mark", "u4")]
+VALUE_BYTES: int = ffi.sizeof("struct xk_member")
 
 #: enum bpf_map_type and flags of linux/bpf.h.
 HASH, ARRAY, LPM_TRIE, ARRAY_OF_MAPS = 1, 2, 11, 12

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..kernel.bpfmap import Bytes
 from ..kernel.core import check, ffi, lib
@@ -21,6 +20,9 @@ from ..language.errors import PipelineError
 from ..language.expr import here
 from ..language.sets import Entry, SetSpec
 from . import files as setfiles
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Columns", "Source", "read"]
 

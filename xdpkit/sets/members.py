@@ -13,13 +13,16 @@ import os
 import time
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from ..kernel.bpfmap import HASH, LPM_TRIE, NO_PREALLOC, VALUE, Bytes, Map, Values
+from ..kernel.bpfmap import HASH, LPM_TRIE, NO_PREALLOC, VALUE, VALUE_BYTES, Bytes, Map, Values
 from ..language.sets import SetSpec
 from .columns import Columns
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Change", "Found", "Table", "lives"]
 
@@ -65,7 +68,7 @@ class Table:
         """A new, empty map for ``spec.capacity`` entries; memory is allocated as entries are added."""
         kind, size = (LPM_TRIE, spec.key_bytes + 4) if spec.intervals else (HASH, spec.key_bytes)
         name = f"set_{spec.name}"
-        return cls(spec, Map.create(kind, name, size, VALUE.itemsize, spec.capacity, flags=NO_PREALLOC))
+        return cls(spec, Map.create(kind, name, size, VALUE_BYTES, spec.capacity, flags=NO_PREALLOC))
 
     @property
     def capacity(self) -> int:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ..language.errors import FrameError, NotSupported
 from ..language.pipeline import Pipeline
 from .header_columns import I64, U8, HeaderColumns, header_columns
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from scapy.packet import Packet as ScapyPacket
 
 __all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "AnyBatch", "Batch", "Columns", "Frames"]
@@ -28,8 +28,8 @@ __all__ = ["NO_RULE", "NO_VLAN", "U32", "U64", "AnyBatch", "Batch", "Columns", "
 NO_RULE = 0xFFFFFFFF
 NO_VLAN = 0xFFFFFFFF
 
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
+U32: TypeAlias = "npt.NDArray[np.uint32]"
+U64: TypeAlias = "npt.NDArray[np.uint64]"
 
 
 @dataclass(frozen=True, slots=True)

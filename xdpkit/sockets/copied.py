@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..kernel.core import check, ffi
 from ..language.errors import FrameError
@@ -17,6 +16,9 @@ from .header_columns import U8
 from .one_thread import OneThread
 from .reader import MOST_MS
 from .xsk import SocketStats
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["CopiedBatch", "CopyingSocket", "buffer"]
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Mapping
 from errno import ENOMEM
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..device.placement import online_cpus
 from ..kernel.core import check, ffi, lib
@@ -22,6 +21,9 @@ from .batch import U32, U64
 from .copied import CopyingSocket, buffer
 from .options import L2_BYTES, SocketOptions
 from .xsk import SocketStats
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["COPIES_BYTES", "EVENTS_BYTES", "CopiesSocket", "ring_bytes", "rings_of"]
 

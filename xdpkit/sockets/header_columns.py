@@ -7,20 +7,23 @@ to two VLAN tags, IPv6 extension headers, no transport header in fragments with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ..language.fields import HEADERS
 from ..meaning.walk import AH, EXTENSIONS, FRAGMENT, MAX_EXTENSIONS, TAGS
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 __all__ = ["HeaderColumns", "header_columns"]
 
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
+U8: TypeAlias = "npt.NDArray[np.uint8]"
+U16: TypeAlias = "npt.NDArray[np.uint16]"
+U32: TypeAlias = "npt.NDArray[np.uint32]"
+I64: TypeAlias = "npt.NDArray[np.int64]"
+Flags: TypeAlias = "npt.NDArray[np.bool_]"
 
 _IP, _IP6 = 0x0800, 0x86DD
 #: Transport headers that begin with a source and a destination port, with the bytes that must be there.

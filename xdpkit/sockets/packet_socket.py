@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ..kernel.core import check, ffi, lib
 from .batch import U32, U64
 from .copied import CopyingSocket, buffer
 from .xsk import SocketStats
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["PacketSocket"]
 

@@ -7,7 +7,6 @@ from whatever thread.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import select
@@ -112,6 +111,8 @@ def _wait(source: Source[B], timeout: float | None, stop: Stop | None) -> bool:
 
 async def batches_async(source: Source[B], timeout: float | None, limit: int, stop: Stop) -> AsyncGenerator[B, None]:
     """As :func:`batches`, in an event loop, which gets a turn after every batch."""
+    import asyncio
+
     epoll = epoll_of([*source.fds, stop.fd])
     reader = 0
     try:
@@ -133,6 +134,8 @@ async def batches_async(source: Source[B], timeout: float | None, limit: int, st
 
 
 async def _wait_async(source: Source[B], timeout: float | None, stop: Stop, epoll: select.epoll) -> bool:
+    import asyncio
+
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     for left in slices(timeout):
         if stop or source.wait(-1, 0):

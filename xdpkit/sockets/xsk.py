@@ -13,10 +13,9 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from ..kernel.core import check, ffi, lib
 from ..language.errors import FrameError, NotSupported, ThreadError
@@ -27,20 +26,23 @@ from .options import SocketOptions
 from .reader import MOST_MS, slices
 from .umem import Pool
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 __all__ = ["Packets", "Receivers", "SentTimes", "Socket", "SocketStats", "wait"]
 
 XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 
 #: The columns by packet of struct xk_batch: first, lengths, timestamps, rules and marks always, then what the driver
 #: knows.
-_COLUMNS = (np.uint32, np.uint32, np.uint64, np.uint32, np.uint32, np.uint64, np.uint32, np.uint32)
+_COLUMNS = ("u4", "u4", "u8", "u4", "u4", "u8", "u4", "u4")
 _ALWAYS = 5
 
 #: Times of sent packets that a socket keeps until they are read, for each entry of its TX ring.
 TIMES_PER_ENTRY = 16
 
 #: What can be sent: packets one by one, or the rows of an array as packets of one length.
-Packets = Sequence[bytes] | npt.NDArray[np.uint8]
+Packets: TypeAlias = "Sequence[bytes] | npt.NDArray[np.uint8]"
 
 
 @dataclass(frozen=True, slots=True)
