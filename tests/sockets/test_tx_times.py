@@ -207,11 +207,11 @@ def test_without_the_option_a_time_is_refused(make_veth):
 def test_zero_copy_is_given_up_for_times_unless_it_is_required(make_veth, wanted):
     _, right = make_veth()
     options = replace(TIMED, tx_timestamp=wanted)
-    said = "zero-copy with TX timestamps .*a driver that tells when packets left, which veth does not"
+    said = "zero-copy with TX timestamps .*a driver that reports when packets left, which veth does not"
     with right.namespace:
         with attach(DNS, right.name, options=options) as link, link.sockets():
             assert (link.attachment.bind, link.attachment.tx_timestamp) == ("copy", "software")
-            assert "; not zero-copy with TX timestamps (a driver that tells when packets left" in str(link.attachment)
+            assert "; not zero-copy with TX timestamps (a driver that reports when packets left" in str(link.attachment)
         with attach(DNS, right.name, bind="zerocopy", options=options) as link:
             if wanted == "on":
                 with pytest.raises(NotSupported, match=said):

@@ -74,7 +74,7 @@ def main() -> NoReturn:
     except (PipelineError, VerifierError, NotSupported, FrameError, OSError) as error:
         _abandon_output()
         fail(error)
-    except (ImportError, MemoryError) as error:
+    except (ImportError, MemoryError, SystemError) as error:  # SystemError: an import without memory
         lines = str(error).split("\n")  # numpy's is a page, with the cause at its end
         fail(OSError(next((line for line in reversed(lines) if line), "out of memory")))
     except RuntimeError as error:

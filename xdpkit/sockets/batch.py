@@ -1,10 +1,9 @@
 """Batches: packets that Python received together from one queue.
 
-``batch.frames[i]`` is a read-only view of the frame itself.  After the batch a plain view raises ValueError; a buffer
-made from one (``numpy.frombuffer(view)``, a slice) keeps its frame held until the buffer is gone.  So a stale view
-never shows another packet; what is kept too long shows as ``held`` frames and, when FILL runs dry, as FILL-empty drops
-in the ledger.
-"""
+``batch.frames[i]`` is a read-only view of the frame itself.  When the batch has ended, a plain view raises ValueError;
+a buffer that was made from a view (``numpy.frombuffer(view)``, a slice) keeps its frame until the buffer is gone.  So a
+view never shows another packet.  Frames that are kept too long are counted as ``held``, and when the FILL ring runs
+empty the ledger shows the loss as ``FILL empty``."""
 
 from __future__ import annotations
 
@@ -34,9 +33,9 @@ U64: TypeAlias = "npt.NDArray[np.uint64]"
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """struct xk_batch: ``addr`` and ``size`` by buffer; ``first`` (index of its first buffer), ``lengths``,
-    ``timestamps``, ``rules`` and ``marks`` by packet, and what the driver knows, None where the program does not tell:
-    ``device_times``, ``hashes``, ``vlans``."""
+    """struct xk_batch as arrays.  One value for each buffer: ``addr`` and ``size``.  One for each packet: ``first``
+    (the index of its first buffer), ``lengths``, ``timestamps``, ``rules`` and ``marks``; and the driver's metadata
+    ``device_times``, ``hashes`` and ``vlans``, None where the program does not write it."""
 
     addr: U64
     size: U32
@@ -51,7 +50,7 @@ class Columns:
 
 
 class Owner(Protocol):
-    """The socket that received a batch, and that its frames go back to."""
+    """The socket that received a batch and takes its frames back."""
 
     queue: int
 
@@ -65,10 +64,11 @@ class Owner(Protocol):
 class AnyBatch:
     """Packets that were received together; a context manager that ends the batch.
 
-    The columns are copies, and stay after the batch: ``lengths`` uint32[n] bytes of each packet; ``timestamps``
-    uint64[n] nanoseconds of CLOCK_REALTIME; ``rules`` uint32[n] index of the rule in ``pipeline.outcomes``, NO_RULE
-    (0xFFFFFFFF) where it is not known; ``marks`` uint32[n] what rules marked each packet with, 0 without a mark.
-    ``queue``: the RX queue, 0 where the packets of all come together.  ``frames``: the packets as read-only views."""
+    The columns are copies and stay valid after the batch.  ``lengths``: uint32[n], bytes of each packet.
+    ``timestamps``: uint64[n], nanoseconds of CLOCK_REALTIME.  ``rules``: uint32[n], index of the rule in
+    ``pipeline.outcomes``; NO_RULE (0xFFFFFFFF) where it is not known.  ``marks``: uint32[n], the mark of each packet; 0
+    without one.  ``queue``: the RX queue; 0 where packets of all queues are read together.  ``frames``: the packets as
+    read-only views."""
 
     def __init__(self, queue: int, lengths: U32, timestamps: U64, rules: U32, marks: U32):
         self.queue: int = queue
@@ -105,7 +105,7 @@ class AnyBatch:
         return [self.view(index)]
 
     def end(self) -> None:
-        """Give the frames back; idempotent."""
+        """Return the frames to the kernel; idempotent."""
 
     def __enter__(self) -> Self:
         return self
@@ -115,20 +115,20 @@ class AnyBatch:
 
     @property
     def offsets(self) -> I64:
-        """int64[n + 1] where packets begin in :attr:`data`: packet i is ``data[offsets[i]:offsets[i + 1]]``."""
+        """int64[n + 1]: where each packet begins in :attr:`data`; packet i is ``data[offsets[i]:offsets[i + 1]]``."""
         return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
 
     @property
     def data(self) -> U8:
-        """uint8[bytes] all packets one behind the other: a copy, made once, that stays after the batch.
-        :class:`xdpkit.FrameError` where it is first asked for when the batch has ended."""
+        """uint8[bytes]: all packets one behind the other.  It is a copy that is made at the first use and stays valid
+        after the batch.  :class:`xdpkit.FrameError` if the first use is after the end of the batch."""
         if self._data is None:
             self._data = self._copy()
         return self._data
 
     @property
     def headers(self) -> HeaderColumns:
-        """What the headers of the packets say, as columns; found once, and they stay.  FrameError as for
+        """The headers of the packets as columns, which are made at the first use and stay valid.  FrameError as for
         :attr:`data`."""
         if self._headers is None:
             self._headers = header_columns(self.data, self.offsets)
@@ -136,14 +136,14 @@ class AnyBatch:
 
     @property
     def rule_names(self) -> list[str]:
-        """The names of the rules that took the packets, by the pipeline that was attached when the batch was received;
-        empty strings where the rule is not known (NO_RULE: attach with ``timestamps=True``)."""
+        """The names of the rules that took the packets, in the pipeline that was attached when the batch was received.
+        An empty string where the rule is not known (NO_RULE: attach with ``timestamps=True``)."""
         names = [rule.name for rule in self._pipeline.outcomes] if self._pipeline is not None else []
         return [names[rule] if rule < len(names) else "" for rule in self.rules.tolist()]
 
     def to_scapy(self) -> list[ScapyPacket]:
-        """The packets as Scapy's, with their times: a copy.  FrameError when the batch has ended, NotSupported where
-        Scapy is not installed."""
+        """The packets as Scapy packets with their times; these are copies.  FrameError when the batch has ended,
+        NotSupported where Scapy is not installed."""
         try:
             from scapy.layers import inet, inet6, l2  # noqa: F401  (layers that Ether finds)
         except ImportError as error:
@@ -160,23 +160,25 @@ class AnyBatch:
 
     @property
     def device_times(self) -> U64:
-        """uint64[n] nanoseconds of the device's clock: when it received each packet; 0 where it does not say."""
+        """uint64[n]: when the device received each packet, in nanoseconds of its clock; 0 where it does not report
+        it."""
         return np.zeros(len(self), np.uint64) if self._device_times is None else self._device_times
 
     @property
     def hashes(self) -> U32:
-        """uint32[n] the RSS hash of each packet; 0 where there is none."""
+        """uint32[n]: the RSS hash of each packet; 0 where there is none."""
         return np.zeros(len(self), np.uint32) if self._hashes is None else self._hashes
 
     @property
     def vlans(self) -> U32:
-        """uint32[n] the TCI (16 bits: priority, DEI, identifier) of the VLAN tag that the device took out of each
+        """uint32[n]: the TCI (16 bits: priority, DEI, identifier) of the VLAN tag that the device took out of each
         packet; NO_VLAN (0xFFFFFFFF) where there was none."""
         return np.full(len(self), NO_VLAN, np.uint32) if self._vlans is None else self._vlans
 
 
 class Frames(Sequence[memoryview]):
-    """The packets of a batch as read-only views of the UMEM, made when asked for; stale after the batch ends."""
+    """The packets of a batch as read-only views of the UMEM.  A view is made when it is used, and is valid until the
+    batch ends."""
 
     def __init__(self, batch: Batch):
         self._batch = batch
@@ -211,7 +213,7 @@ class Batch(AnyBatch):
 
     @property
     def frames(self) -> Frames:
-        """The packets themselves, without a copy; one that takes several frames is joined, and that is a copy."""
+        """The packets without a copy; only a packet that takes several frames is copied, to join them."""
         return Frames(self)
 
     def view(self, index: int) -> memoryview:
@@ -253,7 +255,8 @@ class Batch(AnyBatch):
         return self._views[at]
 
     def end(self) -> None:
-        """Give the frames back; idempotent.  Frames of which a derived buffer is alive follow when it goes."""
+        """Return the frames to the kernel; idempotent.  A frame with a buffer that was made from its view follows when
+        the buffer is gone."""
         if self._ended:
             return
         self._ended = True
@@ -261,7 +264,7 @@ class Batch(AnyBatch):
         if self._views:
             rest = np.delete(rest, list(self._views))
         for view in (*self._joined.values(), *self._views.values()):
-            with suppress(BufferError):  # an array stands on it: its frame stays held until that goes
+            with suppress(BufferError):  # an array uses the view, so its frame stays held until the array is gone
                 view.release()
         self._joined.clear()
         self._views.clear()

@@ -32,13 +32,14 @@ _WITH_PORTS = ((6, HEADERS["tcp"].size), (17, HEADERS["udp"].size), (132, HEADER
 
 @dataclass(frozen=True, slots=True)
 class HeaderColumns:
-    """What the outer headers of n packets say.  A header that is missing or cut short leaves 0 in its columns.
+    """The fields of the outer headers of n packets.  Where a header is missing or cut short its columns are 0.
 
-    ``ethertype`` uint16[n]: of what follows the Ethernet header and up to two VLAN tags.  ``ip_version`` uint8[n]: 4 or
-    6, 0 for a packet that is neither; it says which of the addresses are there.  ``src4``, ``dst4`` uint32[n]: IPv4
-    addresses as numbers; ``src6``, ``dst6`` uint8[n, 16]: IPv6 addresses in network order.  ``protocol`` uint8[n]: the
-    IP protocol, behind the extension headers of IPv6 (0 is also hop-by-hop options: look at ``ip_version``).
-    ``has_ports`` bool[n]: TCP, UDP or SCTP wholly there; ``sport``, ``dport`` uint16[n]: its ports."""
+    ``ethertype``: uint16[n], the EtherType behind the Ethernet header and up to two VLAN tags.  ``ip_version``:
+    uint8[n], 4 or 6, or 0 for a packet that is neither; it says which of the addresses are valid.  ``src4``, ``dst4``:
+    uint32[n], IPv4 addresses as numbers.  ``src6``, ``dst6``: uint8[n, 16], IPv6 addresses in network order.
+    ``protocol``: uint8[n], the IP protocol, behind the extension headers of IPv6 (0 can also be hop-by-hop options:
+    check ``ip_version``).  ``has_ports``: bool[n], whether the whole TCP, UDP or SCTP header is there.  ``sport``,
+    ``dport``: uint16[n], its ports."""
 
     ethertype: U16
     ip_version: U8

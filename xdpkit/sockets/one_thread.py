@@ -1,4 +1,4 @@
-"""Rings have no locks: what holds each socket to one thread at a time."""
+"""The check that only one thread at a time uses a socket, because its rings have no locks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["OneThread"]
 
 
 class OneThread:
-    """Held by the thread that is in a call of the core (``with one_thread:``), and by the thread that reads batches,
-    from its first batch until it ends (:meth:`hold`, :meth:`release`).  Any other thread gets :class:`ThreadError`."""
+    """A mark of the thread that uses a socket.  A thread holds it during a call of the C core (``with one_thread:``),
+    and a thread that reads batches holds it from its first batch to its last (:meth:`hold`, :meth:`release`).  In any
+    other thread these calls raise :class:`ThreadError`."""
 
     __slots__ = ("_call", "_reader", "name")
 
@@ -23,7 +24,8 @@ class OneThread:
         self._reader = 0
 
     def hold(self) -> int:
-        """The calling thread reads batches from now on; its number.  ThreadError where another one does."""
+        """Note that the calling thread reads batches from now on, and return its number.  ThreadError where another
+        thread does."""
         me = threading.get_ident()
         if self._reader != me:
             with self:
@@ -31,7 +33,7 @@ class OneThread:
         return me
 
     def release(self, reader: int) -> None:
-        """Thread ``reader`` reads no more batches."""
+        """Note that thread ``reader`` reads no more batches."""
         if self._reader == reader:
             self._reader = 0
 
@@ -47,8 +49,9 @@ class OneThread:
 
     @contextmanager
     def after_others(self) -> Iterator[None]:
-        """After the call that another thread is in, for what any thread may do: give frames back, close.  It waits for
-        a second at most: where a signal handler closes the socket, the call that it interrupted cannot end."""
+        """Wait for the call that another thread is in, then run the block.  It is for calls that any thread may make:
+        to return frames, and to close.  It waits for at most a second, because a signal handler that closes the socket
+        may have interrupted that call."""
         held = self._call.acquire(timeout=1)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What can be asked of AF_XDP sockets: :class:`SocketOptions`, a value."""
+"""The options of AF_XDP sockets: :class:`SocketOptions`, a value."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ __all__ = [
     "parse_choice",
 ]
 
-#: Where a pipeline is attached: "auto" is the best there is, "want:X" X first and then what else works, "X" that or an
-#: error.
+#: Where a pipeline is attached.  "auto": the best mode that works.  "want:X": mode X, or another that works.  "X": mode
+#: X or an error.
 Mode = Literal[
     "auto", "native", "generic", "tc_ingress", "af_packet", "tc_egress",
     "want:native", "want:generic", "want:tc_ingress", "want:af_packet",
 ]  # fmt: skip
 #: How AF_XDP sockets are bound; "auto" and "want:X" as for :data:`Mode`.
 Bind = Literal["auto", "zerocopy", "copy", "want:zerocopy", "want:copy"]
-#: A switch of :class:`SocketOptions`: "on" is that or an error, "want:on" tries it first.
+#: A switch of :class:`SocketOptions`.  "on" and "off": that or an error.  "want:on": on, or off if it does not work.
 Switch = Literal["auto", "on", "off", "want:on", "want:off"]
-#: What a worker does when there is nothing: see :meth:`xdpkit.Sockets.count`.
+#: What a worker does when there is no packet: see :meth:`xdpkit.Sockets.count`.
 Wait = Literal["adaptive", "busy", "sleep", "nap"]
 #: The values of :data:`Wait`, in the order of XK_WAIT_*.
 WAITS: tuple[Wait, ...] = get_args(Wait)
 
-#: XDP_PACKET_HEADROOM: what the kernel keeps free in front of a received packet in each frame.
+#: XDP_PACKET_HEADROOM: bytes that the kernel keeps free in front of a received packet in each frame.
 KERNEL_HEADROOM = 256
-#: Ethernet header and two VLAN tags: what a frame has on top of the MTU.
+#: Bytes of an Ethernet header and two VLAN tags, which a frame may have on top of the MTU.
 L2_BYTES = 14 + 2 * 4
 #: Largest frame of a native program that takes no packets of several buffers: a page less XDP_PACKET_HEADROOM and
 #: struct skb_shared_info, 320 bytes with the usual 17 fragments.  veth_xdp_set() holds the peer's MTU + 14 to it; most
@@ -51,15 +51,15 @@ SWITCHES = ("on", "off")
 _SWITCHED = ("need_wakeup", "busy_poll", "huge_pages", "multi_buffer", "shared_umem", "unaligned", "tx_timestamp")
 _PAGE = 4096
 _CHUNKS = (2048, 4096)
-#: What ``unaligned`` makes of frames of 2048 in copy mode: a cache line longer, so that the beginnings of frames, which
-#: are all that short packets touch, are spread over the sets of a cache.
+#: The chunk size with ``unaligned`` in copy mode where 2048 bytes would do: one cache line more.  So the beginnings of
+#: frames, which are all that short packets touch, are spread over the sets of a cache.
 SPREAD_CHUNK = 2048 + 64
 
 
 def parse_choice(name: str, value: str, known: tuple[str, ...], by_name_only: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The order in which to try: all of ``known`` for auto, X first for want:X, X alone for X; those of
-    ``by_name_only`` never in the place of another one.  ValueError says what there is."""
-    want, _, wanted = str(value).rpartition(":")  # True, say, means nothing either
+    """The choices to try, in order: all of ``known`` for "auto", X first for "want:X", X alone for "X".  Those in
+    ``by_name_only`` are tried only as "X".  ValueError lists the choices."""
+    want, _, wanted = str(value).rpartition(":")  # str(): a value of another type is refused below
     walk = tuple(k for k in known if k not in by_name_only)
     if value == "auto":
         return walk
@@ -78,18 +78,19 @@ class SocketOptions:
     (default twice the ring size); ``chunk_size``: bytes per frame, 2048 or 4096 (default: the smallest that takes the
     device's MTU), with ``unaligned`` "on" any number between; ``headroom``: bytes kept free before each packet on top
     of the kernel's 256; ``tx``: also a TX ring; ``debug``: check every frame's owner and overwrite frames that are
-    given back (default: the environment variable XDPKIT_DEBUG).
+    returned (default: the environment variable XDPKIT_DEBUG).
 
-    Switches are "on" (that or an error), "want:on", "off" or "auto", and ``link.attachment`` says what came of them:
-    ``need_wakeup``: the driver sleeps and says so (auto: on); ``busy_poll``: the socket's reader runs the driver
-    (SO_PREFER_BUSY_POLL; auto: off), for ``busy_poll_us`` microseconds and ``busy_poll_budget`` packets a time;
+    Switches are "on" (that or an error), "want:on", "off" or "auto", and ``link.attachment`` says what the kernel gave:
+    ``need_wakeup``: the driver may sleep until it is woken (auto: on); ``busy_poll``: the socket's reader runs the
+    driver (SO_PREFER_BUSY_POLL; auto: off), for ``busy_poll_us`` microseconds and ``busy_poll_budget`` packets a time;
     ``huge_pages``: UMEM in huge pages (auto: off); ``multi_buffer``: packets that need several frames (auto: on where
-    the MTU asks for it); ``shared_umem``: one UMEM for all queues (auto: off); ``unaligned``: frames at any place
-    (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: off).  In copy mode, where frames of 2048 would do and no ``chunk_size`` is
-    given, they are of 2112 then: short packets that are only counted come faster, those that are read more slowly.
+    the MTU needs it); ``shared_umem``: one UMEM for all queues (auto: off); ``unaligned``: frames at any address
+    (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: off).  With ``unaligned`` in copy mode, and no ``chunk_size``, frames have
+    2112 bytes where 2048 would do: short packets that are only counted come faster, packets that are read come more
+    slowly.
 
     ``sockets_per_queue``: sockets that share a queue; flows are spread over them.  ``checksum``: room for TX metadata,
-    so that ``send(checksum=...)`` can ask for checksums.  ``tx_timestamp``, a switch (auto: off): the same for
+    so that ``send(checksum=...)`` can request checksums.  ``tx_timestamp``, a switch (auto: off): the same for
     ``send(timestamp=True)``; zero-copy is then taken only from a driver that has TX timestamps, and
     ``link.attachment`` says whose clock it is.
 
@@ -97,8 +98,10 @@ class SocketOptions:
     at least 4096; each online CPU has one of the largest power of two that is no more than its part.  Default: room for
     ``ring_size`` packets on each CPU, 64 MiB in all at most.
 
-    ``rx_metadata``: what the driver knows of each packet and readers get in batches, "timestamp", "hash", "vlan" joined
-    by commas, all of them required; "want:timestamp,hash": those that can be had; "off".  Native mode only.
+    ``rx_metadata``: the driver's metadata that batches have for each packet: "timestamp", "hash" and "vlan", joined by
+    commas, and all of them required; "want:timestamp,hash": those that the driver has; "off".  Native mode only.
+
+    Raises ValueError for an option with a wrong value.
     """
 
     ring_size: int = 2048
@@ -148,7 +151,7 @@ class SocketOptions:
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> SocketOptions:
-        """From "NAME=VALUE"; ValueError says what there is."""
+        """The options of texts "NAME=VALUE".  ValueError lists the options, or says what is wrong with a value."""
         defaults = {f.name: f.default for f in fields(cls)}
         values: dict[str, Any] = {}
         for text in texts:
@@ -170,7 +173,7 @@ class SocketOptions:
         return cls(**values)
 
     def switch(self, name: str, *, auto: bool) -> tuple[bool, ...]:
-        """The ways to try, best first; ``auto``: what "auto" means."""
+        """The values of switch ``name`` to try, best first.  ``auto``: the value that "auto" stands for."""
         value = getattr(self, name)
         if value == "auto":
             return (auto,)
@@ -178,18 +181,19 @@ class SocketOptions:
 
     @property
     def rx_wanted(self) -> tuple[str, ...]:
-        """The metadata that readers want, names of READER_METADATA."""
+        """The metadata that readers request, names of READER_METADATA."""
         names = [] if self.rx_metadata == "off" else self.rx_metadata.removeprefix("want:").split(",")
         known = [name for name in READER_METADATA if name in names]
         return (*known, *sorted(set(names) - set(known)))
 
     @property
     def rx_required(self) -> bool:
-        """That, or an error."""
+        """Whether metadata that the driver does not have is an error."""
         return not self.rx_metadata.startswith("want:")
 
     def room(self, chunk_size: int | None = None) -> int:
-        """Bytes of a packet that a frame takes; without ``chunk_size`` the most there can be."""
+        """The longest packet in bytes that a frame of ``chunk_size`` takes; without it, that the largest frame
+        takes."""
         return (chunk_size or self.chunk_size or _PAGE) - KERNEL_HEADROOM - self.headroom
 
     def chunk_for(self, frame_bytes: int) -> int:
@@ -200,7 +204,7 @@ class SocketOptions:
         raise ValueError(f"packets of {frame_bytes} bytes do not fit a frame, which takes {self.room()}")
 
     def multi_buffers(self, frame_bytes: int, native_bytes: int) -> tuple[bool, ...]:
-        """Whether to take packets of several buffers: the ways to try for packets of up to ``frame_bytes``, where a
-        native program that does not takes ``native_bytes``."""
+        """The values to try, best first, for whether packets may have several buffers.  ``frame_bytes``: the longest
+        packet that can come.  ``native_bytes``: the longest that a native program takes in one buffer."""
         tries = self.switch("multi_buffer", auto=frame_bytes > min(self.room(), native_bytes))
         return tuple(t for t in tries if t or frame_bytes <= self.room() or len(tries) == 1)

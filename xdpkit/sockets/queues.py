@@ -1,4 +1,4 @@
-"""The AF_XDP sockets of a link's queues, with their UMEM: opened in the best way that the kernel takes."""
+"""The AF_XDP sockets of a link's queues and their UMEM, opened with the best setup that the kernel accepts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """One combination of what can be asked of the kernel for sockets."""
+    """One combination of switches for sockets, which the kernel may accept or refuse."""
 
     huge_pages: bool
     busy_poll: bool
@@ -71,16 +71,17 @@ def setups(at: Attached) -> Iterator[Setup]:
 
 
 class Refused(Exception):
-    """The kernel does not do ``switch`` (a field of Setup) here; or, where others are given, not all of them together.
-    ``error`` says why."""
+    """The kernel refuses ``switch`` (a field of Setup) here; with ``others``, it refuses them together.  ``error`` says
+    why."""
 
     def __init__(self, switch: str, error: NotSupported, *others: str):
         self.switches, self.error = (switch, *others), error
 
 
 def open_first(tries: Sequence[Setup], open_: Callable[[Setup], T]) -> tuple[T, Setup, tuple[str, ...]]:
-    """Open the first of ``tries`` that works: (what was opened, its setup, what was refused before and why).  Where
-    none works, the last error is raised: NotSupported where the kernel or the driver lacks it, else OSError."""
+    """Open the first of ``tries`` that works.  Returns the result of ``open_``, its setup, and what was refused before
+    and why.  Where none works, the last error is raised: NotSupported where the kernel or the driver lacks it,
+    otherwise OSError."""
     refused: dict[str, str] = {}
     impossible: set[tuple[str, ...]] = set()
     left = list(tries)
@@ -103,7 +104,7 @@ def open_first(tries: Sequence[Setup], open_: Callable[[Setup], T]) -> tuple[T, 
 
 
 def _not_supported(error: OSError) -> Exception:
-    """An error of check() as NotSupported, where that is what it says."""
+    """NotSupported for an error EOPNOTSUPP of check(); any other error as it is."""
     text = os.strerror(errno.EOPNOTSUPP)
     call, found, hint = str(error.strerror).partition(f": {text}")
     if error.errno != errno.EOPNOTSUPP or not found:
@@ -113,12 +114,13 @@ def _not_supported(error: OSError) -> Exception:
 
 @dataclass(slots=True)
 class Queues:
-    """Open sockets in the order of the queues, those of one queue one after the other, and what they stand on."""
+    """Open sockets with their pools and UMEMs.  The sockets are in the order of the queues; those of one queue follow
+    one another."""
 
     sockets: list[Socket] = field(default_factory=list)
     pools: list[Pool] = field(default_factory=list)
     umems: list[Umem] = field(default_factory=list)
-    #: For each socket, the group that it is of and its number in it, on its queue; none: all are the ordinary ones.
+    #: For each socket its group and its number in the group on its queue.  Empty: all are of the ordinary group.
     places: list[tuple[str, int]] = field(default_factory=list)
 
     def close(self) -> None:
@@ -131,7 +133,7 @@ class Queues:
             umem.close()
 
     def slot(self, program: LoadedProgram, number: int) -> int | None:
-        """The entry of the program's XSKMAP that is socket ``number``'s; None where no rule redirects to its group."""
+        """The entry of socket ``number`` in the program's XSKMAP; None where no rule redirects to its group."""
         name, nth = self.places[number] if self.places else ("", 0)
         groups = program.pipeline.targets(Redirect)
         if name not in groups:
@@ -139,7 +141,7 @@ class Queues:
         return (groups.index(name) * program.queues + self.sockets[number].queue) * program.spread + nth
 
     def reach(self, program: LoadedProgram) -> list[int]:
-        """Let the REDIRECT of ``program`` find these sockets; the entries of its XSKMAP that they are now."""
+        """Put these sockets into the XSKMAP of ``program``, so that REDIRECT finds them.  Returns their entries."""
         slots = []
         for number, socket in enumerate(self.sockets):
             slot = self.slot(program, number)
@@ -150,7 +152,7 @@ class Queues:
         return slots
 
     def of_group(self, name: str) -> Queues:
-        """The sockets of one group, which stay this object's to close."""
+        """The sockets of one group.  This object still owns and closes them."""
         rows = [number for number, (group, _) in enumerate(self.places) if group == name]
         return Queues([self.sockets[n] for n in rows], places=[self.places[n] for n in rows])
 
@@ -174,7 +176,8 @@ class Queues:
 
 
 def open_queues(at: Attached, setup: Setup) -> Queues:
-    """Sockets on every queue of a device.  Refused, OSError (names call, device and queue): nothing stays open."""
+    """Open sockets on every queue of a device.  Raises Refused, or OSError that names call, device and queue; nothing
+    stays open then."""
     options, queues = at.options, at.attachment.queues
     used = {rule.action.group for rule in at.program.pipeline.outcomes if isinstance(rule.action, Redirect)} or {""}
     groups = [name for name in at.program.pipeline.targets(Redirect) if name in used]
@@ -206,7 +209,7 @@ def open_umem(places: Sequence[Attached], frames: int, setup: Setup, options: So
         chunk = options.chunk_for(longest)
         if setup.zerocopy and not setup.multi_buffer:
             chunk = max(chunk_for_zerocopy(at.device, at.program.pipeline, options) for at in places)
-    except ValueError:  # packets that take several
+    except ValueError:  # a packet needs several frames
         chunk = options.chunk_size or 4096
     except NotSupported as error:
         raise Refused("zerocopy", error) from None
@@ -228,7 +231,7 @@ def open_umem(places: Sequence[Attached], frames: int, setup: Setup, options: So
 
 
 def _check_tx_metadata(devices: Sequence[Device], setup: Setup, options: SocketOptions) -> None:
-    """What goes in front of packets to transmit, the kernel must know, and in zero-copy the driver."""
+    """Refuse TX metadata that the kernel does not know, or in zero-copy the driver."""
     if options.checksum:
         require("TX metadata", f"checksums on {devices[0].name}")
     if setup.tx_timestamp:
@@ -241,7 +244,7 @@ def _check_tx_metadata(devices: Sequence[Device], setup: Setup, options: SocketO
             needs = f"a driver that computes checksums for AF_XDP, which {device.driver} does not"
             raise Refused("zerocopy", NotSupported(f"zero-copy with checksums on {device.name}", needs))
         if setup.tx_timestamp and "tx-timestamp" not in device.xsk_features:
-            needs = f"a driver that tells when packets left, which {device.driver} does not"
+            needs = f"a driver that reports when packets left, which {device.driver} does not"
             lacking = NotSupported(f"zero-copy with TX timestamps on {device.name}", needs)
             raise Refused("zerocopy", lacking, "tx_timestamp")
 
@@ -249,7 +252,7 @@ def _check_tx_metadata(devices: Sequence[Device], setup: Setup, options: SocketO
 def open_socket(
     at: Attached, queue: int, pool: Pool, setup: Setup, options: SocketOptions, sibling: Socket | None = None
 ) -> Socket:
-    """One socket of a link's queue."""
+    """Open one socket of a link's queue.  Raises as :func:`open_queues` does."""
     socket = Socket(
         at.device.name, at.device.index, queue, pool, options, zerocopy=setup.zerocopy, need_wakeup=setup.need_wakeup,
         busy_poll=setup.busy_poll, multi_buffer=setup.multi_buffer, metadata=at.attachment.timestamps,

@@ -1,8 +1,8 @@
 """How Python reads packets: batches of a source one after the other, with a wait between them that can be stopped.
 
-A source is what packets come from: the AF_XDP sockets of some queues, an AF_PACKET socket, or a ring buffer.  A reader
-waits in poll() (:func:`batches`) or in an event loop (:func:`batches_async`), and both end when :class:`Stop` is set,
-from whatever thread.
+A source is an object that packets come from: the AF_XDP sockets of some queues, an AF_PACKET socket, or a ring buffer.
+A reader waits in poll() (:func:`batches`) or in an event loop (:func:`batches_async`).  Both end when :class:`Stop` is
+set, which any thread may do.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Protocol, TypeVar
 
 __all__ = ["Ends", "Source", "Stop", "batches", "batches_async", "epoll_of", "slices"]
 
-#: Longest poll(): a device that goes away wakes nobody, so a reader looks whether it is there that often.
+#: Longest poll().  A device that goes away wakes no reader, so a reader checks this often whether it is still there.
 MOST_MS = 200
 
 
 class Ends(Protocol):
-    """A batch, as a reader ends it."""
+    """The part of a batch that a reader needs."""
 
     def end(self) -> None: ...
 
@@ -33,29 +33,30 @@ B = TypeVar("B", bound=Ends)
 
 
 class Source(Protocol[B_co]):
-    """What packets come from.  One thread at a time may use it."""
+    """An object that packets come from.  One thread at a time may use it."""
 
     @property
     def fds(self) -> Sequence[int]:
-        """Descriptors of which one is readable when packets are there."""
+        """Descriptors; one of them is readable when packets are there."""
 
     @property
     def poll_ms(self) -> int:
         """Longest wait in milliseconds before :meth:`wait` must be called again."""
 
     def hold(self) -> int:
-        """The calling thread reads from now on; its number.  ThreadError while another one does."""
+        """Note that the calling thread reads from now on, and return its number.  ThreadError while another thread
+        does."""
 
     def release(self, reader: int) -> None:
-        """Thread ``reader`` reads no more."""
+        """Note that thread ``reader`` reads no more."""
 
     def receive(self, limit: int) -> B_co | None:
         """The next batch of at most ``limit`` packets, or None; the batch before it has been ended."""
 
     def wait(self, stop_fd: int, timeout_ms: int) -> bool:
-        """Whether packets come within ``timeout_ms``; False sooner when ``stop_fd`` is readable.  With 0 it prepares
-        for a wait elsewhere: it asks the program to wake us, and wakes a driver that asked for that.  OSError(ENODEV)
-        when the device is gone."""
+        """Whether packets come within ``timeout_ms``; False sooner when ``stop_fd`` becomes readable.  With 0 it
+        prepares a wait in an event loop: it makes the program wake the reader, and wakes a driver that has requested a
+        wake-up.  OSError(ENODEV) when the device is gone."""
 
 
 class Stop:
@@ -69,7 +70,7 @@ class Stop:
         return self._set
 
     def set(self) -> None:
-        """Readers end, those that run and those that come; from any thread, and idempotent."""
+        """End all readers, also those that begin later.  Any thread may call it; idempotent."""
         if not self._set and self.fd >= 0:
             self._set = True
             os.eventfd_write(self.fd, 1)
@@ -82,8 +83,8 @@ class Stop:
 
 
 def batches(source: Source[B], timeout: float | None, limit: int, stop: Stop | None = None) -> Generator[B, None, None]:
-    """Batches of ``source``, each ended when the next one is asked for, until ``timeout`` seconds (None: never) pass
-    without a packet, or ``stop`` is set."""
+    """Batches of ``source`` until ``timeout`` seconds (None: never) pass without a packet, or ``stop`` is set.  A batch
+    ends when the next one is requested."""
     reader = 0
     try:
         while not stop:
@@ -110,7 +111,7 @@ def _wait(source: Source[B], timeout: float | None, stop: Stop | None) -> bool:
 
 
 async def batches_async(source: Source[B], timeout: float | None, limit: int, stop: Stop) -> AsyncGenerator[B, None]:
-    """As :func:`batches`, in an event loop, which gets a turn after every batch."""
+    """As :func:`batches`, in an event loop, whose other tasks run after every batch."""
     import asyncio
 
     epoll = epoll_of([*source.fds, stop.fd])
@@ -145,7 +146,7 @@ async def _wait_async(source: Source[B], timeout: float | None, stop: Stop, epol
             await asyncio.wait_for(ready.wait(), min(left, source.poll_ms) / 1000)
         except TimeoutError:
             pass
-        finally:  # while the reader is at work, the loop must not turn for what it knows already
+        finally:  # while the reader works on packets, the event loop must not wake up for them
             loop.remove_reader(epoll)
         ready.clear()
     return False
@@ -160,8 +161,8 @@ def epoll_of(fds: Sequence[int]) -> select.epoll:
 
 
 def slices(timeout: float | None, most_ms: int = MOST_MS) -> Iterator[int]:
-    """Milliseconds for each poll() of a wait of ``timeout`` seconds (None: for ever), at least one: not all at once,
-    because a device that goes away wakes nobody."""
+    """The milliseconds of each poll() of a wait of ``timeout`` seconds (None: for ever); at least one.  A wait is
+    divided because a device that goes away wakes no reader."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         left = most_ms if deadline is None else math.ceil(min(most_ms, 1000 * (deadline - time.monotonic())))

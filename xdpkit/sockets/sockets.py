@@ -1,8 +1,8 @@
-"""The sockets of a link, all queues together: drained by Python (:meth:`Sockets.batches`) or by C workers
-(:meth:`Sockets.count`, :meth:`Sockets.write`), one way at a time.
+"""The sockets of a link, those of all queues together.  Either Python drains them (:meth:`Sockets.batches`) or C
+workers do (:meth:`Sockets.count`, :meth:`Sockets.write`), not both at a time.
 
-Teardown is the reverse of set-up and loses nothing: take the sockets out of the XSKMAP (REDIRECT falls back from here
-on), wait for the packets that were under way, drain, close.
+Teardown is the reverse of set-up and loses no packet: the sockets are removed from the XSKMAP, so that REDIRECT falls
+back from then on; packets that were under way arrive; the rings are drained; the sockets are closed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ __all__ = ["AnyBatch", "CopiedBatch", "Copies", "Group", "Sockets"]
 
 
 class Drains(Protocol):
-    """What drains the sockets instead of Python: workers, or one direction of a forwarder."""
+    """An object that drains the sockets instead of Python: workers, or one direction of a forwarder."""
 
     @property
     def ended(self) -> bool:
-        """It has stopped."""
+        """Whether it has stopped."""
 
     @property
     def name(self) -> str:
-        """What it does to packets, as a participle."""
+        """A participle for what becomes of the packets, such as "counted"."""
 
     def stats(self) -> WorkerStats: ...
 
@@ -55,7 +55,7 @@ class Drains(Protocol):
 
 
 class Reader:
-    """A source of packets that counts them, and looks now and then if the program is still on the device."""
+    """A source of packets that counts them and checks now and then whether the program is still on the device."""
 
     def __init__(self, source: Source[Batch] | Source[CopiedBatch], attached: Attached, count: Callable[[int], None]):
         self._source, self._attached, self._count = source, attached, count
@@ -63,16 +63,16 @@ class Reader:
 
     @property
     def fds(self) -> Sequence[int]:
-        """Of the source."""
+        """The descriptors of the source."""
         return self._source.fds
 
     @property
     def poll_ms(self) -> int:
-        """Of the source."""
+        """The longest wait of the source."""
         return self._source.poll_ms
 
     def wait(self, stop_fd: int, timeout_ms: int) -> bool:
-        """Of the source; OSError when the program is no longer on the device."""
+        """Wait as the source does; OSError when the program is no longer on the device."""
         self._attached.check()
         return self._source.wait(stop_fd, timeout_ms)
 
@@ -82,7 +82,7 @@ class Reader:
         if batch is not None:
             self._count(len(batch))
             batch._pipeline = self._attached.program.pipeline
-            with suppress(OSError):  # packets that are here come first
+            with suppress(OSError):  # packets that have arrived are read before the error is raised
                 self._attached.check()
         return batch
 
@@ -93,8 +93,8 @@ class Sockets:
     def __init__(
         self, attached: Attached, queues: Queues | None = None, *, closed: Callable[[Sockets], None] = lambda _: None
     ):
-        """``queues``: AF_XDP sockets that are open already; they stay open when this closes.  ``closed`` is called when
-        these have closed, with their last counts."""
+        """``queues``: AF_XDP sockets that are open already; they stay open when this object is closed.  ``closed`` is
+        called with this object when it is closed, and can read the final counts."""
         self._attached, self._on_closed = attached, closed
         self._queues, self._borrowed = queues, queues is not None
         self._packet: PacketSocket | CopiesSocket | None = None  # instead of xsks
@@ -142,7 +142,7 @@ class Sockets:
         return CopiesSocket(at.device.name, at.program, kind, at.options, mtu=at.device.mtu, outbound=outbound)
 
     def _takes(self, rule: Rule) -> bool:
-        """Whether packets that ``rule`` takes come here."""
+        """Whether packets that ``rule`` takes reach these sockets."""
         return rule.action.verdict is Verdict.REDIRECT
 
     def _reach(self, program: LoadedProgram) -> None:
@@ -154,8 +154,8 @@ class Sockets:
                 drained._workers._name_rules(program)
 
     def group(self, name: str) -> Group:
-        """The sockets of a named group, which ``Redirect(group=...)`` sends to, to be drained by themselves while these
-        are open.  ValueError if there is none of that name."""
+        """The sockets of a named group, to which ``Redirect(group=...)`` sends packets.  They are drained separately,
+        and are open as long as these sockets are.  ValueError if there is no group of that name."""
         queues = self._queues.of_group(name) if self._queues is not None else None
         if queues is None or not queues.sockets:
             raise ValueError(f"{self._attached.device.name}: no rule redirects to a group {name!r} of AF_XDP sockets")
@@ -166,23 +166,23 @@ class Sockets:
         return self._groups[name]
 
     def _refilter(self, program: LoadedProgram) -> None:
-        """Put ``program`` in the place of the packet socket's filter."""
+        """Make ``program`` the filter of the packet socket."""
         if isinstance(self._packet, PacketSocket):
             self._packet.refilter(program.fd)
 
     @property
     def xsks(self) -> list[xsk.Socket]:
-        """The AF_XDP sockets, in the order of the queues; none in other modes."""
+        """The AF_XDP sockets, in the order of the queues; empty in other modes."""
         return self._queues.sockets if self._queues is not None else []
 
     def batches(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
     ) -> Generator[AnyBatch, None, None]:
         """Batches of at most ``limit`` packets from all queues in turn, until ``timeout`` seconds (None: never) pass
-        without a packet, or until :meth:`stop`.  Each batch ends, and its frames go stale, when the next one is asked
-        for.
+        without a packet, or until :meth:`stop`.  A batch ends when the next one is requested; its frames are no longer
+        valid then.
 
-        ``queue``: of this queue alone.  Each queue may be read in a thread of its own.
+        ``queue``: read this queue alone.  Each queue may be read in a thread of its own.
 
         ValueError when the sockets are closed, while workers drain them, and for a queue that has no socket;
         NotSupported for one queue where the sockets are not AF_XDP; OSError when the pipeline is no longer on the
@@ -193,16 +193,16 @@ class Sockets:
     def batches_async(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
     ) -> AsyncGenerator[AnyBatch, None]:
-        """As :meth:`batches`, for asyncio: ``async for batch in sockets.batches_async()``.  The event loop has a turn
-        after every batch and while there is none.  A task that is cancelled in between loses no packet; what it had not
-        read stays in the ring."""
+        """As :meth:`batches`, for asyncio: ``async for batch in sockets.batches_async()``.  Other tasks of the event
+        loop run after every batch and during a wait.  A cancelled task loses no packet: packets that it has not read
+        stay in the ring.  Errors as for :meth:`batches`."""
         return batches_async(self._reader(queue), timeout, limit, self._stop)
 
     def __aiter__(self) -> AsyncIterator[AnyBatch]:
         return self.batches_async()
 
     def receive(self, limit: int = 512) -> AnyBatch | None:
-        """The next batch of at most ``limit`` packets that are there, or None: it never waits.  End the batch
+        """The next batch, of at most ``limit`` packets, or None if no packet is there; it never waits.  End the batch
         (``with batch:``) before the next call.  Errors as for :meth:`batches`.
 
         It is for event loops other than asyncio: call it until it returns None, then wait for :meth:`fileno`."""
@@ -217,11 +217,11 @@ class Sockets:
     def fileno(self) -> int:
         """A descriptor for select(), epoll and event loops: readable while packets are there, and after :meth:`stop`.
 
-        Drain it with :meth:`receive` until that returns None before each wait: only then does a driver that sleeps
-        (``need_wakeup``) get the wake-up it asked for, and a ring buffer (TC, mirrored copies) learns that somebody
-        waits.  A device that goes away makes nothing readable: call :meth:`receive` now and then, it raises OSError
-        ENODEV.
-        The descriptor is an epoll instance that is closed with the sockets.  ValueError when they are closed."""
+        Before each wait call :meth:`receive` until it returns None.  Only that call wakes a driver that has requested a
+        wake-up (``need_wakeup``), and tells the program of a ring buffer (TC, mirrored copies) that a reader waits.
+        The descriptor does not become readable when the device goes away: call :meth:`receive` now and then, which
+        raises OSError ENODEV.  The descriptor is an epoll instance, which is closed with the sockets.  ValueError when
+        they are closed."""
         self._alive()
         if self._epoll is None:
             reader = self._reader(None)
@@ -230,17 +230,17 @@ class Sockets:
         return self._epoll.fileno()
 
     def stop(self) -> None:
-        """End the readers, :meth:`batches` and :meth:`batches_async`: those that wait at once, others after the batch
-        that they are at, and those that begin later at once.  No error, no packet is lost: what was not read waits in
-        the rings.  From any thread, or a signal handler; idempotent.  The sockets stay open: join the threads that
-        read, then close."""
+        """End all readers, :meth:`batches` and :meth:`batches_async`.  A reader that waits ends at once, another one
+        after its current batch, and a reader that begins later ends at once.  No error is raised and no packet is lost:
+        packets that were not read stay in the rings.  Call it from any thread or a signal handler; idempotent.  The
+        sockets stay open: join the threads that read, then close the sockets."""
         self._stop.set()
         for group in list(self._groups.values()):
             group.stop()
 
     @property
     def stopped(self) -> bool:
-        """:meth:`stop` was called."""
+        """Whether :meth:`stop` was called."""
         return bool(self._stop)
 
     def _reader(self, queue: int | None) -> Reader:
@@ -265,15 +265,17 @@ class Sockets:
         return found
 
     def count(self, *, limit: int = 0, cpus: Sequence[int] | None = None, wait: Wait | None = None) -> Workers:
-        """C workers that count packets and forget them; a context manager.  ``limit`` packets in all (0: no limit).
-        ``cpus``: one per socket, to pin to (-1: not pinned; default: near the device, see
-        :mod:`xdpkit.device.placement`). ``wait``: what a worker does when there is nothing, "adaptive" (look on for a
-        moment, then sleep), "busy" (look on for ever), "sleep" or "nap" (look again every 0.5 ms: the least CPU time,
-        the longest delay); None: "nap" for a ring buffer (TC, mirrored copies), whose reader slows the program down
-        when it looks on or wants to be woken, else "adaptive".
+        """Start C workers that count packets and drop them.  Returns a context manager.  ``limit``: packets in all (0:
+        no limit).  ``cpus``: the CPU that each socket's worker is pinned to (-1: not pinned; default: CPUs near the
+        device, see :mod:`xdpkit.device.placement`).
 
-        ValueError when the sockets are closed, while others drain them, for a number of ``cpus`` that is not that of
-        the sockets and for an unknown ``wait``; OSError where a thread cannot be started or pinned."""
+        ``wait``: what a worker does when there is no packet.  "adaptive": poll the ring for a moment, then sleep.
+        "busy": poll without end.  "sleep": sleep at once.  "nap": look every 0.5 ms, which takes the least CPU time and
+        has the longest delay.  None: "nap" for a ring buffer (TC, mirrored copies), because a reader that polls it or
+        must be woken slows the program down; otherwise "adaptive".
+
+        ValueError when the sockets are closed, while others drain them, where ``cpus`` are not as many as the sockets,
+        and for an unknown ``wait``; OSError where a thread cannot be started or pinned."""
         self._idle()
         return Workers(self, None, limit=limit, cpus=cpus, wait=wait)
 
@@ -286,11 +288,12 @@ class Sockets:
         cpus: Sequence[int] | None = None,
         wait: Wait | None = None,
     ) -> Workers:
-        """C workers that write packets to a pcapng file (a path, "-" for standard output, or an open binary file).
-        ``limit`` packets in all (0: no limit), at most ``snaplen`` bytes of each (0: all); the rest as for count().
+        """Start C workers that write packets to a pcapng file: a path, "-" for standard output, or an open binary file.
+        ``limit``: packets in all (0: no limit).  ``snaplen``: most bytes of each packet (0: all).  ``cpus`` and
+        ``wait`` as for :meth:`count`.
 
-        Errors as for :meth:`count`, and OSError that names the file where it cannot be opened or written; a write that
-        fails later is raised when the workers close."""
+        Errors as for :meth:`count`, and OSError that names the file where it cannot be opened or written.  An error of
+        a later write is raised when the workers are closed."""
         self._idle()
         return Workers(self, target, limit=limit, snaplen=snaplen, cpus=cpus, wait=wait)
 
@@ -298,15 +301,17 @@ class Sockets:
         self, packets: Packets, *, queue: int | None = None, checksum: tuple[int, int] | None = None,
         timestamp: bool = False,
     ) -> int:  # fmt: skip
-        """Transmit out of the device, in one batch: how many of ``packets`` (bytes each, or the rows of a
-        uint8[n, bytes] array) were taken, from the first on; it never waits.  ``queue``: whose socket (default: the
-        first).  ``checksum``, ``timestamp`` and errors as for :meth:`xdpkit.sockets.xsk.Socket.transmit`; ValueError
-        without a TX ring (``SocketOptions(tx=True)``), NotSupported where the sockets are not AF_XDP."""
+        """Transmit packets out of the device, in one batch.  ``packets``: bytes objects, or the rows of a
+        uint8[n, bytes] array.  Returns how many were taken, counted from the first; it never waits.  ``queue``: the
+        queue whose socket sends (default: the first).  ``checksum``, ``timestamp`` and errors as for
+        :meth:`xdpkit.sockets.xsk.Socket.transmit`; also ValueError without a TX ring (``SocketOptions(tx=True)``), and
+        NotSupported where the sockets are not AF_XDP."""
         return self._sender(queue).transmit(packets, checksum=checksum, timestamp=timestamp)
 
     def sent_times(self, *, queue: int | None = None) -> SentTimes:
-        """When packets left that :meth:`send` sent with ``timestamp=True`` from the same ``queue``: see
-        :meth:`xdpkit.sockets.xsk.Socket.sent_times`.  NotSupported where the sockets have no TX timestamps."""
+        """The times at which packets left that :meth:`send` sent with ``timestamp=True`` from ``queue``: see
+        :meth:`xdpkit.sockets.xsk.Socket.sent_times`.  NotSupported where the sockets have no TX timestamps; ValueError
+        for a queue without a socket and without a TX ring."""
         return self._sender(queue).sent_times()
 
     def _sender(self, queue: int | None) -> xsk.Socket:
@@ -320,8 +325,9 @@ class Sockets:
         return self._of_queue(queue)[0]
 
     def complete(self) -> int:
-        """Let the kernel go on with the TX rings, and take back the frames of what has left; how many.
-        :class:`xdpkit.FrameError` when the sockets are closed, OSError where the kernel refuses."""
+        """Let the kernel transmit what is in the TX rings, and take back the frames of packets that have left.  Returns
+        the number of these frames.  :class:`xdpkit.FrameError` when the sockets are closed, OSError where the kernel
+        refuses."""
         return sum(x.complete() for x in self.xsks)
 
     def _alive(self) -> None:
@@ -337,28 +343,28 @@ class Sockets:
 
     @property
     def busy(self) -> bool:
-        """Workers drain these sockets."""
+        """Whether workers drain these sockets."""
         return self._workers is not None and not self._workers.ended
 
     def _started(self, workers: Drains) -> None:
-        """Called by Workers: they drain these sockets from now on."""
+        """Called by Workers when they begin to drain these sockets."""
         self._workers = workers
 
     def _ended(self, name: str, total: WorkerStats) -> None:
-        """Called by Workers when they ended: keep what they counted."""
+        """Called by Workers when they have ended; keeps their counts."""
         if self._packet is not None:
             self._packet.received += total.packets
         self._sink = (name, self._sink[1] + total.written, self._sink[2] + total.refused)
 
     def stats(self) -> SocketStats:
-        """Totals over the queues; after close() the final ones.  OSError ENODEV when the device is gone."""
+        """The counts of all queues together; after close() the final ones.  OSError ENODEV when the device is gone."""
         running = self._workers.stats() if self._workers is not None and not self._workers.ended else WorkerStats()
         if self._packet is not None:
             return self._packet.stats(running.packets)
         return sum((x.stats() for x in self.xsks), SocketStats())
 
     def _live_sink(self) -> tuple[str, int, int]:
-        """(name, written, refused) of the sink, with what running workers have counted so far."""
+        """(name, written, refused) of the sink, including the counts of running workers so far."""
         name, written, refused = self._sink
         for drained in (self, *self._groups.values()):
             if drained._workers is not None and not drained._workers.ended:
@@ -367,7 +373,7 @@ class Sockets:
         return name, written, refused
 
     def _leave(self, queues: Queues | None) -> None:
-        """Take some of the sockets out of REDIRECT's reach and wait until what was under way has arrived."""
+        """Remove some of the sockets from the XSKMAP and wait until packets that were under way have arrived."""
         program = self._attached.program
         for number in range(len(queues.sockets) if queues is not None and not self._closed else 0):
             slot = queues.slot(program, number) if queues is not None else None
@@ -377,7 +383,8 @@ class Sockets:
         lib.xk_quiesce()
 
     def stop_inflow(self) -> None:
-        """Take the sockets out of REDIRECT's reach and wait until what was under way has arrived; idempotent."""
+        """Remove the sockets from the XSKMAP and wait until packets that were under way have arrived; idempotent.
+        OSError where the kernel refuses."""
         fd = self._attached.program.map_fd("xsks") if self._in_map else -1
         while self._in_map:
             lib.xk_xskmap_clear(fd, self._in_map.pop())
@@ -386,8 +393,8 @@ class Sockets:
         lib.xk_quiesce()
 
     def close(self) -> None:
-        """Stop the inflow, end workers (they drain first), close the sockets; idempotent.  OSError where workers could
-        not finish their file: the sockets are closed all the same."""
+        """Stop the inflow, let workers drain the rings and end them, close the sockets; idempotent.  OSError where
+        workers could not finish their file; the sockets are closed all the same."""
         if self._closed:
             return
         self._closed = True
@@ -396,7 +403,7 @@ class Sockets:
             for drained in (self, *self._groups.values()):
                 if drained._workers is not None:
                     drained._workers.close()
-        finally:  # a capture file that cannot be finished keeps nothing open
+        finally:  # also where a capture file could not be finished
             if self._queues is not None and not self._borrowed:
                 self._queues.close()
             if self._packet is not None:
@@ -420,14 +427,14 @@ class Sockets:
 
 
 class Group(Sockets):
-    """The sockets of a named group; made by :meth:`Sockets.group`, which they stay open with."""
+    """The sockets of a named group, made by :meth:`Sockets.group`.  They are closed with the sockets of the link."""
 
     def __init__(self, whole: Sockets, name: str, queues: Queues):
         self._whole, self._name = whole, name
         super().__init__(whole._attached, queues)
 
     def _open(self) -> None:
-        """They are open, and found by REDIRECT."""
+        """Do nothing: the sockets of the link are open, and REDIRECT finds them."""
 
     def _takes(self, rule: Rule) -> bool:
         """Whether ``rule`` redirects to this group."""
@@ -442,22 +449,22 @@ class Group(Sockets):
         self._whole._count_read(packets)
 
     def _ended(self, name: str, total: WorkerStats) -> None:
-        """What its workers counted is in the sums of all."""
+        """Add the counts of the group's workers to those of all sockets."""
         self._whole._ended(name, total)
 
     def stop_inflow(self) -> None:
-        """Take the group out of REDIRECT's reach and wait until what was under way has arrived."""
+        """Remove the sockets of the group from the XSKMAP and wait until packets that were under way have arrived."""
         self._whole._leave(self._queues)
 
     def close(self) -> None:
-        """End workers; the sockets are closed with the others."""
+        """End the workers of the group; its sockets are closed with those of the link."""
         if self._workers is not None:
             self._workers.close()
         self._close_descriptors()
 
 
 class Copies(Sockets):
-    """Copies of the packets that rules mirror, while they go on; made by ``link.copies()``."""
+    """The copies of packets that rules mirror, made by ``link.copies()``.  The packets themselves go on."""
 
     def _takes(self, rule: Rule) -> bool:
         """Whether ``rule`` mirrors."""
@@ -472,5 +479,5 @@ class Copies(Sockets):
     def batches(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
     ) -> Generator[CopiedBatch, None, None]:
-        """As :meth:`Sockets.batches`; these have ``marks``, ``verdicts`` and ``wire_lengths`` besides."""
+        """As :meth:`Sockets.batches`.  These batches also have ``marks``, ``verdicts`` and ``wire_lengths``."""
         return cast(Generator[CopiedBatch, None, None], super().batches(timeout=timeout, limit=limit, queue=queue))

@@ -1,7 +1,7 @@
 """UMEM: the memory that sockets share with the kernel, and the pools that own its frames.
 
-Who owns a frame is said at the head of csrc/xdpkit.h.  A UMEM closes when its last view is gone, not before: what
-Python still shows of a packet stays mapped.
+The head of csrc/xdpkit.h says who owns a frame.  A UMEM is unmapped when its last view is gone, not before, so that
+Python can still read the packets that it has views of.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _OWNERS = ("free", "fill", "rx", "held", "tx", "completion")
 
 
 class Umem:
-    """``frames`` frames of ``chunk_size`` bytes, ``unaligned`` if that is no power of two (or asked for).  ``huge``: in
-    huge pages; NotSupported if too few are reserved.
-    ``node``: the NUMA node to prefer, None where it is touched first.  ``software_checksum``: in copy mode the kernel
-    computes the checksums that are asked for.  ``tx_metadata``: room for struct xsk_tx_metadata before each packet to
-    transmit."""
+    """Memory for ``frames`` frames of ``chunk_size`` bytes.  ``unaligned``: frames may lie at any address, so that the
+    size need not be a power of two.  ``huge``: use huge pages; NotSupported if too few are reserved.  ``node``: the
+    NUMA node to prefer; None for the node that touches the memory first.  ``software_checksum``: the kernel computes
+    the checksums that are requested, which it can in copy mode.  ``tx_metadata``: room for struct xsk_tx_metadata
+    before each packet to transmit.  OSError where the memory cannot be mapped or registered."""
 
     def __init__(
         self, frames: int, chunk_size: int, options: SocketOptions, *, unaligned: bool = False, huge: bool = False,
@@ -62,7 +62,7 @@ class Umem:
 
     @property
     def page_size(self) -> int:
-        """Bytes per page of the memory: KernelPageSize in /proc/self/smaps (proc_pid_smaps(5))."""
+        """Bytes of a page of the memory: KernelPageSize in /proc/self/smaps (proc_pid_smaps(5))."""
         address = int(ffi.cast("uintptr_t", self.memory))
         inside = False
         for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -74,18 +74,18 @@ class Umem:
 
     @property
     def node(self) -> int | None:
-        """The NUMA node that the memory is on, None where the kernel does not tell."""
+        """The NUMA node that the memory is on; None where the kernel does not report it."""
         node = int(lib.xk_umem_node(self.handle))
         return node if node >= 0 else None
 
     def close(self) -> None:
-        """Unmap, once no view is left; idempotent.  Its sockets and pools are closed before."""
+        """Unmap the memory as soon as no view is left; idempotent.  Close its sockets and pools before."""
         if not self._closed:
             self._closed = True
             self.unview(0)
 
     def unview(self, views: int = 1) -> None:
-        """``views`` are gone."""
+        """Note that ``views`` views are gone."""
         self.views -= views
         if self._closed and not self.views and self.handle is not None:
             lib.xk_umem_close(self.handle)
@@ -94,15 +94,15 @@ class Umem:
 
 def _huge_pages_needed(size: int) -> str:
     with open("/proc/meminfo") as file:
-        told = dict(line.split(":") for line in file)
-    page = int(told["Hugepagesize"].split()[0]) * 1024
-    free = told.get("HugePages_Free", "0").strip()
+        meminfo = dict(line.split(":") for line in file)
+    page = int(meminfo["Hugepagesize"].split()[0]) * 1024
+    free = meminfo.get("HugePages_Free", "0").strip()
     need = -(-size // page)
     return f"{need} free huge pages of {page >> 20} MiB, and {free} are: raise /proc/sys/vm/nr_hugepages by {need}"
 
 
 class Pool:
-    """The owner of ``frames`` frames of a UMEM, for the sockets that take from it and give back to it."""
+    """The owner of ``frames`` frames of a UMEM.  Sockets take frames from it and return them to it."""
 
     def __init__(self, umem: Umem, frames: int, name: str):
         self.umem: Umem = umem
@@ -112,7 +112,8 @@ class Pool:
         self.handle: Any = out[0]
 
     def frames(self) -> dict[str, int]:
-        """Where the frames are: free, fill, rx, held, tx, completion; they sum to ``frames``, or FrameError."""
+        """How many frames are where: free, fill, rx, held, tx, completion.  FrameError if they do not sum to
+        ``frames``."""
         if self.handle is None:
             raise FrameError(f"{self.name}: the frames are gone")
         raw = ffi.new("struct xk_frames *")
@@ -123,7 +124,7 @@ class Pool:
         return {**where, "frames": int(raw.frames)}
 
     def close(self) -> None:
-        """Let go of the frames; idempotent.  Its sockets are closed before."""
+        """Release the frames; idempotent.  Close its sockets before."""
         if self.handle is not None:
             lib.xk_pool_close(self.handle)
             self.handle = None

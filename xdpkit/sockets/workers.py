@@ -28,18 +28,18 @@ from .xsk import Socket, SocketStats
 __all__ = ["WAITS", "WorkerStats", "Workers", "open_capture", "wait_number", "worker_stats"]
 
 
-#: A capture file says so often how many packets there were and how many were lost, so that one whose writer was killed
-#: says it too.
+#: Seconds between two Interface Statistics Blocks in a capture file.  So also a file whose writer was killed says how
+#: many packets there were and how many were lost.
 STATISTICS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """Totals of the workers: packets and bytes received, written by the sink, refused by it; batches.
+    """Totals of the workers: packets and bytes that they received, that the sink wrote, and that it refused; batches.
 
-    What they did when there was nothing: ``looks`` at the ring that found nothing, ``nudges`` of them that were a
-    system call (a busy poll, or a wake-up that the driver asked for), ``waits`` asleep.  ``error``: the errno
-    that ended one, or 0; ``cpus``: where they are pinned, -1 for one that is not.  ``completed``: checksums that
+    ``looks``: how often the ring was empty.  ``nudges``: how many of these looks made a system call (a busy poll, or a
+    wake-up that the driver requested).  ``waits``: how often a worker slept.  ``error``: the errno that ended a worker,
+    or 0.  ``cpus``: the CPUs that they are pinned to, -1 for a worker that is not.  ``completed``: checksums that
     :func:`xdpkit.forward` completed."""
 
     packets: int = 0
@@ -71,7 +71,7 @@ class WorkerStats:
 
 
 class Drained(Protocol):
-    """The sockets that workers drain, as far as they need to know them."""
+    """The part of :class:`xdpkit.Sockets` that workers need."""
 
     _attached: Attached
     _packet: PacketSocket | CopiesSocket | None
@@ -91,9 +91,9 @@ class Drained(Protocol):
 
 
 def open_capture(target: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a capture file for writing, "-" being standard output; OSError says what is wrong with the path.
+    """Open a capture file for writing; "-" is standard output.  OSError says what is wrong with the path.
 
-    What the file holds stays until the workers start, so that a run that cannot start loses nothing.
+    The old content of the file stays until the workers start, so that a run that cannot start loses nothing.
     """
     if os.fspath(target) == "-":
         if sys.stdout.isatty():
@@ -107,8 +107,8 @@ def open_capture(target: str | os.PathLike[str]) -> IO[bytes]:
 
 
 class Workers:
-    """C threads that move packets from the sockets to a sink, one per queue.  Context manager; close() is idempotent:
-    it stops the inflow, lets them drain, and finishes the file."""
+    """C threads, one for each socket, that move packets from the sockets to a sink.  It is a context manager.  It is
+    made by :meth:`xdpkit.Sockets.count` and :meth:`xdpkit.Sockets.write`, which list the errors of starting."""
 
     def __init__(
         self,
@@ -161,8 +161,8 @@ class Workers:
         return target, False
 
     def _begin(self, file: IO[bytes], header: bytes) -> None:
-        """What a file holds from here on goes, but not where the shell appends (>>).  The workers write to the
-        descriptor, so nothing may stay in a buffer of ``file``."""
+        """Truncate the file at its position, unless the shell appends to it (>>), and write ``header``.  The workers
+        write to the descriptor, so nothing may stay in the buffer of ``file``."""
         try:
             appends = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not appends:
@@ -203,8 +203,8 @@ class Workers:
         return f"<Workers on {at.device.name}: packets are {self.name}, {state}>"
 
     def _name_rules(self, program: LoadedProgram | None = None) -> None:
-        """Write the names of the program's rules with the packets that they take, where packets come with their rule:
-        called again when the link runs another ``program``."""
+        """Let the sink write the name of the rule with each packet, where packets carry the number of their rule.  It
+        is called again when the link runs another ``program``."""
         at = self._sockets._attached
         program = program or at.program
         if self._file is None or not (at.attachment.timestamps or isinstance(self._sockets._packet, CopiesSocket)):
@@ -214,8 +214,8 @@ class Workers:
 
     @property
     def done(self) -> bool:
-        """No more will come: the sink's limit is reached, a write failed, or the pipeline is no longer on the device
-        (``link.lost`` says why)."""
+        """Whether no more packets will come: the limit is reached, a write failed, or the pipeline is no longer on the
+        device (``link.lost`` says why).  It raises no error."""
         try:
             self._sockets._attached.check()
         except OSError:
@@ -223,11 +223,11 @@ class Workers:
         return self.ended or bool(lib.xk_sink_done(self._sink))
 
     def stats(self) -> WorkerStats:
-        """Totals so far; after close() the final ones."""
+        """The totals of all workers so far; after close() the final ones."""
         return sum(self.each(), WorkerStats()) if not self.ended else self._total
 
     def each(self) -> list[WorkerStats]:
-        """Per worker, in the order of the queues."""
+        """The totals of each worker, in the order of the sockets."""
         raw, out = ffi.new("struct xk_worker_stats *"), []
         for handle in self._handles:
             lib.xk_worker_stats(handle, raw)
@@ -235,7 +235,8 @@ class Workers:
         return out
 
     def close(self) -> None:
-        """Stop the inflow, drain, join, finish the file; OSError if a write failed."""
+        """Stop the inflow, let the threads drain the rings, end them, and finish the file; idempotent.  OSError names
+        the file where a write failed, the queue where a worker ended on an error."""
         if self.ended:
             return
         self._sockets.stop_inflow()
@@ -291,13 +292,13 @@ class Workers:
 
 
 def wait_number(wait: Wait) -> int:
-    """XK_WAIT_*; ValueError names what there is."""
+    """The number XK_WAIT_* of ``wait``.  ValueError lists the choices."""
     if wait not in WAITS:
         raise ValueError(f"wait {wait!r}: {', '.join(WAITS)}")
     return WAITS.index(wait)
 
 
 def worker_stats(raw: Any) -> WorkerStats:
-    """From struct xk_worker_stats."""
+    """The WorkerStats of a struct xk_worker_stats."""
     counts = {f.name: int(getattr(raw, f.name)) for f in fields(WorkerStats) if f.name != "cpus"}
     return WorkerStats(**counts, cpus=(int(raw.cpu),))

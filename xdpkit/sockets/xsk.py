@@ -1,7 +1,7 @@
 """AF_XDP sockets from Python: one :class:`Socket` per queue, or several that share a queue's FILL and COMPLETION rings.
 
-Who owns a frame: :meth:`Socket.receive` takes packets off the RX ring and their frames are *held*; when the batch ends
-they go back to the kernel.  What a batch shows of them, and for how long, is said in :mod:`xdpkit.sockets.batch`.
+Who owns a frame: :meth:`Socket.receive` takes packets off the RX ring, and their frames are then *held*; when the batch
+ends they go back to the kernel.  :mod:`xdpkit.sockets.batch` says how long the packets of a batch can be read.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ __all__ = ["Packets", "Receivers", "SentTimes", "Socket", "SocketStats", "wait"]
 
 XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG = 1 << 1, 1 << 2, 1 << 3, 1 << 4
 
-#: The columns by packet of struct xk_batch: first, lengths, timestamps, rules and marks always, then what the driver
-#: knows.
+#: The columns of struct xk_batch with one value for each packet: five that are always there, then the driver's
+#: metadata.
 _COLUMNS = ("u4", "u4", "u8", "u4", "u4", "u8", "u4", "u4")
 _ALWAYS = 5
 
-#: Times of sent packets that a socket keeps until they are read, for each entry of its TX ring.
+#: A socket keeps the times of this many sent packets for each entry of its TX ring until they are read.
 TIMES_PER_ENTRY = 16
 
-#: What can be sent: packets one by one, or the rows of an array as packets of one length.
+#: Packets to send: bytes objects, or the rows of a uint8 array as packets of one length.
 Packets: TypeAlias = "Sequence[bytes] | npt.NDArray[np.uint8]"
 
 
 @dataclass(frozen=True, slots=True)
 class SocketStats:
-    """Counts of a socket since it was opened: ``received`` packets taken off the RX ring; ``transmitted`` packets
-    handed to the TX ring, in ``kicks`` system calls; ``tx_times_lost`` times at which packets left that were not kept,
-    because nobody had read those before; the kernel's XDP_STATISTICS; ``unread`` packets that wait in the
-    RX ring.  Of ring buffers, ``lost_on``: how many of ``rx_ring_full`` each CPU lost, by its number."""
+    """Counts of a socket since it was opened.  ``received``: packets taken off the RX ring.  ``transmitted``: packets
+    put into the TX ring.  ``kicks``: system calls that made the kernel transmit.  ``tx_times_lost``: TX timestamps that
+    were dropped because those before them had not been read.  ``unread``: packets that wait in the RX ring.  The others
+    are the kernel's XDP_STATISTICS.  Of ring buffers, ``lost_on``: how many of ``rx_ring_full`` each CPU lost, by its
+    number."""
 
     received: int = 0
     rx_dropped: int = 0
@@ -72,9 +73,9 @@ class SocketStats:
 
 @dataclass(frozen=True, slots=True)
 class SentTimes:
-    """When packets left, in the order of sending.  ``numbers`` uint64[n]: which of the socket's packets each is,
-    counted from 0 in the order in which they were taken; ``times`` uint64[n] nanoseconds of the clock that
-    ``link.attachment.tx_timestamp`` names (software: CLOCK_TAI), 0 where the device gave none."""
+    """The times at which packets left, in the order of sending.  ``numbers``: uint64[n], the number of each packet
+    among all that the socket has taken, from 0.  ``times``: uint64[n], nanoseconds of the clock that
+    ``link.attachment.tx_timestamp`` names (software: CLOCK_TAI); 0 where the device reported none."""
 
     numbers: U64
     times: U64
@@ -104,10 +105,10 @@ class Socket:
         tx_timestamp: bool = False,
         sibling: Socket | None = None,
     ):
-        """Open and bind; OSError names the call.  ``zerocopy`` False binds in copy mode.  ``metadata``: the program
-        notes time and rule before each packet, ``known``: also what the driver knows of it.  ``tx_timestamp``: keep the
-        times at which packets left.  ``sibling``: a socket of the same queue and pool whose FILL and COMPLETION rings
-        this one uses too."""
+        """Open the socket and bind it; OSError names the call.  ``zerocopy``: bind in zero-copy mode, otherwise in copy
+        mode.  ``metadata``: the program writes time and rule in front of each packet; ``known``: also the driver's
+        metadata.  ``tx_timestamp``: keep the times at which packets left.  ``sibling``: a socket of the same queue and
+        pool; this socket shares its FILL and COMPLETION rings."""
         self.device: str = device
         self.queue: int = queue
         self.multi_buffer: bool = multi_buffer
@@ -143,7 +144,7 @@ class Socket:
 
     @property
     def zerocopy(self) -> bool:
-        """What the kernel gave: XDP_OPTIONS read back."""
+        """Whether the kernel bound the socket in zero-copy mode (XDP_OPTIONS, read back)."""
         return bool(self._got().zerocopy)
 
     @property
@@ -173,7 +174,9 @@ class Socket:
         return self._pool.frames()
 
     def receive(self, limit: int = 512) -> Batch | None:
-        """Up to ``limit`` packets that wait in the RX ring, or None.  End the batch before the next one."""
+        """A batch of at most ``limit`` packets that wait in the RX ring, or None.  End it before the next call.
+        :class:`xdpkit.FrameError` when the socket is closed, :class:`xdpkit.ThreadError` while another thread uses
+        it."""
         self._open()
         self.reclaim()
         room = max(limit, self._buffers)
@@ -188,15 +191,19 @@ class Socket:
         return Batch(self, Columns(addr[:b], size[:b], *[column[:n] for column in columns]))
 
     def transmit(self, packets: Packets, *, checksum: tuple[int, int] | None = None, timestamp: bool = False) -> int:
-        """Copy ``packets`` (bytes each, or the rows of a uint8[n, bytes] array) into free frames and hand them to the
-        TX ring; how many it took, from the first on.  It never waits: send the rest when :meth:`complete` has freed
-        frames.
+        """Copy ``packets`` (bytes objects, or the rows of a uint8[n, bytes] array) into free frames and put them into
+        the TX ring.  Returns how many were taken, counted from the first.  It never waits: send the rest when
+        :meth:`complete` has freed frames.
 
-        ``checksum`` (start, offset): sum each packet from byte ``start`` on and store the Internet checksum ``offset``
-        bytes behind it, where the packet carries the sum of its pseudo-header (linux/if_xdp.h,
-        XDP_TXMD_FLAGS_CHECKSUM); NotSupported without ``SocketOptions(checksum=True)``.  ``timestamp``: note when each
-        packet leaves (XDP_TXMD_FLAGS_TIMESTAMP), for :meth:`sent_times`; NotSupported where the socket has no TX
-        timestamps.  OSError EMSGSIZE, EINVAL: a packet too long or too short; none is sent then."""
+        ``checksum`` (start, offset): the device or the kernel sums each packet from byte ``start`` on and stores the
+        Internet checksum ``offset`` bytes behind that byte, where the packet must hold the sum of its pseudo-header
+        (linux/if_xdp.h, XDP_TXMD_FLAGS_CHECKSUM).  ``timestamp``: keep the time at which each packet leaves
+        (XDP_TXMD_FLAGS_TIMESTAMP), for :meth:`sent_times`.
+
+        Raises NotSupported for a checksum without ``SocketOptions(checksum=True)``, and for a timestamp where the
+        socket has no TX timestamps; OSError EMSGSIZE or EINVAL for a packet that is too long or too short, and then
+        none is sent; ValueError for an array that is not uint8 of 2 dimensions; :class:`xdpkit.FrameError` when the
+        socket is closed; :class:`xdpkit.ThreadError` while another thread uses it."""
         if checksum is not None and not self._checksum:
             raise NotSupported("a checksum by the device", "SocketOptions(checksum=True)")
         if timestamp:
@@ -210,14 +217,17 @@ class Socket:
         return n
 
     def complete(self) -> int:
-        """Let the kernel go on with the TX ring, and take transmitted frames off the COMPLETION ring; how many."""
+        """Let the kernel transmit what is in the TX ring, and take frames off the COMPLETION ring.  Returns their
+        number.  FrameError when the socket is closed, ThreadError while another thread uses it, OSError where the
+        kernel refuses."""
         with self.one_thread:
             return self._check(lib.xk_xsk_complete(self._open()))
 
     def sent_times(self) -> SentTimes:
-        """When packets that were sent with ``timestamp=True`` left, of those that have since the last call; what
-        :meth:`complete` does is done first.  TIMES_PER_ENTRY times the ring's size are kept until they are read: what
-        finds no room is counted (``stats().tx_times_lost``) and its numbers are missing."""
+        """The times at which packets left that were sent with ``timestamp=True``, for those that have left since the
+        last call.  It calls :meth:`complete` first.  At most TIMES_PER_ENTRY times the size of the TX ring are kept
+        until they are read; more are dropped and counted (``stats().tx_times_lost``), and their numbers are missing
+        here.  NotSupported where the socket has no TX timestamps; other errors as for :meth:`complete`."""
         self._keeps_times()
         self.complete()
         room = TIMES_PER_ENTRY * self._ring
@@ -257,7 +267,8 @@ class Socket:
             self._held.append(addr)
 
     def recycle(self, addr: U64) -> None:
-        """Give held frames back, and those whose last view has gone meanwhile; nothing happens after close()."""
+        """Return held frames to the kernel, also those whose last view has gone meanwhile.  After close() it does
+        nothing."""
         if self._final is not None:
             return
         with self.one_thread.after_others():
@@ -269,7 +280,8 @@ class Socket:
                 self._check(lib.xk_xsk_recycle(self.xsk, _pointer(addr), len(addr)))
 
     def reclaim(self) -> bool:
-        """Give back the frames whose last view has gone since their batch ended; False if others are still viewed."""
+        """Return the frames to the kernel whose last view has gone since their batch ended.  False if views of other
+        frames are still alive."""
         if self._held:
             self.recycle(np.empty(0, np.uint64))
         return not self._views
@@ -298,7 +310,8 @@ class Socket:
 
 
 def _open(device: str, index: int, queue: int, config: Any, pool: Pool, sibling: Socket | None) -> Any:
-    """xk_xsk_open, trying again for a second on EBUSY alone: a queue is free only some time after its last socket."""
+    """Call xk_xsk_open().  On EBUSY try again for a second, because a queue is free only some time after its last
+    socket was closed."""
     out = ffi.new("struct xk_xsk **")
     deadline = time.monotonic() + 1
     while True:
@@ -319,7 +332,7 @@ def _open(device: str, index: int, queue: int, config: Any, pool: Pool, sibling:
 
 
 def _places(packets: Packets) -> tuple[Any, Any]:
-    """(struct xk_packets *, what keeps it alive)."""
+    """A struct xk_packets *, and the Python objects that it points into, which must stay alive as long as it."""
     if isinstance(packets, np.ndarray):
         if packets.ndim != 2 or packets.dtype != np.uint8:
             raise ValueError(f"packets are rows of a uint8 array of 2 dimensions, not {packets.dtype}{packets.shape}")
@@ -334,8 +347,8 @@ def _places(packets: Packets) -> tuple[Any, Any]:
 
 
 def wait(sockets: Sequence[Socket], timeout: float | None) -> bool:
-    """Until one of ``sockets`` has packets; False after ``timeout`` seconds (None: never).  OSError(ENODEV) when a
-    device is gone."""
+    """Wait until one of ``sockets`` has packets; False after ``timeout`` seconds (None: wait for ever).
+    OSError(ENODEV) when a device is gone."""
     source = Receivers(sockets)
     return any(source.wait(-1, min(left, source.poll_ms)) for left in slices(timeout))
 
@@ -353,8 +366,8 @@ class Receivers:
 
     @property
     def poll_ms(self) -> int:
-        """Not long while frames are viewed: one whose last view goes, in another thread or in the loop that waits, may
-        be the one that the kernel waits for."""
+        """The longest wait; short while views of frames are alive.  When the last view of a frame goes, in another
+        thread or in the loop that waits, the kernel may need that frame."""
         nothing_viewed = [socket.reclaim() for socket in self._sockets]
         return MOST_MS if all(nothing_viewed) else 10
 

@@ -1,9 +1,9 @@
-"""What zero-copy needs besides a driver that has it, where the kernel says nothing and packets would come out wrong.
+"""Limits of zero-copy that the kernel does not check, so that packets would be cut or lost.
 
-In zero-copy the NIC writes into the frame, so the frame's room is what the driver tells the NIC.  Some NICs take that
-in KiB, and their drivers round it down: 1792 bytes (a chunk of 2048 less 256) become 1024, and a longer packet arrives
-as two.  igb does so (SRRCTL.BSIZEPKT; seen with Linux 7.3), and igc writes the same register.  virtio_net drops what a
-program transmits (XDP_TX) from a zero-copy frame: no room is left in front of it for the device's own header.
+In zero-copy the NIC writes into the frame, and the driver sets the size of the frame in the NIC.  Some NICs take the
+size in KiB, and their drivers round it down: 1792 bytes (a chunk of 2048 less 256) become 1024, and a longer packet
+arrives as two.  igb does so (SRRCTL.BSIZEPKT; seen with Linux 7.3), and igc writes the same register.  virtio_net drops
+what a program transmits (XDP_TX) from a zero-copy frame: no room is left in front of it for the device's own header.
 """
 
 from __future__ import annotations
