@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_what_is_made_visible_is_printable_and_printable_text_stays(text):
 def test_a_character_that_is_not_printable_is_shown_as_its_escape():
     assert visible(BAD) == SHOWN
     assert visible("a\tb\nc", keep="\n\t") == "a\tb\nc"
+
+
+@pytest.mark.parametrize("command", [["run", "RULES", "-i"], ["doctor"], ["doctor", "--clean"], ["firewall", "status"]])
+def test_a_name_that_is_not_utf8_text_is_wrong_usage_in_one_line(rules, command):
+    arguments = [str(rules) if word == "RULES" else word for word in command]
+    done = subprocess.run([XDPKIT, *arguments, b"e\xff"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert r"e\xff" in done.stderr or r"e\udcff" in done.stderr
 
 
 def test_brackets_in_names_of_rules_are_text_in_the_live_table_and_at_the_end(make_veth, rules):

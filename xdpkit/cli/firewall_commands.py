@@ -28,7 +28,7 @@ from ..language.errors import NotSupported, PipelineError, VerifierError
 from ..language.limits import Log
 from ..language.pipeline import Pipeline
 from ..link.link import Link, open_link
-from ..link.pin import pinned_links
+from ..link.pin import LinkPin, pinned_links
 from ..link.ruleset import Ruleset
 from ..sets.live import LiveSet
 from ..sockets.options import Mode
@@ -199,6 +199,10 @@ def _names(name: str) -> list[str]:
     """The firewall of that name, or all that there are.  OSError: ENOENT where there is none."""
     there = pinned_links()
     if name:
+        try:
+            LinkPin(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
         return [name]
     if not there:
         raise OSError(errno.ENOENT, "no firewall is in force: 'xdpkit firewall apply RULES -i DEV' puts one there")
@@ -277,8 +281,6 @@ def take_off(name: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EINVAL):
             raise
-        from ..link.pin import LinkPin
-
         pin = LinkPin(only)
         pin.own()
         pin.remove()

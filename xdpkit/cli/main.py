@@ -247,10 +247,13 @@ def run_doctor(
 
     if clean_up and not device:
         raise typer.BadParameter("--clean wants a device")
-    if clean_up:
-        _clean(device, force)
-        return
-    findings = examine(device or None)
+    try:
+        if clean_up:
+            _clean(device, force)
+            return
+        findings = examine(device or None)
+    except ValueError as error:  # a name that no device can have
+        raise typer.BadParameter(str(error)) from None
     if as_json:
         print(findings_json(findings))
     else:

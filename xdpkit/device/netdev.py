@@ -118,8 +118,8 @@ class _DevGet(genlmsg):  # type: ignore[misc]
 
 
 def device(name: str) -> Device:
-    """Look up `name`, which may be an alternative name, in this thread's network namespace; OSError(ENODEV) names the
-    devices that are there."""
+    """Look up `name`, which may be an alternative name, in this thread's network namespace.  OSError(ENODEV) names the
+    devices that are there; ValueError for a name that is not UTF-8 text."""
     return _device(_index(name))
 
 
@@ -176,7 +176,11 @@ def _links(*, index: int = 0, flags: int = 0, **attributes: Any) -> list[Any]:
 
 
 def _index(name: str) -> int:
-    """The ioctl behind if_nametoindex() takes 15 characters; alternative names may have 127."""
+    """The index of a device.  The ioctl behind if_nametoindex() takes 15 characters; alternative names may have 127."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"no network device can have the name {name!r}: it is not UTF-8 text") from None
     try:
         return socket.if_nametoindex(name)
     except OSError:
