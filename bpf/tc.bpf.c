@@ -25,6 +25,26 @@ static __always_inline __u32 queue_of(struct skb *skb)
 
 RING(copies)
 
+/* Devices that rules FORWARD to, by index; the other device of a bridge is always the first. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+/* What becomes of a packet for which no reader and no device is there. */
+static __always_inline int fall_back(__u32 outcome)
+{
+	__u32 first = 0, *ifindex;
+
+	if (MAY(FORWARD) && otherwise_of(outcome) == FORWARD) {
+		ifindex = bpf_map_lookup_elem(&devices, &first);
+		return ifindex && *ifindex ? bpf_redirect(*ifindex, 0) : TCX_DROP;
+	}
+	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+}
+
 /* A function of its own: in the frame of judge() what it keeps would stand beside all that classify() keeps. */
 static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c, __u32 outcome, __u32 mark)
 {
@@ -36,7 +56,7 @@ static __attribute__((noinline)) int redirect(struct skb *skb, struct counter *c
 	if (!r) {
 		if (c)
 			c->no_socket++;
-		return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+		return fall_back(outcome);
 	}
 	head = (struct copy){ .time_ns = bpf_ktime_get_ns(), .rule = rule_of(outcome), .len = len, .wire_len = len,
 			      .queue = queue_of(skb), .verdict = XDP_REDIRECT, .mark = mark };
@@ -60,14 +80,6 @@ static __always_inline int transmit(struct skb *skb)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* Devices that rules FORWARD to, by index. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} devices SEC(".maps");
-
 static __always_inline int forward(struct counter *c, __u32 outcome)
 {
 	__u32 target = target_of(outcome), *ifindex = bpf_map_lookup_elem(&devices, &target);
@@ -76,7 +88,7 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 		return bpf_redirect(*ifindex, 0);
 	if (c)
 		c->no_socket++;
-	return otherwise_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
+	return fall_back(outcome);
 }
 
 static __always_inline int act(struct skb *skb, const struct packet *p, __u32 outcome, const struct steps *a)

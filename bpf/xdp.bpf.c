@@ -157,18 +157,35 @@ static __always_inline __u32 socket_of(struct xdp_md *ctx, __u32 target)
 	return place * spread + (__u32)((__u64)hash * spread >> 32);
 }
 
+/*
+ * What a REDIRECT or FORWARD falls back to.  On a bridge PASS is FORWARD: out of the other device, which is always the
+ * first of `devices`.  bpf_redirect_map() takes no such number.
+ */
+static __always_inline __u32 flags_of(__u32 outcome)
+{
+	return MAY(FORWARD) && otherwise_of(outcome) == FORWARD ? XDP_DROP : otherwise_of(outcome);
+}
+
+static __always_inline int fall_back(__u32 outcome, int verdict)
+{
+	if (MAY(FORWARD) && otherwise_of(outcome) == FORWARD)
+		return bpf_redirect_map(&devices, 0, XDP_DROP);
+	return verdict;
+}
+
 static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome, __u32 mark)
 {
 	int verdict;
 
 	if (want_meta)
 		put_meta(ctx, rule_of(outcome), mark);
-	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), otherwise_of(outcome));
+	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), flags_of(outcome));
 	if (verdict != XDP_REDIRECT) {
 		if (c)
 			c->no_socket++;
 		if (want_meta) /* PASS hands the metadata to the stack, where it can break GRO: take it back */
 			bpf_xdp_adjust_meta(ctx, meta_room());
+		return fall_back(outcome, verdict);
 	}
 	return verdict;
 }
@@ -176,11 +193,13 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 /* Out of another device.  What its driver then drops is not known here (tracepoint xdp:xdp_devmap_xmit). */
 static __always_inline int forward(struct counter *c, __u32 outcome)
 {
-	int verdict = bpf_redirect_map(&devices, target_of(outcome), otherwise_of(outcome));
+	int verdict = bpf_redirect_map(&devices, target_of(outcome), flags_of(outcome));
 
-	if (verdict != XDP_REDIRECT && c)
+	if (verdict == XDP_REDIRECT)
+		return verdict;
+	if (c)
 		c->no_socket++;
-	return verdict;
+	return fall_back(outcome, verdict);
 }
 
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from .language.sets import Add, Entry, Member, Set, SetSpec
     from .language.tracking import Timeouts, Tracking, ct
     from .link.attach import Link, attach
+    from .link.bridge import Bridge, BridgeMode, Fail, bridge, detach_bridge
     from .link.events import Event
     from .link.forward import Forwarder, forward
     from .link.ledger import Ledger, LedgerRule, ShadowLedger
@@ -106,6 +107,8 @@ __all__ = [
     "Attachment",
     "Batch",
     "Bind",
+    "Bridge",
+    "BridgeMode",
     "Bucket",
     "Built",
     "Change",
@@ -117,6 +120,7 @@ __all__ = [
     "Entry",
     "Event",
     "Expr",
+    "Fail",
     "Field",
     "FieldSpec",
     "Finding",
@@ -181,8 +185,10 @@ __all__ = [
     "ah",
     "arp",
     "attach",
+    "bridge",
     "compile_pipeline",
     "ct",
+    "detach_bridge",
     "dev",
     "dst",
     "dstopts",
@@ -246,6 +252,7 @@ _MODULES = {
     "language.sets": "Add Entry Member Set SetSpec",
     "language.tracking": "Timeouts Tracking ct",
     "link.attach": "Link attach",
+    "link.bridge": "Bridge BridgeMode Fail bridge detach_bridge",
     "link.events": "Event",
     "link.forward": "Forwarder forward",
     "link.ledger": "Ledger LedgerRule ShadowLedger",

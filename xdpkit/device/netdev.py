@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pyroute2.netlink import NETLINK_ROUTE, NLM_F_DUMP, genlmsg
+from pyroute2.netlink import NETLINK_ROUTE, NLM_F_ACK, NLM_F_DUMP, genlmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from . import ethtool
@@ -37,8 +37,8 @@ _TYPE_NAMES = {
     778: "GRE over IP", 803: "802.11 monitor", 823: "GRE over IPv6", 0xFFFE: "raw IP",
 }  # fmt: skip
 
-_IFF_UP = 0x1
-_RTM_GETLINK, _NETDEV_CMD_DEV_GET = 18, 1
+_IFF_UP, _IFF_PROMISC = 0x1, 0x100
+_RTM_NEWLINK, _RTM_GETLINK, _NETDEV_CMD_DEV_GET = 16, 18, 1
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_PROMISC = 263, 1, 1
 
 
@@ -95,12 +95,14 @@ class Holder:
 @dataclass(frozen=True, slots=True)
 class State:
     """What may change while a device is used: its `name`, its `mtu` in bytes, the `rx_packets` received since it was
-    made, and the XDP programs on it."""
+    made, the XDP programs on it, whether it is `up` and whether it has `carrier`."""
 
     name: str
     mtu: int
     rx_packets: int
     holders: tuple[Holder, ...]
+    up: bool
+    carrier: bool
 
 
 class _DevGet(genlmsg):  # type: ignore[misc]
@@ -132,7 +134,14 @@ def state(index: int) -> State:
     """The state of the device now, in one netlink request; OSError(ENODEV) when it is not in this namespace."""
     link = _link(index)
     counters = link.get_attr("IFLA_STATS64")
-    return State(link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), counters["rx_packets"], _holders(link))
+    return State(
+        link.get_attr("IFLA_IFNAME"),
+        link.get_attr("IFLA_MTU"),
+        counters["rx_packets"],
+        _holders(link),
+        up=bool(link["flags"] & _IFF_UP),
+        carrier=bool(link.get_attr("IFLA_CARRIER")),
+    )
 
 
 def _holders(link: Any) -> tuple[Holder, ...]:
@@ -161,6 +170,23 @@ def promiscuous(index: int) -> Iterator[None]:
             membership = struct.pack("iHH8x", index, _PACKET_MR_PROMISC, 0)
             sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
         yield
+
+
+def set_up(index: int, on: bool) -> None:
+    """Raise the device or take it down; it stays so when the process ends. Needs CAP_NET_ADMIN."""
+    _set_flags(index, _IFF_UP, on, "raise" if on else "take down")
+
+
+def set_promiscuous(index: int, on: bool) -> None:
+    """The same as `promiscuous`, but as a setting that stays when the process ends. Needs CAP_NET_ADMIN."""
+    _set_flags(index, _IFF_PROMISC, on, "set promiscuous mode on")
+
+
+def _set_flags(index: int, flag: int, on: bool, doing: str) -> None:
+    request = ifinfmsg()
+    request["index"], request["flags"], request["change"] = index, flag if on else 0, flag
+    with oserror(f"{doing} network device {index} (needs CAP_NET_ADMIN)"):
+        ask(request, _RTM_NEWLINK, protocol=NETLINK_ROUTE, flags=NLM_F_ACK)
 
 
 def _link(index: int) -> Any:

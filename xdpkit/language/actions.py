@@ -10,7 +10,7 @@ Verdicts carry the numbers of ``enum xdp_action``; CONTINUE and FORWARD are ours
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .devices import MAX_DEVICE_NAME
 from .errors import PipelineError
@@ -74,7 +74,7 @@ class Redirect(Action):
 
     def __str__(self) -> str:
         name = f"REDIRECT to {self.group}" if self.group else "REDIRECT"
-        return name if self.otherwise == PASS else f"{name} else {self.otherwise}"
+        return name if self.otherwise.verdict is not Verdict.DROP else f"{name} else {self.otherwise}"
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -102,6 +102,37 @@ class Forward(Action):
         return f"FORWARD {self.device}" + ("" if self.otherwise == DROP else f" else {self.otherwise}")
 
 
+#: The other device of a bridge, as it stands among the devices that rules FORWARD to.
+OTHER = "/other"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Across(Forward):
+    """PASS on a bridge: the packet goes out of the other device, and is dropped while that is not there."""
+
+    def __init__(self, device: str = OTHER, *, otherwise: Action = Action(Verdict.DROP),
+                 verdict: Verdict = Verdict.FORWARD):  # fmt: skip
+        object.__setattr__(self, "verdict", verdict)
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "otherwise", otherwise)
+
+    def __str__(self) -> str:
+        return "PASS"
+
+
+def across(action: Action) -> Action:
+    """``action`` on a bridge: wherever it would pass the packet to the stack, it goes out of the other device."""
+    if isinstance(action, Shadow):
+        return replace(action, would=across(action.would))
+    if action == PASS:
+        return Across()
+    if isinstance(action, Redirect) and action.otherwise == PASS:
+        return replace(action, otherwise=Across())
+    if isinstance(action, Forward) and action.otherwise == PASS:
+        return type(action)(action.device, otherwise=Across())
+    return action
+
+
 @dataclass(frozen=True, slots=True)
 class Shadow(Action):
     """The action of a shadow's rule.  It acts as PASS; ``would`` is the action that the rule declares, for display."""
@@ -114,7 +145,7 @@ class Shadow(Action):
 
 
 def _may_fall_back(verdict: Verdict, otherwise: object) -> None:
-    if otherwise not in (PASS, DROP):
+    if otherwise not in (PASS, DROP) and not isinstance(otherwise, Across):
         raise PipelineError(f"{verdict.name} falls back to PASS or DROP, not {otherwise}", here())
 
 

@@ -10,11 +10,26 @@ import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .actions import CONTINUE, COUNT, DROP, PASS, Action, Forward, Redirect, Shadow, Step, Verdict
+from .actions import (
+    CONTINUE,
+    COUNT,
+    DROP,
+    OTHER,
+    PASS,
+    Across,
+    Action,
+    Forward,
+    Redirect,
+    Shadow,
+    Step,
+    Verdict,
+    across,
+)
 from .check import Finding, PipelineWarning, Seen, lacking_keys, refuse_impossible
 from .counted import Draw, Quota
 from .devices import MAX_DEVICES, devices_of
@@ -293,7 +308,9 @@ class Pipeline:
     @property
     def verdicts(self) -> frozenset[str]:
         """The names of all verdicts that the pipeline can give."""
-        return frozenset(rule.action.verdict.name for rule in self.outcomes if not rule.goes_on)
+        actions = [rule.action for rule in self.outcomes if not rule.goes_on]
+        crossing = [a.fallback for a in actions if isinstance(a.fallback, Across)]
+        return frozenset(action.verdict.name for action in (*actions, *crossing))
 
     @property
     def sets(self) -> tuple[SetSpec, ...]:
@@ -337,10 +354,13 @@ class Pipeline:
 
     def targets(self, kind: type[Forward] | type[Redirect]) -> tuple[str, ...]:
         """The devices that rules FORWARD to, or the socket groups that rules REDIRECT to, in the order of the rules.
-        The first group is always "", that of the ordinary sockets."""
+        The first group is always "", that of the ordinary sockets; the other device of a bridge is the first device."""
         actions = [rule.action for rule in self.outcomes if isinstance(rule.action, kind)]
         names = [a.device if isinstance(a, Forward) else a.group for a in actions if isinstance(a, (Forward, Redirect))]
-        return tuple(dict.fromkeys(["", *names] if kind is Redirect else names))
+        if kind is Redirect:
+            return tuple(dict.fromkeys(["", *names]))
+        crosses = any(isinstance(a, Across) for rule in self.outcomes for a in (rule.action, rule.action.fallback))
+        return tuple(dict.fromkeys([OTHER, *names] if crosses else names))
 
     @property
     def every_rule(self) -> tuple[Rule, ...]:
@@ -365,6 +385,15 @@ class Pipeline:
         if len(both.devices) > MAX_DEVICES:
             raise PipelineError(f"more than {MAX_DEVICES} names of devices, with those of the shadow", other.where)
         return both
+
+    def across(self) -> Pipeline:
+        """The same pipeline for a bridge: what it passes goes out of the other device (:class:`Across`)."""
+        wire = copy(self)
+        wire.default = across(self.default)
+        wire._otherwise = replace(self._otherwise, action=wire.default)
+        wire._rules = [replace(rule, action=across(rule.action)) for rule in self._rules]
+        wire.shadowed = self.shadowed.across() if self.shadowed is not None else None
+        return wire
 
     def shadow(self) -> Pipeline:
         """The same rules as a shadow: they are evaluated and counted, but every packet passes, and steps only count."""

@@ -36,7 +36,7 @@ from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
-from .link import Link, open_link, redirect_counter
+from .link import Link, Side, names_of, open_link, redirect_counter
 from .pin import LinkPin, link_program
 from .ruleset import Ruleset, refuse_sides, require_ethernet
 
@@ -81,19 +81,19 @@ def attach(
     modes, binds = parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS)
     found = netdev.device(device)
     require_ethernet(found, f"pipelines on {found.name}")
-    wanted = () if mode in TC_MODES and queues is None else _queues(found, queues)
+    wanted = () if mode in TC_MODES and queues is None else queues_of(found, queues)
     built = as_built(pipeline, shadow)
     refuse_sides(built.pipeline)
     stamps = timestamps or Mark in built.pipeline.steps  # a mark reaches sockets with the time stamp
-    request = _Request(built, found, modes, binds, wanted, stamps, options)
-    if pin is not None and LinkPin(pin).exists and not _clear_if_gone(pin):
+    request = Request(built, found, modes, binds, wanted, stamps, options)
+    if pin is not None and LinkPin(pin).exists and not clear_if_gone(pin):
         return _take_over(pin, request)
-    link = _attach_first(request)
+    link = attach_first(request)
     return link if pin is None else _pinned(link, pin)
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
     """The checked arguments of :func:`attach`.  ``modes`` and ``binds``: those to try, best first.  ``queues``: the RX
     queues that get sockets."""
 
@@ -104,6 +104,7 @@ class _Request:
     queues: tuple[int, ...]
     timestamps: bool
     options: SocketOptions
+    side: Side | None = None
 
     @property
     def pipeline(self) -> Pipeline:
@@ -119,7 +120,7 @@ class _Request:
         return self.redirects and self.pipeline.verdicts <= {"PASS", "REDIRECT"}
 
 
-def _attach_first(request: _Request) -> Link:
+def attach_first(request: Request) -> Link:
     """Attach in the first of the modes that works; the link's attachment says why those before it do not."""
     pipe, device = request.pipeline, request.device
     if request.modes == ("af_packet",) and not request.redirects:
@@ -162,7 +163,7 @@ def _pinned(link: Link, pin: str) -> Link:
     return link
 
 
-def _clear_if_gone(pin: str) -> bool:
+def clear_if_gone(pin: str) -> bool:
     """Remove the pin of a link whose device was deleted, or which was detached by force; whether it was."""
     found = LinkPin(pin)
     fd = found.open_link()
@@ -178,7 +179,7 @@ def _clear_if_gone(pin: str) -> bool:
     return True
 
 
-def _take_over(pin: str, request: _Request) -> Link:
+def _take_over(pin: str, request: Request) -> Link:
     """Put the pipeline of ``request`` in the place of the one that is pinned as ``pin``."""
     link = open_link(pin)
     try:
@@ -199,10 +200,12 @@ def _take_over(pin: str, request: _Request) -> Link:
     return link
 
 
-def _attach_mode(request: _Request, mode: str) -> Link:
+def _attach_mode(request: Request, mode: str) -> Link:
     """Attach in one mode; at XDP with packets of several buffers or without, as the options and the MTU say."""
     if mode not in _XDP_FLAGS:
         return _attach(request, mode, "socket" if mode == "af_packet" else "tc")
+    if request.side is not None and request.side.twin is not None:
+        return _attach(request, mode, request.side.twin.program.hook)
     *first, last = _multi_buffers(request.device, request.options)
     for frags in first:
         with suppress(OSError):
@@ -215,7 +218,7 @@ def _multi_buffers(device: Device, options: SocketOptions) -> tuple[bool, ...]:
     return options.multi_buffers(longest, NATIVE_FRAME_BYTES)
 
 
-def _attach(request: _Request, mode: str, hook: str) -> Link:
+def _attach(request: Request, mode: str, hook: str) -> Link:
     """Load the program for ``hook`` and attach it.  On an error nothing stays loaded or attached."""
     device, options, pipe = request.device, request.options, request.pipeline
     _check_mode(request, mode)
@@ -228,7 +231,8 @@ def _attach(request: _Request, mode: str, hook: str) -> Link:
         metadata=timestamps,
         spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
-        devices={device.name: device.index},
+        devices=names_of(device, request.side),
+        twin=request.side.twin if request.side is not None else None,
     )
     fd, redirects = -1, None
     try:
@@ -240,7 +244,7 @@ def _attach(request: _Request, mode: str, hook: str) -> Link:
             device.name, device.driver, mode, None, () if at_tc else request.queues, timestamps or at_tc, missing,
             absent=absent, rx_metadata=rx_metadata,
         )  # fmt: skip
-        return Link(ruleset, device, fd, attachment, request.binds, options, redirects)
+        return Link(ruleset, device, fd, attachment, request.binds, options, redirects, request.side)
     except BaseException:
         if fd >= 0:
             os.close(fd)
@@ -250,7 +254,7 @@ def _attach(request: _Request, mode: str, hook: str) -> Link:
         raise
 
 
-def _check_mode(request: _Request, mode: str) -> None:
+def _check_mode(request: Request, mode: str) -> None:
     """Refuse what ``mode`` cannot do, before anything is loaded."""
     if mode in TC_MODES:
         _check_tc(request, mode)
@@ -271,7 +275,7 @@ def _link_program(program: LoadedProgram, device: Device, mode: str) -> int:
     return fd
 
 
-def _with_reader_metadata(request: _Request, mode: str, hook: str) -> tuple[Built, tuple[str, ...], tuple[str, ...]]:
+def _with_reader_metadata(request: Request, mode: str, hook: str) -> tuple[Built, tuple[str, ...], tuple[str, ...]]:
     """The programs with the metadata that readers request, the names of that metadata, and why others are missing."""
     built, options, device = request.built, request.options, request.device
     names, missing = choose_reader_metadata(
@@ -287,7 +291,7 @@ def _with_reader_metadata(request: _Request, mode: str, hook: str) -> tuple[Buil
         return built, (), (*missing, f"RX metadata {', '.join(names)} ({error.needs})")
 
 
-def _check_tc(request: _Request, mode: str) -> None:
+def _check_tc(request: Request, mode: str) -> None:
     """Refuse what TC cannot do."""
     pipe, device = request.pipeline, request.device
     if mode == "tc_egress" and "TX" in pipe.verdicts:
@@ -341,7 +345,7 @@ def parse_choice(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ..
     return choices.parse_choice(name, value, known, _BY_NAME_ONLY)
 
 
-def _queues(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
+def queues_of(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
     if queues is None:
         return tuple(range(device.rx_queues))  # a tap that no program has opened has none
     wanted = tuple(sorted(set(queues)))

@@ -10,7 +10,8 @@ refused.  Forwarded ones were sent by the other device or dropped for a named re
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from ..kernel.attachment import Attachment
 from .tally import Forwarding, Totals
@@ -50,6 +51,13 @@ class ShadowLedger:
     def differing(self) -> int:
         """Packets to which the shadow would have given another verdict."""
         return sum(n for _, _, n in self.differences)
+
+    def joined(self, other: ShadowLedger) -> ShadowLedger:
+        """The sums over two links with the same shadow."""
+        pairs = Counter({(got, would): n for got, would, n in self.differences})
+        pairs.update({(got, would): n for got, would, n in other.differences})
+        differences = tuple((got, would, n) for (got, would), n in pairs.most_common())
+        return ShadowLedger(self.pipeline, _sums(self.rules, other.rules), differences)
 
     def rows(self) -> list[tuple[str, int, str]]:
         """As :meth:`Ledger.rows`."""
@@ -106,6 +114,27 @@ class Ledger:
     notes: tuple[str, ...] = ()
     mirror_full_on: dict[int, int] = field(default_factory=dict)
     ring_full_on: dict[int, int] = field(default_factory=dict)
+
+    def joined(self, other: Ledger) -> Ledger:
+        """The sums over two links with the same rules, the sides of a bridge."""
+        sums: dict[str, object] = {"device": f"{self.device} and {other.device}"}
+        for name in (each.name for each in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name in ("seconds", "updates"):
+                sums[name] = max(mine, theirs)
+            elif isinstance(mine, bool):
+                sums[name] = mine and theirs
+            elif isinstance(mine, int | Totals | Forwarding):
+                sums[name] = mine + theirs
+            elif isinstance(mine, dict):
+                sums[name] = {key: mine.get(key, 0) + theirs.get(key, 0) for key in (*mine, *theirs)}
+        sums["rules"] = _sums(self.rules, other.rules)
+        if self.shadow is not None and other.shadow is not None:
+            sums["shadow"] = self.shadow.joined(other.shadow)
+        if self.sink == "none":
+            sums["sink"] = other.sink
+        sums["notes"] = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return replace(self, **sums)  # type: ignore[arg-type]
 
     @property
     def seen(self) -> int:
@@ -276,6 +305,14 @@ def _slow(lost_on: dict[int, int]) -> str:
     named = [f"{n} on CPU {cpu}" for cpu, n in most[:MOST_CPUS]]
     others = [f"{sum(n for _, n in most[MOST_CPUS:])} on others"] if len(most) > MOST_CPUS else []
     return "user space was too slow" + (f" ({', '.join(named + others)})" if named else "")
+
+
+def _sums(mine: tuple[LedgerRule, ...], theirs: tuple[LedgerRule, ...]) -> tuple[LedgerRule, ...]:
+    counts = ("packets", "bytes", "no_socket", "failed")
+    return tuple(
+        replace(a, **{name: getattr(a, name) + getattr(b, name) for name in counts})
+        for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 def _lost(n: int, advice: str) -> str:

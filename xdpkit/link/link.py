@@ -67,13 +67,30 @@ class Update:
         return ", ".join(f"{name} {ns / 1e6:.1f} ms" for name, ns in parts)
 
 
+@dataclass(slots=True)
+class Side:
+    """A link as one side of a bridge.  ``names``: the indexes of both devices by all their names, the sides' among
+    them, and of the other one as OTHER.  ``twin``: the ruleset on the other device, with which this one shares what
+    rules remember; None for the side that has it by itself.  ``update``: puts the next pipeline on both."""
+
+    names: Mapping[str, int]
+    twin: Ruleset | None
+    update: Callable[[Built], object]
+
+
+def names_of(device: Device, side: Side | None) -> Mapping[str, int]:
+    """Device indexes by the names that conditions know them by."""
+    return side.names if side is not None else {device.name: device.index}
+
+
 class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
     def __init__(
         self, ruleset: Ruleset, device: Device, fd: int, attachment: Attachment, binds: tuple[str, ...],
-        options: SocketOptions, redirects: RedirectCounter | None = None,
+        options: SocketOptions, redirects: RedirectCounter | None = None, side: Side | None = None,
     ):  # fmt: skip
+        self._side = side
         self._pin: LinkPin | None = None
         self._redirects_id: int | None = None
         self._earlier = 0
@@ -120,9 +137,9 @@ class Link:
         if others:
             self._note(f"{self.device.name}: rules that ask for dev.name {', '.join(others)} never match here")
 
-    def _device_indexes(self) -> dict[str, int]:
+    def _device_indexes(self) -> Mapping[str, int]:
         """The devices where the program runs, by the names that conditions know them by."""
-        return {self.device.name: self.device.index}
+        return names_of(self.device, self._side)
 
     def __repr__(self) -> str:
         state = "closed" if self._final is not None else "open" if self._lost is None else "lost"
@@ -234,7 +251,7 @@ class Link:
             return note
         if self.attachment.mode == "native":
             try:
-                self.update(self._ruleset.built)
+                self._put_again()
                 note += ": the pipeline was put on the device again, so that it runs on the new ones too"
             except (XdpkitError, OSError, ValueError) as error:
                 note += f": packets of the new ones pass the pipeline by, and it cannot be put there again: {error}"
@@ -257,57 +274,91 @@ class Link:
         that are the same in a rule of the same name keep their buckets.  Sockets stay open.  If it is refused
         (PipelineError, VerifierError, OSError, NotSupported), the old one runs on, and nothing has changed.  A batch's
         ``rules`` are numbers of the pipeline that the packet met: for packets under way meanwhile, the old one."""
+        if self._side is not None:
+            raise ValueError(f"{self.device.name} is one side of a bridge: update the bridge")
         with self._lock:
-            if self._final is not None:
-                raise ValueError("the link is closed")
-            if self._pin is not None:
-                self._pin.own()
-            start, old = time.perf_counter_ns(), self._ruleset
-            built = as_built(pipeline, shadow)
-            self._may_follow(built.pipeline)
-            built = built.with_reader_metadata(old.program.hook, self.attachment.rx_metadata)
+            start = time.perf_counter_ns()
+            built = self._next(as_built(pipeline, shadow))
             compiled = time.perf_counter_ns()
-            new = Ruleset(
-                built, old.program.hook, queues=self.device.rx_queues, metadata=self.attachment.timestamps, before=old,
-                device=self.device if self.attachment.mode == "native" else None,
-                spread=old.program.spread, devices=self._device_indexes(),
-            )  # fmt: skip
+            old, new = self._ruleset, self._load_next(built)
+            loaded = time.perf_counter_ns()
             try:
-                if self._sockets is not None:
-                    self._sockets._reach(new.program)
-                if self._redirects is None:
-                    self._redirects = redirect_counter(new.pipeline, self.device, self.attachment.mode)
-                if self._pin is not None:
-                    self._pin_redirects(self._pin)
-                    self._pin.announce(self._record(self._pin, new), new, old.program.map_fd("counters"))
-                loaded = time.perf_counter_ns()
-                if self._fd >= 0:
-                    check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
-                elif self._sockets is not None:
-                    self._sockets._refilter(new.program)
+                self._swap(new)
             except BaseException:
-                new.abandon(old)
-                if self._pin is not None:
-                    self._pin.withdraw()
+                self._withdraw(new)
                 raise
-            self._ruleset, swapped = new, time.perf_counter_ns()
-            self._attached.program = new.program
-            fields = (*new.pipeline.metadata, *sorted(new.pipeline.headerless_fields))
-            absent = absent_at(self.attachment.mode, self.device.rx_metadata, fields)
-            self._attached.attachment = replace(self.attachment, absent=absent)
-            check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
-            self._tally.keep(old.program.counts())
-            self._updates += 1
-            if self._pin is not None:
-                self._pin.write(self._record(self._pin, new), new)
-                new.share(Turns(self._pin))
-            new.commit(old)
-            self._sweeps()
-            self._warn_of_other_devices()
-            settled = time.perf_counter_ns()
-            took = Update(compiled - start, loaded - compiled, swapped - loaded, settled - swapped)
+            swapped = time.perf_counter_ns()
+            self._settle(new)
+            took = Update(compiled - start, loaded - compiled, swapped - loaded, time.perf_counter_ns() - swapped)
             logger.info("%s replaces %s on %s: %s", new.pipeline.name, old.pipeline.name, self.device.name, took)
             return took
+
+    def _put_again(self) -> None:
+        """Load the same pipeline anew, which runs on the queues that there are by now."""
+        if self._side is not None:
+            self._side.update(self._ruleset.built)
+        else:
+            self.update(self._ruleset.built)
+
+    def _next(self, built: Built) -> Built:
+        """``built`` with all that this link needs of it.  It raises what :meth:`update` does."""
+        if self._final is not None:
+            raise ValueError("the link is closed")
+        if self._pin is not None:
+            self._pin.own()
+        self._may_follow(built.pipeline)
+        return built.with_reader_metadata(self._ruleset.program.hook, self.attachment.rx_metadata)
+
+    def _load_next(self, built: Built, twin: Ruleset | None = None) -> Ruleset:
+        """The ruleset that is to follow, loaded, with the sockets in its reach; where it is refused, nothing stays."""
+        old = self._ruleset
+        new = Ruleset(
+            built, old.program.hook, queues=self.device.rx_queues, metadata=self.attachment.timestamps, before=old,
+            device=self.device if self.attachment.mode == "native" else None,
+            spread=old.program.spread, devices=self._device_indexes(), twin=twin,
+        )  # fmt: skip
+        try:
+            if self._sockets is not None:
+                self._sockets._reach(new.program)
+            if self._redirects is None:
+                self._redirects = redirect_counter(new.pipeline, self.device, self.attachment.mode)
+            if self._pin is not None:
+                self._pin_redirects(self._pin)
+                self._pin.announce(self._record(self._pin, new), new, old.program.map_fd("counters"))
+        except BaseException:
+            self._withdraw(new)
+            raise
+        return new
+
+    def _withdraw(self, new: Ruleset) -> None:
+        """``new`` will not follow after all."""
+        new.abandon(self._ruleset)
+        if self._pin is not None:
+            self._pin.withdraw()
+
+    def _swap(self, new: Ruleset) -> None:
+        """Packets meet ``new`` from here on.  OSError where the kernel refuses that."""
+        if self._fd >= 0:
+            check(lib.xk_link_update(self._fd, new.program.fd), f"{self.device.name}: update")
+        elif self._sockets is not None:
+            self._sockets._refilter(new.program)
+
+    def _settle(self, new: Ruleset) -> None:
+        """Close the ruleset that ``new`` follows, and keep what it has counted."""
+        old, self._ruleset = self._ruleset, new
+        self._attached.program = new.program
+        fields = (*new.pipeline.metadata, *sorted(new.pipeline.headerless_fields))
+        absent = absent_at(self.attachment.mode, self.device.rx_metadata, fields)
+        self._attached.attachment = replace(self.attachment, absent=absent)
+        check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
+        self._tally.keep(old.program.counts())
+        self._updates += 1
+        if self._pin is not None:
+            self._pin.write(self._record(self._pin, new), new)
+            new.share(Turns(self._pin))
+        new.commit(old)
+        self._sweeps()
+        self._warn_of_other_devices()
 
     @property
     def pinned(self) -> str | None:
@@ -412,7 +463,8 @@ class Link:
             raise ValueError(f"{self.device.name}: TX at egress would send packets where they come from")
         if Mark in pipe.steps and "REDIRECT" in pipe.verdicts and not self.attachment.timestamps and self._fd >= 0:
             raise ValueError(f"{self.device.name}: marks reach sockets of a link attached with timestamps=True only")
-        refuse_sides(pipe)
+        if self._side is None:
+            refuse_sides(pipe)
         refuse_generic(pipe.metadata, self.attachment.mode, self.device.name)
         if self.attachment.bind == "zerocopy":
             check_zerocopy(self.device, pipe)
@@ -422,6 +474,8 @@ class Link:
 
     def _sweeps(self) -> None:
         """Keep sets that packets add to from filling up with members whose time is over."""
+        if self._ruleset.is_twin:
+            return  # the other side of the bridge does it
         if self._sweeper is None and Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets):
             self._sweeper = Sweeper(self._sweep)
 

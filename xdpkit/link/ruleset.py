@@ -25,7 +25,7 @@ from ..kernel.core import check, ffi, lib
 from ..kernel.flowmaps import FlowMaps
 from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..kernel.program import Program
-from ..language.actions import Forward
+from ..language.actions import OTHER, Forward
 from ..language.devices import SIDES, OnDevice
 from ..language.errors import NotSupported, PipelineError
 from ..language.pipeline import Pipeline
@@ -34,6 +34,10 @@ from ..sets.columns import Columns
 from ..sets.live import Fork, LiveSet, Shared, declared
 
 __all__ = ["Ruleset", "folder_of", "lasting", "refuse_sides"]
+
+
+#: The maps that a program has for its own device; programs on the two devices of a bridge share all others.
+OWN_MAPS = frozenset({"counters", "xsks", "devices", "completed"})
 
 
 class Ruleset:
@@ -45,21 +49,30 @@ class Ruleset:
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         before: Ruleset | None = None, device: Device | None = None, spread: int = 1,
         devices: Mapping[str, int] = MappingProxyType({}), tables: FlowMaps | None = None,
+        twin: Ruleset | None = None,
     ):  # fmt: skip
         """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``, ``devices``: as
-        for Program.  ``tables``: those of another ruleset, which closes them, to share its connections.  Raises what
-        Program raises, PipelineError for members and sets that do not fit, OSError for a device to forward to that is
-        not there, NotSupported for one without Ethernet."""
+        for Program.  ``tables``: those of another ruleset, which closes them, to share its connections.  ``twin``: the
+        ruleset of the same pipeline on the other device of a bridge, with which this one shares all that rules
+        remember; close this one first.  Raises what Program raises, PipelineError for members and sets that do not
+        fit, OSError for a device to forward to that is not there, NotSupported for one without Ethernet."""
         self._prepare(built, explain)
         try:
             specs = (
                 replace(s, pinned=s.pinned and not explain) for s in self.pipeline.sets
             )  # to try is to touch nothing
-            reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
-            if before is not None:
-                reuse |= self._buckets(before) | before.rings()
-            reuse |= self._flows(before, tables)
-            targets = [_device(name) for name in self.pipeline.targets(Forward)]
+            if twin is not None:
+                self.is_twin = True
+                self.sets.update(twin.sets)
+                self._declared.update(twin._declared)
+                reuse = {name: fd for name, fd in twin.program.maps().items() if name not in OWN_MAPS}
+                reuse |= self._flows(None, twin.tables)
+            else:
+                reuse = {set_symbol(s.name): self._set(s, before) for s in specs}
+                if before is not None:
+                    reuse |= self._buckets(before) | before.rings()
+                reuse |= self._flows(before, tables)
+            targets = [devices[OTHER] if name == OTHER else _device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
                 built.compiled(hook),
                 queues=queues,
@@ -90,6 +103,7 @@ class Ruleset:
         #: The tables of connections; None where the pipeline does not track.
         self.tables: FlowMaps | None = None
         self._owns_tables = False
+        self.is_twin = False
         self._closing = ExitStack()
 
     @classmethod
@@ -223,7 +237,7 @@ class Ruleset:
     def close(self) -> None:
         """Let go of program and sets; idempotent."""
         self._closing.close()
-        for live in self.sets.values():
+        for live in self.sets.values() if not self.is_twin else ():
             live.close()
         if self.tables is not None and self._owns_tables:
             self.tables.close()

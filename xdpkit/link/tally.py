@@ -4,10 +4,10 @@ that the old one took stay in the sums."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 from ..kernel.loaded import RuleCount
-from ..language.actions import Verdict
+from ..language.actions import Across, Verdict
 from ..language.rule import Rule
 
 __all__ = ["Forwarding", "RuleTotal", "Tally", "Totals"]
@@ -59,6 +59,11 @@ class Forwarding:
     other_error: int = 0
     counts_sent: bool = False
 
+    def __add__(self, other: Forwarding) -> Forwarding:
+        counts = [f.name for f in fields(self) if f.name != "counts_sent"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in counts}
+        return Forwarding(**sums, counts_sent=self.counts_sent or other.counts_sent)
+
     @property
     def dropped(self) -> int:
         """Packets that were not sent."""
@@ -69,13 +74,13 @@ def totals(counts: Iterable[RuleCount]) -> Totals:
     """The sums over the rules of one program; a packet is counted by the one rule that took it."""
     found = Totals()
     for c in counts:
-        verdict, sent = c.rule.action.verdict, c.packets - c.no_socket
+        verdict, sent, fallback = c.rule.action.verdict, c.packets - c.no_socket, c.rule.action.fallback
         found += Totals(
             seen=0 if c.rule.goes_on else c.packets,
             seen_bytes=0 if c.rule.goes_on else c.bytes,
             redirected=sent if verdict is Verdict.REDIRECT else 0,
             no_socket=c.no_socket if verdict is Verdict.REDIRECT else 0,
-            forwarded=sent if verdict is Verdict.FORWARD else 0,
+            forwarded=sent if verdict is Verdict.FORWARD else c.no_socket if isinstance(fallback, Across) else 0,
             no_device=c.no_socket if verdict is Verdict.FORWARD else 0,
         )
     return found
