@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from .language.pcap import pcap
     from .language.pipeline import Pipeline, load_file
     from .language.rule import Rule
-    from .language.sets import Add, Entry, Member, Set, SetSpec
+    from .language.sets import Add, Entry, Feed, Member, Set, SetSpec
     from .language.tracking import Timeouts, Tracking, ct
     from .link.attach import Link, attach
     from .link.bridge import Bridge, BridgeMode, Fail, bridge, detach_bridge
@@ -121,6 +121,7 @@ __all__ = [
     "Event",
     "Expr",
     "Fail",
+    "Feed",
     "Field",
     "FieldSpec",
     "Finding",
@@ -249,7 +250,7 @@ _MODULES = {
     "language.pcap": "pcap",
     "language.pipeline": "Pipeline load_file",
     "language.rule": "Rule",
-    "language.sets": "Add Entry Member Set SetSpec",
+    "language.sets": "Add Entry Feed Member Set SetSpec",
     "language.tracking": "Timeouts Tracking ct",
     "link.attach": "Link attach",
     "link.bridge": "Bridge BridgeMode Fail bridge detach_bridge",

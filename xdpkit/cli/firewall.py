@@ -81,6 +81,83 @@ def _share(text: str) -> float | None:
 
 
 @firewall.command()
+def run(
+    rules: PipelineFile,
+    device: Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")],
+    name: NameOption = "",
+    mode: Annotated[str, typer.Option(help="auto, native, generic, tc_ingress, or want:NAME to prefer one.")] = "auto",
+    metrics: Annotated[
+        str, typer.Option(metavar="ADDR:PORT", help="Answer Prometheus there, as in 127.0.0.1:9464.")
+    ] = "",
+    log: Annotated[str, typer.Option(metavar="FILE", help="Where logged packets go, a line of JSON each.")] = "-",
+) -> None:
+    """Put a ruleset in force and stay: read feeds when they are due, write what rules log, answer Prometheus.
+
+    SIGHUP reads the rules again; SIGTERM ends the command.  The rules stay in force, until `detach`: a restart or an
+    upgrade of the command loses no packet.
+
+    Example: xdpkit firewall run edge.py -i eth1 --metrics 127.0.0.1:9464
+    """
+    from .firewall_run import run_service
+
+    run_service(rules, device, name or device, mode, metrics, log)
+
+
+@firewall.command()
+def sync(
+    name: Name = "",
+    only: Annotated[str, typer.Option("--set", metavar="SET", help="Only the feed of this set.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Take a list also if it has few members.")] = False,
+) -> None:
+    """Look at the feeds of a firewall's sets now, and bring the sets to what they say.
+
+    Exit status 1 where a feed is refused or cannot be had: then its last good copy stays in force.
+
+    Example: xdpkit firewall sync --set drop
+    """
+    from .firewall_run import sync_feeds
+
+    sync_feeds(name, only, force)
+
+
+@firewall.command()
+def metrics(
+    name: Name = "",
+    listen: Annotated[
+        str, typer.Option(metavar="ADDR:PORT", help="Answer Prometheus there until Ctrl-C.  [default: print once]")
+    ] = "",
+) -> None:
+    """Print the metrics of every firewall for Prometheus, or serve them from a process of their own.
+
+    Example: xdpkit firewall metrics --listen 127.0.0.1:9464
+    """
+    from .firewall_run import show_metrics
+
+    show_metrics(name, listen)
+
+
+@firewall.command()
+def install(
+    rules: PipelineFile,
+    device: Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")],
+    name: NameOption = "",
+    metrics: Annotated[str, typer.Option(metavar="ADDR:PORT", help="Answer Prometheus there.")] = "127.0.0.1:9464",
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where systemd looks for units.")] = Path(
+        "/etc/systemd/system"
+    ),
+) -> None:
+    """Write a systemd unit that runs the firewall from boot on, with as few privileges as it needs.
+
+    Nothing is started: the command says how.
+
+    Example: xdpkit firewall install /etc/xdpkit/edge.py -i eth1
+    """
+    from .firewall_run import install_unit
+
+    install_unit(rules, device, name or device, metrics, folder)
+
+
+@firewall.command()
 def check(rules: PipelineFile, as_json: AsJson = False) -> None:
     """Say what is wrong with a ruleset before it acts: errors, rules that never match, and what it would cut.
 

@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +45,8 @@ __all__ = [
     "change_bans",
     "check_rules",
     "confirm_waiting",
+    "names_of",
+    "refuse_wrong_usage",
     "show_bans",
     "show_status",
     "take_off",
@@ -78,18 +80,26 @@ def apply_rules(wanted: Apply) -> None:
     shadow = load(wanted.shadow).pipeline if wanted.shadow else None
     _refuse_cutting(built.pipeline, wanted)
     with signals() as stop:
-        try:
+        with refuse_wrong_usage():
             applied = apply(built, wanted.device, name=wanted.name, mode=cast(Mode, wanted.mode), shadow=shadow)
-        except (PipelineError, OSError):
-            raise
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
         _tell(applied)
         try:
             if wanted.confirm:
                 _wait(applied, wanted.confirm, bounds, Confirmation(stop))
         finally:
             applied.close()
+
+
+@contextmanager
+def refuse_wrong_usage() -> Iterator[None]:
+    """A ValueError of the library is a value of the command line; a PipelineError is one too, but the usage is
+    right."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _tell(applied: Applied) -> None:
@@ -195,7 +205,7 @@ def _report(rules: Path, problems: list[str], notes: list[str], as_json: bool) -
     sys.exit(1 if problems else 0)
 
 
-def _names(name: str) -> list[str]:
+def names_of(name: str) -> list[str]:
     """The firewall of that name, or all that there are.  OSError: ENOENT where there is none."""
     there = pinned_links()
     if name:
@@ -210,7 +220,7 @@ def _names(name: str) -> list[str]:
 
 
 def _only(name: str) -> str:
-    names = _names(name)
+    names = names_of(name)
     if len(names) > 1:
         raise typer.BadParameter(f"which one: {', '.join(names)}?")
     return names[0]
@@ -219,7 +229,7 @@ def _only(name: str) -> str:
 def show_status(name: str, as_json: bool) -> None:
     """Print each firewall with its ledger; exit with 1 where one is not as it should be."""
     console, failed = make_console(), False
-    for number, each in enumerate(_names(name)):
+    for number, each in enumerate(names_of(name)):
         waiting = unconfirmed(each)
         with _opened(each) as link:
             ledger = link.ledger()
@@ -255,7 +265,7 @@ def _opened(name: str) -> Link:
 
 def confirm_waiting(name: str) -> None:
     """Tell the process that waits."""
-    names = [n for n in _names(name) if unconfirmed(n) is not None]
+    names = [n for n in names_of(name) if unconfirmed(n) is not None]
     if not names:
         fail(OSError("no ruleset waits to be confirmed"))
     if len(names) > 1:
@@ -301,7 +311,7 @@ def change_bans(
     name: str, bans: str, *, add: Iterable[str] = (), remove: Iterable[str] = (), timeout: str = "0"
 ) -> None:  # fmt: skip
     """Add or remove members, in every firewall that has the set where no name was said."""
-    seconds, names, found = _seconds(timeout), _names(name), False
+    seconds, names, found = _seconds(timeout), names_of(name), False
     for each in names:
         with open_link(each) as link:
             if bans not in link.sets and (found or each != names[-1]):

@@ -55,17 +55,22 @@ class Signals:
 
 
 @contextmanager
-def signals() -> Iterator[Signals]:
-    """Take the signals for as long as the block runs."""
+def signals(*, hangup_reloads: bool = False) -> Iterator[Signals]:
+    """Take the signals for as long as the block runs; with ``hangup_reloads``, as services want it, SIGHUP asks to
+    reload."""
     found = Signals()
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), found.stop) | {
         signal.SIGUSR1: found.reload,
         signal.SIGUSR2: found.confirm,
     }
+    if hangup_reloads:
+        handlers[signal.SIGHUP] = found.reload
     previous = {
         number: signal.signal(number, handler)
         for number, handler in handlers.items()
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # nohup has it ignored
+        if number != signal.SIGHUP
+        or hangup_reloads
+        or signal.getsignal(number) != signal.SIG_IGN  # nohup has it ignored
     }
     try:
         yield found

@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ..language.fields import field_named
-from ..language.sets import written
 from ..link.events import Event, Events
 from ..link.ledger import Ledger
 from ..link.link import Link
-from ..meaning.walk import Packet, walk
+from ..meaning.describe import describe as describe_packet
 from ..sockets.workers import Workers
 from ..terminal import make_console, notice, print_line, visible
 from .confirm import Confirmation
@@ -187,22 +185,4 @@ def print_events(link: Link) -> Iterator[None]:
 def describe(event: Event) -> str:
     """Time, rule, and who sent what to whom, as the header walk finds it."""
     when = datetime.fromtimestamp(event.time_ns / 1e9).strftime("%H:%M:%S.%f")
-    return f"{when} {event.rule}: {_packet(walk(event.data, wire_bytes=event.wire_bytes))}, {event.wire_bytes} bytes"
-
-
-def _packet(packet: Packet) -> str:
-    def value(name: str) -> str:
-        number = packet.value(field_named(name))
-        return "" if number is None else written(field_named(name), number)
-
-    l4 = next((h for h in ("tcp", "udp", "sctp") if h in packet.present), "")
-    for l3 in ("ip", "ip6"):
-        if l3 in packet.present:
-            ports = (f".{value(f'{l4}.sport')}", f".{value(f'{l4}.dport')}") if l4 else ("", "")
-            what = l4 or next(
-                (h for h in ("icmp", "icmp6", "gre") if h in packet.present), f"protocol {value(l3 + '.proto')}"
-            )
-            return f"{value(l3 + '.src')}{ports[0]} > {value(l3 + '.dst')}{ports[1]} {what}"
-    if "arp" in packet.present:
-        return f"arp {value('arp.spa')} > {value('arp.tpa')}"
-    return f"{value('eth.src')} > {value('eth.dst')} type {int(value('eth.type') or 0):#06x}"
+    return f"{when} {event.rule}: {describe_packet(event.data, event.wire_bytes)}, {event.wire_bytes} bytes"

@@ -27,7 +27,7 @@ from ..language.fields import FieldSpec, field_named
 from ..language.metadata import kernel_needs
 from ..language.pipeline import Pipeline, load_file
 from ..language.rule import Rule
-from ..language.sets import Entry, SetSpec
+from ..language.sets import Entry, Feed, SetSpec
 from ..language.tracking import Timeouts, Tracking
 from .compile import compile_pipeline
 from .compiled import HOOKS, Compiled, TableInfo
@@ -209,7 +209,7 @@ def load(path: str | Path) -> Built:
 
 def _kinds() -> dict[str, type]:
     found: dict[str, type] = {
-        c.__name__: c for c in (Action, Entry, Instruction, Rule, SetSpec, Timeouts, Tracking, Where)
+        c.__name__: c for c in (Action, Entry, Feed, Instruction, Rule, SetSpec, Timeouts, Tracking, Where)
     }
     waiting: list[type] = [Action, Expr, Step]
     while waiting:

@@ -40,7 +40,7 @@ from .headers import arp, dst, icmp6, src, tcp
 from .limits import Bucket, Log, Sample
 from .metadata import metadata_fields
 from .rule import Rule
-from .sets import DEFAULT_CAPACITY, Add, Member, Set, SetSpec, declare
+from .sets import DEFAULT_CAPACITY, Add, Feed, Member, Set, SetSpec, declare
 from .tracking import Timeouts, Tracking, is_about_flows, tracking
 
 __all__ = ["Pipeline", "load_file"]
@@ -83,17 +83,19 @@ class Pipeline:
     def set(
         self, name: str, *fields: object, capacity: int = DEFAULT_CAPACITY, intervals: bool | None = None,
         timeouts: bool = False, pinned: bool = False, members: Iterable[object] = (), source: str | None = None,
+        feed: Feed | None = None,
     ) -> Set:  # fmt: skip
         """Declare a set keyed by ``fields``.  As a condition it is true if the packet's own values are in the set.
 
         ``intervals``: members may be prefixes and ranges of the last field (default: for a single address field);
         otherwise each is one value, and looked up faster.  ``timeouts``: members may have one.  ``capacity``: members
         at most; a range counts as the prefixes that cover it.  ``members``: those it starts with; ``source``: a file of
-        more, beside this one, read when the pipeline is attached.  ``pinned``: it is shared, by its name, with all
+        more, beside this one, read when the pipeline is attached; ``feed``: a list that others publish, which
+        ``xdpkit firewall`` reads again and again.  ``pinned``: it is shared, by its name, with all
         pipelines of this machine that say so, and outlives them."""
         return self._declare(
             name, fields, capacity=capacity, intervals=intervals, timeouts=timeouts, pinned=pinned, actions=(),
-            members=members, source=source,
+            members=members, source=source, feed=feed,
         )  # fmt: skip
 
     def bans(self, *, capacity: int = 100_000, members: Iterable[object] = ()) -> Set:
@@ -413,7 +415,9 @@ class Pipeline:
         """SHA-256, as hexadecimal digits, of what the pipeline means: names, sets, conditions and actions, but not
         files and lines."""
         text = "\n".join(f"{r.name}\0{r}" for r in self.outcomes)
-        text += "".join(f"\n{s.name}\0{s.kind}\0{s.capacity}\0{s.pinned}\0{s.source}\0{s.members}" for s in self.sets)
+        text += "".join(
+            f"\n{s.name}\0{s.kind}\0{s.capacity}\0{s.pinned}\0{s.source}\0{s.feed}\0{s.members}" for s in self.sets
+        )
         if self._tracking is not None:
             text += f"\n{self._tracking}"
         return hashlib.sha256(f"{self.name}\n{text}".encode()).hexdigest()

@@ -24,7 +24,7 @@ from .expr import And, EitherFamily, Expr, Keyed, Present, Test, here
 from .fields import MAPPED, FieldSpec, families, field_named
 from .headers import Field, parse_value
 
-__all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Add", "Entry", "Member", "Set", "SetSpec", "written"]
+__all__ = ["MAX_CAPACITY", "MAX_TIMEOUT", "Add", "Entry", "Feed", "Member", "Set", "SetSpec", "written"]
 
 DEFAULT_CAPACITY = 65_536
 MAX_CAPACITY = 1 << 26
@@ -46,6 +46,28 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Feed:
+    """Where the members of a set come from, again and again: a list of addresses that others publish.
+
+    ``source``: an ``http://`` or ``https://`` address, a file, or ``crowdsec:http://127.0.0.1:8080`` for the decisions
+    of a CrowdSec local API (its key: ``XDPKIT_CROWDSEC_KEY`` in the environment).  ``every``: seconds between looks.
+    ``least``: members that a list must have at least; one that has fewer, or less than half of the one before, is
+    refused, and the last good copy stays in force.  PipelineError for values that are none."""
+
+    source: str
+    every: float = 3600
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source:
+            raise PipelineError(f"feed: source is an address or a file's name, not {self.source!r}", here())
+        if isinstance(self.every, bool) or not isinstance(self.every, (int, float)) or not self.every >= 1:
+            raise PipelineError(f"feed {self.source}: every is 1 second or more, not {self.every!r}", here())
+        if isinstance(self.least, bool) or not isinstance(self.least, int) or self.least < 0:
+            raise PipelineError(f"feed {self.source}: least is a number of members, not {self.least!r}", here())
+
+
+@dataclass(frozen=True, slots=True)
 class SetSpec:
     """A declared set: see :meth:`xdpkit.Pipeline.set`.  ``actions``: those that members of a verdict map may have;
     empty for a set."""
@@ -60,6 +82,7 @@ class SetSpec:
     actions: tuple[Action, ...] = ()
     members: tuple[Entry, ...] = ()
     source: str | None = None
+    feed: Feed | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -331,7 +354,7 @@ def _spec(value: object) -> FieldSpec:
 
 def declare(
     name: object, fields: Iterable[object], *, capacity: object, intervals: bool | None, timeouts: bool, pinned: bool,
-    actions: tuple[Action, ...], members: object, source: object,
+    actions: tuple[Action, ...], members: object, source: object, feed: object = None,
 ) -> SetSpec:  # fmt: skip
     """Check the arguments of a declaration and make a SetSpec of them, with the initial members.  PipelineError."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,31}", name):
@@ -345,12 +368,19 @@ def declare(
         intervals = len(specs) == 1 and specs[0].kind in ("ipv4", "ipv6", "ip")
     if source is not None and not isinstance(source, str):
         raise PipelineError(f"set {name!r}: source is the name of a file, not {source!r}", here())
+    if feed is not None:
+        if not isinstance(feed, Feed):
+            raise PipelineError(f"set {name!r}: feed is a Feed(...), not {feed!r}", here())
+        if actions or len(specs) > 1 or specs[0].kind not in ("ipv4", "ipv6", "ip"):
+            raise PipelineError(f"set {name!r}: a feed holds addresses, so the set has one field of addresses", here())
+        if source is not None:
+            raise PipelineError(f"set {name!r}: a source or a feed, not both", here())
     if isinstance(members, (str, bytes)) or not isinstance(members, Iterable):
         raise PipelineError(f"set {name!r}: members is a list, not {members!r}", here())
     listed = tuple(members.items()) if isinstance(members, dict) else tuple(members)
     spec = SetSpec(
         name, specs, here(), capacity=capacity, intervals=intervals, timeouts=timeouts, pinned=pinned,
-        actions=actions, source=source,
+        actions=actions, source=source, feed=feed,
     )  # fmt: skip
     if spec.key_bytes > MAX_KEY_BYTES:
         raise PipelineError(f"set {name!r}: a key of {spec.key_bytes} bytes; at most {MAX_KEY_BYTES}", here())

@@ -29,7 +29,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from ..language.errors import PipelineError
 
-__all__ = ["Feed", "Remark", "read_feed"]
+__all__ = ["FeedContents", "Remark", "read_feed"]
 
 #: How many line numbers a remark keeps.
 FIRST = 3
@@ -60,7 +60,7 @@ class Remark:
 
 
 @dataclass(slots=True)
-class Feed:
+class FeedContents:
     """The content of a feed.  ``ipv4`` and ``ipv6``: the members in the feed's order, each once, as SetSpec.entries
     takes them (an address, a prefix, or a range ``low-high``).  ``mended``: the lines that were changed in order to
     take them, by reason.  ``skipped``: the lines that were not taken, by reason."""
@@ -91,10 +91,10 @@ class _Skip(Exception):
     """The line gives no member; the message says why."""
 
 
-def read_feed(data: bytes, name: str) -> Feed:
+def read_feed(data: bytes, name: str) -> FeedContents:
     """The members in ``data``, which must not be compressed.  PipelineError where it is no list: an HTML page, binary
     data, or text without an address."""
-    feed = Feed(name)
+    feed = FeedContents(name)
     text = _text(data, feed)
     if _HTML.match(text):
         title = re.search(r"<title[^>]*>\s*(.{1,80}?)\s*<", text, re.IGNORECASE | re.DOTALL)
@@ -125,7 +125,7 @@ def _note(remarks: dict[str, Remark], reason: str, at: int) -> None:
         remark.first.append(at)
 
 
-def _text(data: bytes, feed: Feed) -> str:
+def _text(data: bytes, feed: FeedContents) -> str:
     """``data`` as text, in the encoding that its first bytes show, without invisible characters."""
     sample = data[:2000]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -213,13 +213,13 @@ def _json(text: str) -> Iterator[tuple[int, str]]:
 
 def _is_address(text: str) -> bool:
     try:
-        _member(Feed(""), 0, text)
+        _member(FeedContents(""), 0, text)
     except _Skip:
         return False
     return True
 
 
-def _member(feed: Feed, at: int, text: str) -> str:
+def _member(feed: FeedContents, at: int, text: str) -> str:
     """The member in ``text``, the part of a line that should hold one."""
     if match := _RANGE.fullmatch(text) or _RANGE6.fullmatch(text):
         if text[: match.start(1)].strip():
@@ -256,7 +256,7 @@ def _range(low: str, high: str) -> str:
     return f"{first}-{last}" if first != last else str(first)
 
 
-def _network(feed: Feed, at: int, text: str) -> str:
+def _network(feed: FeedContents, at: int, text: str) -> str:
     if "%" in text:
         raise _Skip("an address with a zone means one interface of one machine")
     address, _, length = text.partition("/")

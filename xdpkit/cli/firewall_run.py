@@ -1,0 +1,104 @@
+"""What ``xdpkit firewall run``, ``sync``, ``metrics`` and ``install`` do."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import cast
+
+from ..compiler.built import load
+from ..files.output import write_whole
+from ..firewall.apply import apply
+from ..firewall.feeds import Feeds
+from ..firewall.metrics import Firewalls, render, serve
+from ..firewall.service import Service, write_events
+from ..firewall.unit import unit
+from ..language.errors import PipelineError
+from ..link.link import Link, open_link
+from ..link.pin import pinned_links
+from ..sockets.options import Mode
+from ..terminal import notice, print_line
+from .firewall_commands import names_of, refuse_wrong_usage
+from .signals import signals
+
+__all__ = ["install_unit", "run_service", "show_metrics", "sync_feeds"]
+
+
+def run_service(rules: Path, device: str, name: str, mode: str, metrics: str, log: str) -> None:
+    """Until a signal ends it, or the rules are no longer on their device (OSError); the rules stay in force."""
+    built = load(rules)
+    with ExitStack() as stack:
+        stop = stack.enter_context(signals(hangup_reloads=True))
+        out = sys.stdout if log == "-" else stack.enter_context(open(log, "a"))
+        with refuse_wrong_usage():
+            link = stack.enter_context(apply(built, device, name=name, mode=cast(Mode, mode)).link)
+        service = Service(link, lambda: load(rules), notice)
+        if metrics:
+            with refuse_wrong_usage():
+                stack.callback(serve(Firewalls(lambda: [(name, link)], service.feeds), metrics))
+        stack.enter_context(write_events(link, out))
+        service.start()
+        notice(f"{link.pipeline.name} is in force on {link.device.name}: {link.attachment}")
+        while not stop.wait(service.turn()):
+            if stop.reload_wanted():
+                service.reload()
+    notice(f"{link.pipeline.name} stays in force on {link.device.name}: 'xdpkit firewall detach {name}' takes it off")
+
+
+def sync_feeds(name: str, only: str, force: bool) -> None:
+    """Look at the feeds now; exit with 1 where one is refused."""
+    failed, seen = False, 0
+    for each in names_of(name):
+        with open_link(each) as link:
+            for report in Feeds(link).refresh(only=only, force=force):
+                for line in report.summary:
+                    notice(line)
+                (notice if report.problem else print_line)(f"{each}: {report}")
+                failed, seen = failed or bool(report.problem), seen + 1
+    if not seen:
+        what = f"set {only!r} with a feed" if only else "set with a feed"
+        raise OSError(errno.ENOENT, f"no firewall has a {what}: pipe.set(..., feed=Feed('https://...')) declares one")
+    sys.exit(1 if failed else 0)
+
+
+def show_metrics(name: str, listen: str) -> None:
+    """Print once, or serve until a signal ends it."""
+
+    def links() -> Iterator[tuple[str, Link]]:
+        for each in [name] if name else pinned_links():
+            with suppress(OSError) if listen else ExitStack(), open_link(each) as link:
+                yield each, link
+
+    firewalls = Firewalls(links)
+    if not listen:
+        sys.stdout.write(render(firewalls))
+        return
+    with signals() as stop, refuse_wrong_usage():
+        end = serve(firewalls, listen)
+        notice(f"metrics at http://{listen}/metrics")
+        while not stop.wait(60):
+            pass
+        end()
+
+
+def install_unit(rules: Path, device: str, name: str, metrics: str, folder: Path) -> None:
+    """Write the unit, and say how to start it."""
+    load(rules)  # what is wrong with the rules is said now, and not at boot
+    command = [_command(), "firewall", "run", str(rules.absolute()), "-i", device, "--name", name]
+    path = folder / f"xdpkit-firewall-{name}.service"
+    if not folder.is_dir():
+        raise OSError(errno.ENOENT, f"{folder}: no such folder: --folder says where systemd looks for units")
+    write_whole(path, unit([*command, *(["--metrics", metrics] if metrics else [])], name, device))
+    print_line(
+        f"{path} is written; start it now and at boot: systemctl daemon-reload && systemctl enable --now {path.name}"
+    )
+
+
+def _command() -> str:
+    beside = Path(sys.executable).with_name("xdpkit")
+    if beside.exists():
+        return str(beside)
+    raise PipelineError(f"no xdpkit command beside {sys.executable}: install the package where systemd finds it")
