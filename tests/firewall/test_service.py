@@ -185,3 +185,16 @@ def test_wrong_addresses_of_metrics_are_wrong_usage(service):
     for wrong in ("9464", "127.0.0.1:", "127.0.0.1:x", ":1"):
         done = xdpkit(right, "firewall", "metrics", "--listen", wrong)
         assert done.returncode == 2, done.stderr
+
+
+def test_fail2ban_understands_its_action(service, tmp_path):
+    _, right, *_ = service
+    done = xdpkit(right, "firewall", "fail2ban")
+    folder = tmp_path / "fail2ban"
+    subprocess.run(["cp", "-r", "/etc/fail2ban", folder], check=True)
+    (folder / "action.d/xdpkit.conf").write_text(done.stdout)
+    (folder / "jail.local").write_text("[DEFAULT]\nbanaction = xdpkit\nbackend = polling\n[sshd]\nenabled = true\n")
+    (tmp_path / "auth.log").touch()
+    (folder / "jail.local").open("a").write(f"logpath = {tmp_path}/auth.log\n")
+    dumped = subprocess.run(["fail2ban-client", "-c", folder, "-d"], capture_output=True, text=True, check=False).stdout
+    assert "'xdpkit firewall ban <ip> --timeout <bantime> '" in dumped or "xdpkit firewall ban <ip> --timeout" in dumped

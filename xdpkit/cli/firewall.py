@@ -241,3 +241,14 @@ def list_bans(name: NameOption = "", bans: SetName = "bans", as_json: AsJson = F
     from .firewall_commands import show_bans
 
     show_bans(name, bans, as_json)
+
+
+@firewall.command("fail2ban")
+def fail2ban_action() -> None:
+    """Print a Fail2ban action that bans here.
+
+    Example: xdpkit firewall fail2ban > /etc/fail2ban/action.d/xdpkit.conf
+    """
+    from importlib.resources import files
+
+    print((files("xdpkit.firewall") / "fail2ban.conf").read_text(), end="")
