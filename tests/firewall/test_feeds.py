@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -31,9 +32,14 @@ def server():
         def log_message(self, *_):
             pass
 
+    class Web(ThreadingHTTPServer):
+        pages: ClassVar[dict] = {}
+        seen: ClassVar[list] = []
+        url = ""
+
     pages, seen = {}, []
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    web.pages, web.seen, web.url = pages, seen, f"http://127.0.0.1:{web.server_port}"
+    web = Web(("127.0.0.1", 0), Answer)
+    Web.pages, Web.seen, Web.url = pages, seen, f"http://127.0.0.1:{web.server_port}"
     thread = threading.Thread(target=web.serve_forever)
     thread.start()
     yield web

@@ -45,8 +45,8 @@ class Map:
     """One map, by a file descriptor that this object owns.  Close it, or use it as a context manager."""
 
     def __init__(self, fd: int):
-        self.fd = fd
-        self.info = self._info()
+        self.fd: int = fd
+        self.info: Info = self._info()
 
     def _info(self) -> Info:
         out = ffi.new("struct xk_map_info *")

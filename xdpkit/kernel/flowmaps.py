@@ -51,10 +51,10 @@ class FlowMaps:
         self._closing = ExitStack()
         value = (FLOW_COUNTED if spec.count else FLOW).itemsize
         try:
-            self.flows = self._make(HASH, "flows", FLOW_KEY.itemsize, value, spec.capacity)
-            self.half_open = self._make(LRU_HASH, "half_open", FLOW_KEY.itemsize, value, spec.half_open)
-            self.fragments = self._make(LRU_HASH, "fragments", FLOW_KEY.itemsize, 8, FRAGMENTS)
-            self.notes = self._make(ARRAY, "flow_notes", 4, 8, NOTES)
+            self.flows: Map = self._make(HASH, "flows", FLOW_KEY.itemsize, value, spec.capacity)
+            self.half_open: Map = self._make(LRU_HASH, "half_open", FLOW_KEY.itemsize, value, spec.half_open)
+            self.fragments: Map = self._make(LRU_HASH, "fragments", FLOW_KEY.itemsize, 8, FRAGMENTS)
+            self.notes: Map = self._make(ARRAY, "flow_notes", 4, 8, NOTES)
         except BaseException:
             self.close()
             raise

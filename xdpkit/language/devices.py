@@ -75,10 +75,22 @@ class DeviceName(Named):
             raise PipelineError("dev.name.isin([]) can never match", here())
         return OnDevice(wanted, where=here())
 
-    def _no_order(self, other: object) -> NoReturn:
-        raise PipelineError(f"dev.name compares by == and != and .isin([...]), not with {other!r} in this way", here())
+    def __lt__(self, other: object) -> NoReturn:
+        _no_order(other)
 
-    __lt__ = __le__ = __gt__ = __ge__ = _no_order
+    def __le__(self, other: object) -> NoReturn:
+        _no_order(other)
+
+    def __gt__(self, other: object) -> NoReturn:
+        _no_order(other)
+
+    def __ge__(self, other: object) -> NoReturn:
+        _no_order(other)
+
+
+def _no_order(other: object) -> NoReturn:
+    said = f"dev.name compares by == and != and .isin([...]), not with {other!r} in this way"
+    raise PipelineError(said, here())
 
 
 class DeviceOf:

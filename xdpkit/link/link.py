@@ -453,7 +453,8 @@ class Link:
         self, built: Built, attachment: Attachment, binds: tuple[str, ...], options: SocketOptions
     ) -> None:  # fmt: skip
         """Put a program of this process in the place of the one that another has loaded."""
-        self.options = self._attached.options = options
+        self.options = options
+        self._attached.options = options
         self._attached.binds, self._attached.attachment = binds, attachment
         self.update(built)
 
