@@ -44,6 +44,7 @@ class Ruleset:
     """A loaded pipeline.  Close it: the program, and the sets that no later ruleset has taken over."""
 
     program: LoadedProgram
+    is_twin: bool
 
     def __init__(
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, explain: bool = False,
@@ -62,7 +63,7 @@ class Ruleset:
                 replace(s, pinned=s.pinned and not explain) for s in self.pipeline.sets
             )  # to try is to touch nothing
             if twin is not None:
-                self.is_twin: bool = True
+                self.is_twin = True
                 self.sets.update(twin.sets)
                 self._declared.update(twin._declared)
                 reuse = {name: fd for name, fd in twin.program.maps().items() if name not in OWN_MAPS}
@@ -103,7 +104,7 @@ class Ruleset:
         #: The tables of connections; None where the pipeline does not track.
         self.tables: FlowMaps | None = None
         self._owns_tables = False
-        self.is_twin: bool = False
+        self.is_twin = False
         self._closing = ExitStack()
 
     @classmethod
