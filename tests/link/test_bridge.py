@@ -1,9 +1,15 @@
 """A bridge: one ruleset on two devices, what it shares, and what becomes of it."""
 
+import socket
+import subprocess
+import sys
+
 import pytest
+from commands import held
 from traffic import frames, until
 
-from xdpkit import DROP, PASS, Pipeline, bridge, dev, limit, src, udp
+from xdpkit import DROP, PASS, Pipeline, bridge, detach_bridge, dev, limit, open_link, src, udp
+from xdpkit.link.bridge import BridgeNames
 
 
 @pytest.fixture
@@ -115,3 +121,95 @@ def test_an_update_changes_both_sides_or_none(wire):
 
 def refuse(_):
     raise OSError(5, "refused")
+
+
+CHILD = """
+import sys, time
+from xdpkit import DROP, PASS, Pipeline, bridge, udp
+pipe = Pipeline("wire", default=PASS)
+pipe.rule(udp.dport == 9, DROP, name="discard")
+wire = bridge(pipe, inside="a", outside="b", fail=sys.argv[1], mode=sys.argv[2])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def killed(wire):
+    """`killed(fail, mode)`: (left, a, b, right) of a bridge whose process got SIGKILL; what stays is taken away."""
+    made = []
+
+    def make(fail, mode="native"):
+        left, a, b, right = ports = wire()
+        made.append(a)
+        child = a.namespace.popen(
+            [sys.executable, "-c", CHILD, fail, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout.readline() == "ready\n"
+        with right.capture() as got:
+            left.send(frames(left, right, range(5)))
+            got.wait(5, timeout=20)
+        child.kill()
+        child.wait()
+        return ports
+
+    yield make
+    for port in made:
+        with port.namespace:
+            detach_bridge(inside="a", outside="b")
+
+
+def test_a_bridge_without_a_word_about_it_leaves_the_devices_as_they_were(killed):
+    left, a, b, right = killed("detach")
+    for port in (a, b):
+        assert held(port) == ()
+    with a.capture() as stack, right.capture() as got:
+        left.send(frames(left, right, range(5)))
+        stack.wait(5, timeout=20)
+    assert list(got) == []
+
+
+@pytest.mark.parametrize("mode", ["native", "tc_ingress"])
+def test_a_bridge_that_fails_closed_lets_nothing_cross_nor_come_to_the_host(killed, mode):
+    left, a, b, right = killed("closed", mode)
+    with a.namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
+        host.bind(("0.0.0.0", 53))
+        host.setblocking(False)
+        with right.capture() as got:
+            left.send(frames(left, right, range(5)))
+            guard = open_link(BridgeNames("a", "b").guards[0])
+            until(lambda: guard.ledger().seen == 5, "the guard drops them")
+            assert guard.ledger().rules[-1].packets == 5
+            guard.close()
+        assert list(got) == []
+        with pytest.raises(BlockingIOError):
+            host.recv(1)
+        with bridge(rules(), inside="a", outside="b", fail="closed", mode=mode) as again, right.capture() as got:
+            left.send(frames(left, right, range(5)))
+            got.wait(5, timeout=20)
+            again.detach()
+        assert not detach_bridge(inside="a", outside="b")
+        with a.capture() as stack:
+            left.send(frames(left, right, range(5)))
+            stack.wait(5, timeout=20)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bridge_that_fails_open_goes_on_with_its_rules_and_is_taken_over_without_loss(killed, mode):
+    left, a, b, right = killed("open", mode)
+    with right.capture() as got, left.generator(frames(left, right, [0])) as stream:
+        left.send(frames(left, right, range(5), dport=9))
+        stream.start(3000, rate_pps=1000)
+        with a.namespace:
+            for _ in range(2):
+                with bridge(rules(), inside="a", outside="b", fail="open", mode=mode) as again:
+                    pass
+            again = bridge(rules(), inside="a", outside="b", fail="open", mode=mode)
+            stream.wait(30)
+            stream.settle()
+            got.wait(3000, timeout=20)
+            assert counts(again.ledger()) == {"discard": 5, "default": 3005}
+            again.detach()
+            assert not detach_bridge(inside="a", outside="b")
+            assert held(a) == held(b) == ()
+    assert len(got) == 3000

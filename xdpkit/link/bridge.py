@@ -40,6 +40,7 @@ from .events import Event
 from .ledger import Ledger
 from .link import CHECK_SECONDS, Link, Side, Update, open_link
 from .pin import LinkPin
+from .presence import namespace_id
 from .ruleset import folder_of, require_ethernet
 
 __all__ = ["Bridge", "BridgeMode", "Fail", "bridge", "detach_bridge"]
@@ -150,13 +151,14 @@ def crossing(built: Built) -> Built:
 
 @dataclass(frozen=True, slots=True)
 class BridgeNames:
-    """The names under which a bridge between two devices pins what stays."""
+    """The names under which a bridge between two devices of this network namespace pins what stays."""
 
     inside: str
     outside: str
 
     def _names(self, what: str) -> tuple[str, str]:
-        both = "-".join(re.sub(r"[^A-Za-z0-9_-]", "_", name) for name in (self.inside, self.outside))
+        devices = (re.sub(r"[^A-Za-z0-9_-]", "_", name) for name in (self.inside, self.outside))
+        both = "-".join((str(namespace_id()), *devices))
         return f"bridge-{both}-{what}1", f"bridge-{both}-{what}2"
 
     @property
