@@ -1,14 +1,18 @@
 """A bridge: one ruleset on two devices, what it shares, and what becomes of it."""
 
+import errno
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 from commands import held
 from traffic import frames, until
 
-from xdpkit import DROP, PASS, Pipeline, bridge, detach_bridge, dev, limit, open_link, src, udp
+from xdpkit import DROP, PASS, Pipeline, attach, bridge, detach_bridge, dev, limit, meta, open_link, src, udp
+from xdpkit.device import netdev
 from xdpkit.link.bridge import BridgeNames
 
 
@@ -125,7 +129,7 @@ def refuse(_):
 
 CHILD = """
 import sys, time
-from xdpkit import DROP, PASS, Pipeline, bridge, udp
+from xdpkit import DROP, PASS, Pipeline, attach, bridge, udp
 pipe = Pipeline("wire", default=PASS)
 pipe.rule(udp.dport == 9, DROP, name="discard")
 wire = bridge(pipe, inside="a", outside="b", fail=sys.argv[1], mode=sys.argv[2])
@@ -140,7 +144,7 @@ def killed(wire):
     made = []
 
     def make(fail, mode="native"):
-        left, a, b, right = ports = wire()
+        left, a, _, right = ports = wire()
         made.append(a)
         child = a.namespace.popen(
             [sys.executable, "-c", CHILD, fail, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -171,7 +175,7 @@ def test_a_bridge_without_a_word_about_it_leaves_the_devices_as_they_were(killed
 
 @pytest.mark.parametrize("mode", ["native", "tc_ingress"])
 def test_a_bridge_that_fails_closed_lets_nothing_cross_nor_come_to_the_host(killed, mode):
-    left, a, b, right = killed("closed", mode)
+    left, a, _, right = killed("closed", mode)
     with a.namespace, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
         host.bind(("0.0.0.0", 53))
         host.setblocking(False)
@@ -213,3 +217,105 @@ def test_a_bridge_that_fails_open_goes_on_with_its_rules_and_is_taken_over_witho
             assert not detach_bridge(inside="a", outside="b")
             assert held(a) == held(b) == ()
     assert len(got) == 3000
+
+
+def test_reloads_under_a_stream_of_1000_packets_a_second_each_way_lose_none(wire):
+    left, a, _, right = wire()
+    with left.capture() as at_left, right.capture() as at_right, a.namespace:
+        with bridge(rules(), inside="a", outside="b") as joined:
+            with left.generator(frames(left, right, [0])) as there, right.generator(frames(right, left, [0])) as back:
+                there.start(3000, rate_pps=1000)
+                back.start(3000, rate_pps=1000)
+                for n in range(20):
+                    new = rules()
+                    new.rule(udp.dport == 100 + n, DROP, name="new")
+                    joined.update(new)
+                there.wait(60)
+                back.wait(60)
+                there.settle()
+                back.settle()
+            at_right.wait(3000, timeout=20)
+            at_left.wait(3000, timeout=20)
+    ledger = joined.ledger()
+    assert (ledger.updates, ledger.seen, ledger.forwarded, ledger.dropped_there) == (20, 6000, 6000, 0)
+    assert ledger.problems() == ()
+    assert (len(at_left), len(at_right)) == (3000, 3000)
+
+
+def looks(joined, condition, what):
+    """Until a look at the devices has found it."""
+
+    def look():
+        with suppress(OSError):
+            joined.check()
+        return condition()
+
+    until(look, what)
+
+
+@pytest.mark.parametrize("mirrors", [False, True])
+def test_a_device_that_goes_down_is_said_and_what_goes_there_is_counted(wire, mirrors):
+    left, a, b, right = wire()
+    with a.namespace, bridge(rules(), inside="a", outside="b", mirror_carrier=mirrors) as joined:
+        netdev.set_up(b.index, False)
+        looks(joined, lambda: any(note.startswith("b is down") for note in joined.notes), "it is said")
+        assert netdev.device("a").up is not mirrors
+        assert joined.lost is None
+        if not mirrors:
+            left.send(frames(left, right, range(5)))
+            until(lambda: joined.ledger().forwarding.down == 5, "they are counted as what they are")
+        netdev.set_up(b.index, True)
+        looks(joined, lambda: any(note.startswith("b is up again") for note in joined.notes), "it is said again")
+        until(lambda: netdev.device("a").carrier and netdev.device("b").carrier, "both have carrier")
+        with right.capture() as got:
+            left.send(frames(left, right, range(5)))
+            got.wait(5, timeout=20)
+        assert [note for note in joined.notes if "b is" in note] == [
+            "b is down" + ", so a was taken down" * mirrors, "b is up again" + ", so a was raised" * mirrors,
+        ]  # fmt: skip
+
+
+def test_a_device_that_is_deleted_cuts_the_bridge_with_one_line_and_what_goes_there_is_counted(wire):
+    left, a, _, right = wire()
+    with a.namespace, bridge(rules(), inside="a", outside="b") as joined:
+        a.namespace.run(["ip", "link", "del", "dev", "b"])
+        looks(joined, lambda: joined.lost is not None, "it is found")
+        with pytest.raises(OSError, match="b: the device was deleted") as caught:
+            until(lambda: joined.check() or time.sleep(0.1), "it is raised", timeout=3)
+        assert caught.value.errno == errno.ENODEV
+        left.send(frames(left, right, range(5)))
+        until(lambda: joined.ledger().totals.no_device == 5, "they are dropped and counted")
+    assert [note for note in joined.notes if "deleted" in note] == ["b: the device was deleted"]
+    assert joined.ledger().problems() == ()
+
+
+def test_devices_of_different_mtus_are_said_at_the_start_and_when_it_changes(wire):
+    left, a, _, right = wire(mtu=1600)
+    with a.namespace:
+        a.namespace.run(["ip", "link", "set", "dev", "b", "mtu", "1500"])
+        with bridge(rules(), inside="a", outside="b") as joined:
+            assert any("the MTU of b is 1500 and that of a 1600" in note for note in joined.notes)
+            left.send(frames(left, right, range(3), size=1590))
+            until(lambda: joined.ledger().forwarding.too_long == 3, "what is too long is counted")
+            a.namespace.run(["ip", "link", "set", "dev", "b", "mtu", "1400"])
+            looks(joined, lambda: "the MTU of b is 1400 and that of a 1600" in str(joined.notes), "it is said")
+
+
+def test_wrong_uses_are_refused_and_nothing_stays(wire):
+    _, a, b, _ = wire()
+    pipe = Pipeline("sides", default=PASS)
+    pipe.rule(dev.inside & (meta.mark == 1), DROP, name="inside")
+    with a.namespace:
+        with pytest.raises(ValueError, match="cannot be both sides"):
+            bridge(rules(), inside="a", outside="a")
+        with pytest.raises(ValueError, match="fail 'shut': one of detach, closed, open"):
+            bridge(rules(), inside="a", outside="b", fail="shut")
+        with pytest.raises(OSError, match="none"):
+            bridge(rules(), inside="a", outside="none")
+        with attach(rules(), "b"), pytest.raises(OSError, match="b is held by"):
+            bridge(rules(), inside="a", outside="b", fail="closed", mode="native")
+        assert held(a) == held(b) == ()
+        assert not detach_bridge(inside="a", outside="b")
+        with bridge(pipe, inside="a", outside="b") as joined:
+            assert repr(joined) == "<Bridge sides on a and b: native, fail detach>"
+            assert str(joined.ledger()).startswith("sides on a and b: native")

@@ -39,6 +39,7 @@ from .fields import families
 from .headers import arp, dst, icmp6, src, tcp
 from .limits import Bucket, Log, Sample
 from .metadata import metadata_fields
+from .neighbours import protocols
 from .rule import Rule
 from .sets import DEFAULT_CAPACITY, Add, Feed, Member, Set, SetSpec, declare
 from .tracking import Timeouts, Tracking, is_about_flows, tracking
@@ -123,6 +124,26 @@ class Pipeline:
             self.rule(src.within(*sources) & tcp.dport.isin(numbers), PASS, name="management"),
             self.rule(dst.within(*sources) & tcp.sport.isin(numbers), PASS, name="management-replies"),
             self.rule(neighbours, PASS, name="management-neighbours"),
+        )
+
+    def neighbours(
+        self, *, arp: bool | None = True, nd: bool | None = True, lldp: bool | None = False,
+        stp: bool | None = False, multicast: bool | None = None,
+    ) -> tuple[Rule, ...]:  # fmt: skip
+        """Declare what becomes of the protocols by which neighbours find each other, before the rules that think of
+        addresses and ports: True passes them, False drops them, None leaves them to the rules behind.
+
+        ``arp``: ARP.  ``nd``: IPv6 neighbour discovery and router advertisements (RFC 4861), with a hop limit of 255.
+        ``lldp``: LLDP (IEEE 802.1AB).  ``stp``: spanning tree (IEEE 802.1D, and Cisco's PVST+).  ``multicast``: IGMP,
+        MLD, and all IPv4 and IPv6 packets to multicast addresses.  The rules are ``neighbours-arp`` and so on."""
+        wanted = {"arp": arp, "nd": nd, "lldp": lldp, "stp": stp, "multicast": multicast}
+        for name, passes in wanted.items():
+            if passes not in (True, False, None):
+                raise PipelineError(f"neighbours: {name} is True, False or None, not {passes!r}", here())
+        return tuple(
+            self.rule(condition, PASS if wanted[name] else DROP, name=f"neighbours-{name}")
+            for name, condition in protocols().items()
+            if wanted[name] is not None
         )
 
     def vmap(
