@@ -47,6 +47,7 @@ def variants() -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield source, (*defines, "-DSHADOW"), f"{hook}_shadow.bc"
         yield "tunnel.bpf.c", defines, f"{hook}_tunnel.bc"
         yield "mirror.bpf.c", defines, f"{hook}_mirror.bc"
+        yield "reject.bpf.c", defines, f"{hook}_reject.bc"
         if hook != "socket":  # what it hands out is a copy: no packet goes or is held back
             yield "track.bpf.c", defines, f"{hook}_track.bc"
     for source, output in ONCE.items():

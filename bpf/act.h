@@ -11,7 +11,7 @@
 struct counter {
 	__u64 packets;
 	__u64 bytes;
-	__u64 no_socket; /* REDIRECT and FORWARD verdicts that fell back to `otherwise` */
+	__u64 no_socket; /* REDIRECT and FORWARD verdicts that fell back to `otherwise`, REJECT that did not answer */
 	__u64 failed;    /* steps that could not be done: the set, or the ring to user space, was full */
 };
 
@@ -132,6 +132,23 @@ static __always_inline struct counter *count_verdict(const struct packet *p, con
 	if (pairs())
 		count(pairs() + 8 * verdict_of(outcome) + a->shadow, p->len);
 	return count(rule_of(outcome), p->len);
+}
+
+/* The packet that a rule rejects: 1 if it is the answer to itself now, 0 if it is only dropped, which is counted. */
+#ifdef XDP
+static __always_inline int answered(struct xdp_md *ctx, const struct packet *p, struct counter *c, __u32 outcome)
+#else
+static __always_inline int answered(void *ctx, const struct packet *p, struct counter *c, __u32 outcome)
+#endif
+{
+	__u32 present = p->outer.present, proto = p->outer.ip6_proto;
+	__u64 places = (__u64)p->outer.frag << 32 | p->outer.l4 << 16 | p->outer.l3; /* each at most MAX_AT */
+
+	if (present & (HAS_IP | HAS_IP6) && reject(ctx, p->len, places, present, proto << 8 | target_of(outcome)))
+		return 1;
+	if (c)
+		c->no_socket++;
+	return 0;
 }
 
 /* classify() calls these: the packet passed a rule that goes on; a step of a rule could not be done. */

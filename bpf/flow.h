@@ -61,7 +61,7 @@ static __always_inline struct flow *find_flow(struct source *s, struct packet *p
 /* Note a packet that the rules let go; what becomes of it. */
 static __always_inline __u32 note_flow(struct flow *f, __u32 outcome)
 {
-	if (!tracks() || verdict_of(outcome) == XDP_DROP)
+	if (!tracks() || verdict_of(outcome) == XDP_DROP || verdict_of(outcome) == REJECT)
 		return outcome;
 	if (!track_commit(f))
 		return full_outcome();

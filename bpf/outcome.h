@@ -3,15 +3,15 @@
  * What classify() says of a packet, and what it leaves for the entry to do.
  *
  * It returns  rule << 16 | target << 6 | otherwise << 3 | verdict.  Verdicts use the XDP numbers (DROP 1, PASS 2, TX 3,
- * REDIRECT 4) and FORWARD, 5; `otherwise` is the declared verdict of a REDIRECT that finds no socket and a FORWARD that
- * finds no device; `target` is the socket group or the device.  All of it is constant per rule, so after inlining nothing
+ * REDIRECT 4), FORWARD, 5, and REJECT, 6; `otherwise` is the declared verdict of a REDIRECT that finds no socket and a FORWARD that
+ * finds no device; `target` is the socket group, the device, or the answer of a REJECT.  All of it is constant per rule, so after inlining nothing
  * is unpacked at run time that does not have to be.
  */
 #pragma once
 #include "packet.h"
 #include "load.h"
 
-enum { FORWARD = 5 };
+enum { FORWARD = 5, REJECT = 6 };
 
 static __always_inline __u32 rule_of(__u32 outcome)
 {
@@ -51,6 +51,13 @@ __u32 mirrors(void);
 /* Generated, a constant: the first of the counters of pairs of verdicts, 0 without a shadow. */
 __u32 pairs(void);
 #define MAY(verdict) (verdicts() & 1u << (verdict))
+
+/* Make the packet the answer to itself: see reject.bpf.c. */
+#ifdef XDP
+int reject(struct xdp_md *ctx, __u32 len, __u64 places, __u32 present, __u32 code);
+#else
+int reject(void *ctx, __u32 len, __u64 places, __u32 present, __u32 code);
+#endif
 
 /* Copy the packet to user space as a->mirror says (mirror.bpf.c). */
 void mirror(struct source *s, __u32 len, __u32 queue, const struct steps *a, __u32 outcome);

@@ -17,7 +17,7 @@ struct skb {
 };
 #define SAME(member) (__builtin_offsetof(struct skb, member) == __builtin_offsetof(struct __sk_buff, member))
 _Static_assert(SAME(len) && SAME(mark) && SAME(priority) && SAME(queue_mapping) && SAME(vlan_present) && SAME(vlan_tci) && SAME(vlan_proto) &&
-		       SAME(ifindex) && SAME(hash) && SAME(data) && SAME(data_end) && SAME(hwtstamp),
+		       SAME(ifindex) && SAME(ingress_ifindex) && SAME(hash) && SAME(data) && SAME(data_end) && SAME(hwtstamp),
 	       "shared with the kernel");
 
 /* The tag behind the two MAC addresses. */

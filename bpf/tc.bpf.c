@@ -91,6 +91,14 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 	return fall_back(outcome);
 }
 
+/* At egress, where the packet did not arrive on this device, the answer arrives on it as from the wire. */
+static __always_inline int reject_at(struct skb *skb, const struct packet *p, struct counter *c, __u32 outcome)
+{
+	__u32 device = skb->ifindex, leaves = skb->ingress_ifindex != device;
+
+	return answered(skb, p, c, outcome) ? bpf_redirect(device, leaves ? BPF_F_INGRESS : 0) : TCX_DROP;
+}
+
 static __always_inline int act(struct skb *skb, const struct packet *p, __u32 outcome, const struct steps *a)
 {
 	struct source s = source_of(skb);
@@ -108,6 +116,8 @@ static __always_inline int act(struct skb *skb, const struct packet *p, __u32 ou
 		return forward(c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(skb);
+	if (MAY(REJECT) && verdict_of(outcome) == REJECT)
+		return reject_at(skb, p, c, outcome);
 	return verdict_of(outcome) == XDP_DROP ? TCX_DROP : TCX_NEXT;
 }
 

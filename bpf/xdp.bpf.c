@@ -267,6 +267,8 @@ int xdpkit(struct xdp_md *ctx)
 		return forward(c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(ctx);
+	if (MAY(REJECT) && verdict_of(outcome) == REJECT)
+		return answered(ctx, p, c, outcome) ? XDP_TX : XDP_DROP;
 	return verdict_of(outcome) == XDP_DROP ? XDP_DROP : XDP_PASS;
 }
 

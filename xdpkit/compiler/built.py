@@ -37,6 +37,8 @@ __all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 FORMAT = 2
 #: Most bytes that a built file may unpack to; 65,535 rules in tables take some 20 MiB.
 MAX_BYTES = 256 << 20
+#: What REJECT needs at XDP.
+REJECTS = "Linux 5.18: bpf_xdp_load_bytes"
 #: What a program needs of the kernel, by hook.
 NEEDS = {
     "xdp": ("Linux 5.9: bpf_link for XDP", "CONFIG_XDP_SOCKETS where rules REDIRECT"),
@@ -81,6 +83,7 @@ def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
     return (
         *NEEDS.get(hook, ()),
         *([LOOPS] if _loops(pipeline) else []),
+        *([REJECTS] if "REJECT" in pipeline.verdicts and hook.startswith("xdp") else []),
         *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []),
     )
 
@@ -126,6 +129,7 @@ def write(built: Built, path: str | Path) -> None:
         "xdpkit": version("xdpkit"),
         "name": pipe.name,
         "default": _encode(pipe.default),
+        "rejects": pipe.rejects.text,
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
         "sets": [_encode(spec) for spec in pipe.sets],
@@ -164,7 +168,7 @@ def read(path: str | Path) -> Built:
                     f"built in format {manifest.get('format')!r}, this xdpkit reads format {FORMAT}: build it again",
                     place,
                 )
-            pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]))
+            pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]), rejects=manifest["rejects"])
             pipe.where = _expect(Where, _decode(manifest["where"]))
             tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             sets = tuple(_expect(SetSpec, _decode(spec)) for spec in _expect(list, manifest["sets"]))

@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from ..language.actions import Action, Forward, Redirect, Shadow
+from ..language.actions import Action, Forward, Redirect, Reject, Shadow
 from ..language.rule import Rule
 from .debuginfo import DebugInfo
 from .plan import Plan
@@ -181,6 +181,8 @@ class Classify:
             target = self.targets[Forward].get(action.device, 0)
         elif isinstance(action, Redirect):
             target = self.targets[Redirect].get(action.group, 0)
+        elif isinstance(action, Reject):
+            target = action.packed
         return index << 16 | target << 6 | action.fallback.verdict << 3 | action.verdict
 
     def place(self, builder: ir.IRBuilder, offset: int) -> ir.Value:

@@ -77,6 +77,8 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
     copies = not pipeline.steps.isdisjoint({Mirror, Log})
     tracks = pipeline.tracking is not None
     parts = ("tunnel",) * plan.tunnels + ("mirror",) * copies + ("track",) * tracks
+    rejects = "REJECT" in pipeline.verdicts
+    parts += ("reject",) * rejects
     _constants(classify, rules.reader, reader_metadata)
     if "tunnel" not in parts:
         classify.empty("walk_tunnel", POINTER, POINTER, I32, I32, I32)
@@ -87,6 +89,11 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
         classify.empty("track_judge", POINTER, result=I32)
         classify.empty("track_commit", POINTER, result=I32)
         classify.empty("track_count", POINTER)
+    if rejects:
+        classify.constant("reject_cost", I64(pipeline.rejects.cost(0)))
+        classify.constant("reject_tolerance", I64(pipeline.rejects.tolerance))
+    else:
+        classify.empty("reject", POINTER, I32, I64, I32, I32, result=I32)
     return Lowered(
         str(classify.module),
         parts,

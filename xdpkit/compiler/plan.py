@@ -30,7 +30,8 @@ DEEP = 16
 #: (bpf/packet.h).
 MANY_HEADERS, MANY_TESTS = 10, 1000
 
-#: The headers that tracking looks at.
+#: The headers that REJECT looks at, and those that tracking does.
+ANSWERED = frozenset({"ip", "ip6", "frag", "tcp", "icmp", "icmp6"})
 TRACKED = frozenset({"vlan", "vlan2", "ip", "ip6", "frag", "tcp", "udp", "sctp", "icmp", "icmp6"})
 
 #: Rules in order with their numbers: a table, or some that are tested one by one.
@@ -86,6 +87,8 @@ def make_plan(pipeline: Pipeline) -> Plan:
     read = frozenset(tested)
     if pipeline.tracking is not None:
         read |= TRACKED
+    if "REJECT" in pipeline.verdicts:
+        read |= ANSWERED
     inside = any(name.startswith(INNER) for name in read)
     large = len(chained) > FEW or is_branchy(chained)
     return Plan(

@@ -17,8 +17,8 @@ from .errors import PipelineError
 from .expr import here
 
 __all__ = [
-    "COUNT", "DROP", "PASS", "REDIRECT", "TX", "Action", "Count", "Forward", "Mark", "Mirror", "Redirect", "Shadow",
-    "Step", "Verdict",
+    "COUNT", "DROP", "PASS", "REDIRECT", "REJECT", "TX", "Action", "Count", "Forward", "Mark", "Mirror", "Redirect",
+    "Reject", "Shadow", "Step", "Verdict",
 ]  # fmt: skip
 
 #: A mirror copies at most this many bytes of a packet: a whole packet fits, also one that GRO has merged.
@@ -34,6 +34,7 @@ class Verdict(enum.IntEnum):
     TX = 3
     REDIRECT = 4
     FORWARD = 5
+    REJECT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Action:
 
     def __str__(self) -> str:
         return self.verdict.name
+
+    @property
+    def drops(self) -> bool:
+        """The packet goes nowhere."""
+        return self.verdict in (Verdict.DROP, Verdict.REJECT)
 
     @property
     def fallback(self) -> Action:
@@ -133,6 +139,66 @@ def across(action: Action) -> Action:
     return action
 
 
+#: What REJECT answers with: the codes of ICMP (RFC 792, RFC 1812) and of ICMPv6 (RFC 4443) destination unreachable.
+ANSWERS = {
+    "tcp-rst": (3, 4),
+    "icmp-port-unreachable": (3, 4),
+    "icmp-admin-prohibited": (13, 1),
+    "icmp-host-unreachable": (1, 3),
+    "icmp-net-unreachable": (0, 0),
+    "icmp-proto-unreachable": (2, 4),
+    "icmp-net-prohibited": (9, 1),
+    "icmp-host-prohibited": (10, 1),
+    "icmp-policy-fail": (13, 5),
+    "icmp-reject-route": (13, 6),
+}
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Reject(Action):
+    """DROP the packet and tell its sender, by the device on which it came.  ``with_``: "icmp-port-unreachable" (the
+    default), "icmp-admin-prohibited", "icmp-host-unreachable", "icmp-net-unreachable", "icmp-proto-unreachable",
+    "icmp-net-prohibited", "icmp-host-prohibited", "icmp-policy-fail" or "icmp-reject-route", over IPv6 the nearest
+    message of ICMPv6; or "tcp-rst", which is port unreachable for packets that are no TCP.  Packets that must not be
+    answered are only dropped, and so are those that come faster than the pipeline's ``rejects``."""
+
+    with_: str
+
+    def __init__(self, with_: str = "icmp-port-unreachable", *, verdict: Verdict = Verdict.REJECT):
+        if with_ not in ANSWERS:
+            raise PipelineError(f"REJECT answers with one of {', '.join(ANSWERS)}, not {with_!r}", here())
+        object.__setattr__(self, "verdict", verdict)
+        object.__setattr__(self, "with_", with_)
+
+    @property
+    def resets(self) -> bool:
+        """TCP is reset."""
+        return self.with_ == "tcp-rst"
+
+    @property
+    def code4(self) -> int:
+        """The code of ICMP destination unreachable."""
+        return ANSWERS[self.with_][0]
+
+    @property
+    def code6(self) -> int:
+        """The code of ICMPv6 destination unreachable."""
+        return ANSWERS[self.with_][1]
+
+    @property
+    def packed(self) -> int:
+        """All three in 8 bits, as the data plane has them."""
+        return self.resets << 7 | self.code4 << 3 | self.code6
+
+    @property
+    def fallback(self) -> Action:
+        """DROP."""
+        return DROP
+
+    def __str__(self) -> str:
+        return "REJECT" if self == REJECT else f"REJECT with {self.with_}"
+
+
 @dataclass(frozen=True, slots=True)
 class Shadow(Action):
     """The action of a shadow's rule.  It acts as PASS; ``would`` is the action that the rule declares, for display."""
@@ -203,6 +269,8 @@ TX = Action(Verdict.TX)
 """The packet goes back out of the device that it came in on, with its Ethernet addresses exchanged."""
 REDIRECT = Redirect()
 """The packet goes to an AF_XDP socket; where there is none it passes (see Redirect for other choices)."""
+REJECT = Reject()
+"""The packet is dropped and its sender told, by ICMP port unreachable (see Reject for other answers)."""
 COUNT = Count()
 """A step: count the packet under this rule, and go on with the next rule."""
 #: The action of a rule that has only steps.

@@ -37,7 +37,7 @@ from .errors import PipelineError, Where
 from .expr import Always, And, Expr, Not, Or, as_expr, here
 from .fields import families
 from .headers import arp, dst, icmp6, src, tcp
-from .limits import Bucket, Log, Sample
+from .limits import Bucket, Limit, Log, Sample, limit
 from .metadata import metadata_fields
 from .neighbours import protocols
 from .rule import Rule
@@ -51,6 +51,8 @@ MATRIX = 64
 #: classify() packs the rule into 16 bits, and the device or socket group into 10.
 MAX_RULES = 65_535
 MAX_TARGETS = 1023
+#: Answers to rejected packets, at most.
+DEFAULT_REJECTS = "1000/second"
 #: Fields whose value depends on the time.
 CLOCK = ("meta.day", "meta.hour")
 DEFAULT_NAME = "default"
@@ -65,11 +67,13 @@ class Pipeline:
     >>> pipe.rule(udp.dport == 53, REDIRECT, name="dns")
     """
 
-    def __init__(self, name: str, *, default: Action = PASS):
+    def __init__(self, name: str, *, default: Action = PASS, rejects: str = DEFAULT_REJECTS):
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", name):
             raise PipelineError(f"pipeline name {name!r}: letters, digits, '_', '.', '-', at most 63", here())
         self.name: str = name
         self.default: Action = _action(default)
+        #: The limit on what REJECT answers, for all rules together; what is over it is dropped without an answer.
+        self.rejects: Limit = _reject_limit(rejects)
         self.where: Where = here()
         self._otherwise = Rule(DEFAULT_NAME, Always(where=self.where), self.default, self.where)
         self._rules: list[Rule] = []
@@ -398,7 +402,7 @@ class Pipeline:
             if spec.name in mine and mine[spec.name].kind != spec.kind:
                 kinds = f"{mine[spec.name].kind} in {self.name!r}, and {spec.kind} in its shadow"
                 raise PipelineError(f"set {spec.name!r} is {kinds}: give it another name", spec.where)
-        both = Pipeline(self.name, default=self.default)
+        both = Pipeline(self.name, default=self.default, rejects=self.rejects.text)
         both.where, both._otherwise = self.where, self._otherwise
         follows = replace(other._tracking, full=PASS) if other._tracking is not None else None  # it must not drop
         both.restore(self._rules, self._sets.values(), self._tracking or follows)
@@ -441,10 +445,20 @@ class Pipeline:
         )
         if self._tracking is not None:
             text += f"\n{self._tracking}"
+        if self.rejects.text != DEFAULT_REJECTS:
+            text += f"\nrejects {self.rejects.text}"
         return hashlib.sha256(f"{self.name}\n{text}".encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.name}: {len(self._rules)} rules, default {self.default}>"
+
+
+def _reject_limit(rate: str) -> Limit:
+    """The limit on answers that ``rate`` means."""
+    made = limit(rate)
+    if not isinstance(made, Limit) or made.in_bytes:
+        raise PipelineError(f"rejects={rate!r}: how many answers, not bytes", here())
+    return replace(made, bucket="rejects")
 
 
 def _shadow(rule: Rule) -> Rule:
@@ -456,7 +470,7 @@ def _shadow(rule: Rule) -> Rule:
 
 def _action(action: object) -> Action:
     if not isinstance(action, Action) or action.verdict is Verdict.CONTINUE:
-        raise PipelineError(f"{action!r} is no action: PASS, DROP, TX, REDIRECT or Forward(device)", here())
+        raise PipelineError(f"{action!r} is no action: PASS, DROP, REJECT, TX, REDIRECT or Forward(device)", here())
     return action
 
 

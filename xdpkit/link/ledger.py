@@ -223,6 +223,11 @@ class Ledger:
                     _lost(self.mirror_full, f"{_slow(self.mirror_full_on)}; copies only"),
                 ),
             ]
+        if self.totals.rejected or self.totals.unanswered:
+            rows += [
+                ("rejected", self.totals.rejected, "dropped; the sender was told"),
+                ("  suppressed", self.totals.unanswered, "dropped without an answer: too fast, or not to be answered"),
+            ]
         if self.forwarded or self.totals.no_device:
             rows += [("forwarded", self.forwarded, "")]
             if self.totals.no_device:

@@ -29,7 +29,7 @@ class RuleTotal:
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Packets (and bytes) that programs saw; sent towards sockets, and those that found none; sent towards other
-    devices, and those that found none."""
+    devices, and those that found none; rejected with an answer, and those that were only dropped."""
 
     seen: int = 0
     seen_bytes: int = 0
@@ -37,6 +37,8 @@ class Totals:
     no_socket: int = 0
     forwarded: int = 0
     no_device: int = 0
+    rejected: int = 0
+    unanswered: int = 0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -82,6 +84,8 @@ def totals(counts: Iterable[RuleCount]) -> Totals:
             no_socket=c.no_socket if verdict is Verdict.REDIRECT else 0,
             forwarded=sent if verdict is Verdict.FORWARD else c.no_socket if isinstance(fallback, Across) else 0,
             no_device=c.no_socket if verdict is Verdict.FORWARD else 0,
+            rejected=sent if verdict is Verdict.REJECT else 0,
+            unanswered=c.no_socket if verdict is Verdict.REJECT else 0,
         )
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import singledispatch
 
-from ..language.actions import Mark, Mirror, Step, Verdict
+from ..language.actions import Mark, Mirror, Reject, Step
 from ..language.classic import Classic, interpret
 from ..language.counted import Draw, Quota, Turn
 from ..language.devices import OnDevice
@@ -21,6 +21,7 @@ from ..language.metadata import Metadata
 from ..language.pipeline import Pipeline
 from ..language.rule import Rule
 from ..language.sets import Add, Member
+from .reject import reply
 from .state import State, key_of
 from .walk import NO_METADATA, Packet, walk
 
@@ -32,7 +33,7 @@ class Outcome:
     """What became of a frame.  ``rule``: the rule that took it; the rule's action holds the verdict.  ``passed``: the
     rules whose condition held and that let the frame go on.  ``mark``: the mark that it has.  ``mirrored``: the rule
     that mirrored it, and how many bytes.  ``logged``: the rules that logged it.  ``failed``: the rules with a step that
-    could not be done, because a set was full."""
+    could not be done, because a set was full.  ``reply``: what a REJECT answers, None where it does not."""
 
     rule: Rule
     passed: list[Rule] = field(default_factory=list)
@@ -40,6 +41,7 @@ class Outcome:
     mirrored: tuple[Rule, int] | None = None
     logged: list[Rule] = field(default_factory=list)
     failed: list[Rule] = field(default_factory=list)
+    reply: bytes | None = None
 
 
 @singledispatch
@@ -160,10 +162,13 @@ def run(
             outcome.rule = rule
             break
         outcome.passed.append(rule)
-    if state.flows is not None and judged is not None and outcome.rule.action.verdict is not Verdict.DROP:
+    if state.flows is not None and judged is not None and not outcome.rule.action.drops:
         room = state.flows.commit(judged, packet, state.now_ns)
         if not room and pipeline.full_outcome is not None:
             outcome.rule = pipeline.outcomes[pipeline.full_outcome]
+    if isinstance(outcome.rule.action, Reject):
+        answer = reply(packet, outcome.rule.action)
+        outcome.reply = answer if answer is not None and state.take(pipeline.rejects, b"", 0) else None
     return outcome
 
 
