@@ -182,6 +182,22 @@ def status(name: Name = "", as_json: AsJson = False) -> None:
 
 
 @firewall.command()
+def top(
+    name: Name = "",
+    seconds: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Between two looks.")] = 1,
+) -> None:
+    """Watch a firewall live: rates of every rule, verdicts, how full its sets are, and what was lost.
+
+    Keys: s sorts, i shows the rules that have taken nothing, p pauses, q ends it.
+
+    Example: xdpkit firewall top eth1
+    """
+    from .firewall_run import show_top
+
+    show_top(name, seconds)
+
+
+@firewall.command()
 def confirm(name: Name = "") -> None:
     """Keep the ruleset that waits for it in another shell.
 

@@ -46,6 +46,7 @@ __all__ = [
     "check_rules",
     "confirm_waiting",
     "names_of",
+    "only_name",
     "refuse_wrong_usage",
     "show_bans",
     "show_status",
@@ -219,7 +220,7 @@ def names_of(name: str) -> list[str]:
     return there
 
 
-def _only(name: str) -> str:
+def only_name(name: str) -> str:
     names = names_of(name)
     if len(names) > 1:
         raise typer.BadParameter(f"which one: {', '.join(names)}?")
@@ -284,7 +285,7 @@ def confirm_waiting(name: str) -> None:
 
 def take_off(name: str) -> None:
     """Detach, also what is left of a firewall whose device is gone."""
-    only = _only(name)
+    only = only_name(name)
     try:
         with open_link(only) as link:
             link.detach()
@@ -324,7 +325,7 @@ def change_bans(
 
 def show_bans(name: str, bans: str, as_json: bool) -> None:
     """Print the members, one a line."""
-    only = _only(name)
+    only = only_name(name)
     with open_link(only) as link:
         members = _bans(link, bans).members()
     if as_json:

@@ -15,16 +15,18 @@ from ..firewall.apply import apply
 from ..firewall.feeds import Feeds
 from ..firewall.metrics import Firewalls, render, serve
 from ..firewall.service import Service, write_events
+from ..firewall.top import Watch
 from ..firewall.unit import unit
-from ..language.errors import PipelineError
+from ..language.errors import NotSupported, PipelineError
 from ..link.link import Link, open_link
 from ..link.pin import pinned_links
 from ..sockets.options import Mode
 from ..terminal import notice, print_line
-from .firewall_commands import names_of, refuse_wrong_usage
+from .failure import fail
+from .firewall_commands import names_of, only_name, refuse_wrong_usage
 from .signals import signals
 
-__all__ = ["install_unit", "run_service", "show_metrics", "sync_feeds"]
+__all__ = ["install_unit", "run_service", "show_metrics", "show_top", "sync_feeds"]
 
 
 def run_service(rules: Path, device: str, name: str, mode: str, metrics: str, log: str) -> None:
@@ -102,3 +104,22 @@ def _command() -> str:
     if beside.exists():
         return str(beside)
     raise PipelineError(f"no xdpkit command beside {sys.executable}: install the package where systemd finds it")
+
+
+def show_top(name: str, seconds: float) -> None:
+    """The live screen until q; NotSupported where textual is not installed, or there is no terminal."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise NotSupported("firewall top", "it needs a terminal; 'xdpkit firewall status --json' is for scripts")
+    try:
+        from .top import Top
+    except ImportError:
+        raise NotSupported("firewall top", "textual: pip install 'xdpkit[firewall]'") from None
+    only = only_name(name)
+    watch = Watch(lambda: open_link(only))
+    try:
+        screen = Top(watch, seconds)
+        screen.run()
+    finally:
+        watch.close()
+    if screen.failure is not None:
+        fail(screen.failure)
