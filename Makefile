@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# the tests start the command hundreds of times: without byte code each compiles the package again
+unexport PYTHONDONTWRITEBYTECODE
 # what the build, the demo and the tests need from Debian 12
 DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1g-dev pkg-config \
           python3-dev python3-venv util-linux

@@ -128,6 +128,7 @@ def test_every_command_has_an_example_in_its_help():
         assert "Example: xdpkit" in done.stdout, command
 
 
+@pytest.mark.root
 def test_every_command_of_the_first_hour_runs(make_veth, tmp_path):
     _, right = make_veth(names=("eth0", "eth1"))
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")

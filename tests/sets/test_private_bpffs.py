@@ -13,6 +13,8 @@ AS_IP_NETNS_EXEC = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", 
 #: A mount namespace that still has the machine's /sys/fs/bpf, as systemd makes them for services.
 AS_A_SERVICE = ("unshare", "--mount", "--propagation", "slave")
 
+pytestmark = pytest.mark.root
+
 
 @pytest.fixture
 def pipeline(tmp_path):

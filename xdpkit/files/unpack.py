@@ -8,6 +8,7 @@ has such a file can unpack it with another tool: files that are not compressed h
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Callable
 
@@ -79,24 +80,23 @@ class _Zstandard:
     short."""
 
     def __init__(self, source: Stream) -> None:
-        self._source, self._left, self._packed = source, b"", b""
+        self._source, self._left, self._packed = source, io.BytesIO(), b""
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._fresh = True
 
     def read(self, size: int, /) -> bytes:
         """Up to ``size`` bytes, none at the end."""
-        while not self._left:
+        while not (data := self._left.read(size)):
             packed = self._packed or self._source.read(_PIECE)
             self._packed = b""
             if not packed:
                 if not self._fresh:
                     raise EOFError("it is cut short")
                 return b""
-            self._left, self._fresh = self._frame.decompress(packed), False
+            self._left, self._fresh = io.BytesIO(self._frame.decompress(packed)), False
             if self._frame.eof:
                 self._packed = self._frame.unused_data
                 self._frame, self._fresh = zstandard.ZstdDecompressor().decompressobj(), True
-        data, self._left = self._left[:size], self._left[size:]
         return data
 
 
