@@ -9,5 +9,5 @@ from xdpkit.cli.main import main
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    sys.argv[1:] = ["bench", "paths", *(given or ["--html", "paths.html", "--json", "paths.json"])]
+    sys.argv[1:] = ["bench", "paths", *(given or ["--html", "paths.html", "-o", "paths.json"])]
     main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tmux import Pane
 from traffic import until
 
 from xdpkit import attach
@@ -39,7 +41,7 @@ def sample(path, rate, *, direction="receive", load="saturated", **more):
 def quick(tmp_path_factory):
     """One quick run of every path, as the command makes it."""
     folder = tmp_path_factory.mktemp("bench")
-    args = [XDPKIT, "bench", "paths", "--quick", "--json", str(folder / "out.json"), "--html", str(folder / "out.html")]
+    args = [XDPKIT, "bench", "paths", "--quick", "-o", str(folder / "out.json"), "--html", str(folder / "out.html")]
     done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "out.json").read_text()), (folder / "out.html").read_text(), done.stdout
@@ -237,3 +239,42 @@ def test_what_is_not_known_is_blank_and_a_delay_that_does_not_fit_says_so():
     costs = {"afxdp": 100.0, "tpacket-v3": 300.0, "xdp-drop": 0.0}
     found = {("receive", name): Row(**row, path=name, machine_ns=ns) for name, ns in costs.items()}
     assert _cpu(found, "machine", "afxdp").measured is None  # xdp-drop costs something: 0 is not known
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_table_fits_the_terminal_and_shows_every_column(veth_pair, columns):
+    command = f"{XDPKIT} bench paths --quick --only afxdp,recvfrom,waits"
+    with Pane(veth_pair[1], command, columns=columns, lines=200) as pane:
+        shown = pane.wait_for("exit status").splitlines()
+    assert "exit status 0" in shown
+    assert not [line for line in shown if "…" in line]
+    for header in ("packets/s", "min - max", "ring lost", "kernel lost", "fixed/s", "CPU ns", "syscalls/p"):
+        assert any(header in line for line in shown), header
+    rows = [line for line in shown if line.startswith(("afxdp ", "recvfrom ")) and ":" not in line]
+    tables = [line for line in shown if line.startswith("path ")]
+    assert len(rows) == 2 * len(tables)  # no row takes two lines
+    assert len(tables) == 2
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_tables_of_all_paths_fit_the_terminal(columns):
+    from io import StringIO
+
+    from xdpkit.bench.report import show
+    from xdpkit.terminal import make_console
+
+    samples = [
+        sample(path.name, 1_234_567, direction=direction, load=load, lost_ring=500_000, lost_kernel=200_000,
+               machine_s=1.0, own_s=0.5, calls=300_000, delays_us=(99_999.9, 999_999.9, 1e9))
+        for direction, paths in DIRECTIONS.items() for path in paths for load in ("saturated", "fixed", "probe")
+    ]  # fmt: skip
+    out = StringIO()
+    show(make_console(file=out, width=columns, force_terminal=True, color_system=None), Results(0.0, samples), {})
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "…" not in out.getvalue()
+    for direction, paths in DIRECTIONS.items():
+        tables = [n for n, line in enumerate(lines) if re.match(r"path\s", line)]
+        assert tables
+        for path in paths:
+            assert any(line.startswith(f"{path.name} ") for line in lines), (direction, path.name)

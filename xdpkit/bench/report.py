@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..terminal import si, visible
+from ..terminal import print_table, si, visible
 from .run import Plan, Results
 from .sample import Row, rows
 from .verdict import QUIET, verdicts
@@ -64,49 +64,78 @@ def show(console: Console, results: Results, facts: dict[str, str]) -> None:
     console.print(visible(" · ".join(f"{name}: {value}" for name, value in facts.items())))
     for direction in ("receive", "send", "forward"):
         for size in dict.fromkeys(r.size for r in table if r.direction == direction):
-            console.print(_rates(direction, size, [r for r in table if (r.direction, r.size) == (direction, size)]))
+            _rates(console, direction, size, [r for r in table if (r.direction, r.size) == (direction, size)])
     if echo := [r for r in table if r.direction == "echo"]:
-        console.print(_echo(echo))
-    if waits := [s for s in results.samples if s.direction == "waits"]:
-        console.print(_waits(results, [s.load for s in waits]))
-    for line in dict.fromkeys(f"{r.path}: {r.attachment} ({r.knobs})" for r in table if r.direction != "waits"):
-        console.print(visible(line), soft_wrap=True)
+        _echo(console, echo)
+    if any(s.direction == "waits" for s in results.samples):
+        _waits(console, results)
+    for got in dict.fromkeys(f"{r.path}: {r.attachment} ({r.knobs})" for r in table if r.direction != "waits"):
+        console.print(visible(got), soft_wrap=not console.is_terminal)
     for name, why in results.missing.items():
-        console.print(visible(f"not measured: {name}: {why}"), soft_wrap=True)
+        console.print(visible(f"not measured: {name}: {why}"), soft_wrap=not console.is_terminal)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=None, title_justify="left", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
+#: Columns that stay together: (header, one text for each row).
+Columns = Sequence[tuple[str, Sequence[str]]]
 
 
-def _rates(direction: str, size: int, mine: Sequence[Row]) -> Table:
-    table = _table(
-        f"\n{direction}, {size} bytes", "path", "packets/s", "min - max", "offered/s", "ring lost", "kernel lost",
-        "unknown", "fixed/s", "lost", "CPU ns", "own ns", "syscalls/p", "p50 us", "p99", "p99.9",
+def _print_columns(console: Console, title: str, first: tuple[str, Sequence[str]], groups: Sequence[Columns]) -> None:
+    """A table of ``first`` and the columns of all ``groups``: as many tables as the console's width wants, each with
+    the first column."""
+    console.print(visible(f"\n{title}", keep="\n"), style="italic")
+    left = list(groups)
+    while left:
+        taken = list(left.pop(0))
+        while left and _width([first, *taken, *left[0]]) <= console.width:
+            taken += left.pop(0)
+        table = Table(box=None, pad_edge=False)
+        for number, (header, _) in enumerate([first, *taken]):
+            table.add_column(header, justify="right" if number else "left", no_wrap=True)
+        for row in zip(first[1], *(texts for _, texts in taken), strict=True):
+            table.add_row(*map(visible, row))
+        print_table(console, table)
+
+
+def _width(columns: Columns) -> int:
+    """Characters of a line of a table, two between columns."""
+    return sum(max(map(len, [header, *texts])) + 2 for header, texts in columns) - 2
+
+
+def _rates(console: Console, direction: str, size: int, mine: Sequence[Row]) -> None:
+    bound = direction != "send"  # by the sender, where the figure is of a receiver
+    delays = [[_delay(n, 0) for n in r.delays_us] if r.delays_us else [""] * 3 for r in mine]
+    _print_columns(
+        console, f"{direction}, {size} bytes",
+        ("path", [r.path + (" *" if r.sender_bound and bound else "") for r in mine]),
+        [
+            [
+                ("packets/s", [si(r.rate[0]) if r.rate else "" for r in mine]),
+                ("min - max", [f"{si(r.rate[1])} - {si(r.rate[2])}" if r.rate else "" for r in mine]),
+                ("offered/s", [si(r.offered) if r.offered else "" for r in mine]),
+            ],
+            [
+                ("ring lost", [_share(r.ring_loss) for r in mine]),
+                ("kernel lost", [_share(r.kernel_loss) for r in mine]),
+                ("unknown", [_share(r.unaccounted) for r in mine]),
+            ],
+            [
+                ("fixed/s", [si(r.fixed_pps) if r.fixed_pps else "" for r in mine]),
+                ("lost", [_share(r.fixed_loss) for r in mine]),
+                ("CPU ns", [_ns(r.machine_ns) for r in mine]),
+                ("own ns", [_ns(r.own_ns) for r in mine]),
+            ],
+            [
+                ("syscalls/p", [_calls(r.calls_per_packet) for r in mine]),
+                *((name, [d[n] for d in delays]) for n, name in enumerate(("p50 us", "p99", "p99.9"))),
+            ],
+        ],
     )  # fmt: skip
-    for r in mine:
-        delays = [_delay(n, 0) for n in r.delays_us] if r.delays_us else [""] * 3
-        table.add_row(
-            r.path + (" *" if r.sender_bound and direction != "send" else ""),
-            si(r.rate[0]) if r.rate else "", f"{si(r.rate[1])} - {si(r.rate[2])}" if r.rate else "",
-            si(r.offered) if r.offered else "",
-            *(_share(n) for n in (r.ring_loss, r.kernel_loss, r.unaccounted)),
-            si(r.fixed_pps) if r.fixed_pps else "", _share(r.fixed_loss),
-            *(f"{n:.0f}" if n is not None and n >= 0.5 else "" for n in (r.machine_ns, r.own_ns)),
-            "" if r.calls_per_packet is None else f"{r.calls_per_packet:.3f}", *delays,
-        )  # fmt: skip
-    notes = []
-    if direction != "send":
-        notes.append("* nothing lost: the sending CPU was the limit, which also runs the receiver's softirq.")
+    if bound:
+        console.print("* nothing lost: the sending CPU was the limit, which also runs the receiver's softirq.")
     if any(r.fixed_pps for r in mine):
-        notes.append(
+        console.print(
             "fixed/s: what a paced sender achieved; there loss, and CPU per packet of machine and own processes."
         )
-    table.caption, table.caption_justify = "\n".join(notes), "left"
-    return table
 
 
 #: Delays are kept as ns in 32 bits: this many microseconds stand for all that do not fit.
@@ -121,24 +150,38 @@ def _share(n: float | None) -> str:
     return "" if n is None else f"{n:.1%}"
 
 
-def _echo(mine: Sequence[Row]) -> Table:
-    table = _table("\nround trip, 64 bytes, one at a time, client spins", "path", "p50 us", "p99", "p99.9")
-    for r in mine:
-        table.add_row(r.path, *([_delay(n, 1) for n in r.delays_us] if r.delays_us else ["nothing came back"]))
-    return table
+def _ns(n: float | None) -> str:
+    return f"{n:.0f}" if n is not None and n >= 0.5 else ""
 
 
-def _waits(results: Results, loads: Sequence[str]) -> Table:
-    table = _table(
-        "\nways of waiting, afxdp, 64 bytes", "wait", "offered/s", "p50 us", "p99", "p99.9", "CPUs at work", "own CPUs",
-        "syscalls/p",
+def _calls(n: float | None) -> str:
+    return "" if n is None else f"{n:.3f}"
+
+
+def _echo(console: Console, mine: Sequence[Row]) -> None:
+    delays = [[_delay(n, 1) for n in r.delays_us] if r.delays_us else ["nothing came back", "", ""] for r in mine]
+    columns = [(name, [d[n] for d in delays]) for n, name in enumerate(("p50 us", "p99", "p99.9"))]
+    title = "round trip, 64 bytes, one at a time, client spins"
+    _print_columns(console, title, ("path", [r.path for r in mine]), [columns])
+
+
+def _waits(console: Console, results: Results) -> None:
+    found = waits(results)
+    delays = [[_delay(n, 1) for n in row["delays_us"]] for row in found]
+    _print_columns(
+        console, "ways of waiting, afxdp, 64 bytes", ("wait", [row["wait"] for row in found]),
+        [
+            [
+                ("offered/s", [si(row["offered"]) for row in found]),
+                *((name, [d[n] for d in delays]) for n, name in enumerate(("p50 us", "p99", "p99.9"))),
+            ],
+            [
+                ("CPUs at work", [f"{row['machine']:.2f}" for row in found]),
+                ("own CPUs", [f"{row['own']:.2f}" for row in found]),
+                ("syscalls/p", [_calls(row["calls"]) for row in found]),
+            ],
+        ],
     )  # fmt: skip
-    for row in waits(results):
-        table.add_row(
-            row["wait"], si(row["offered"]), *(_delay(n, 1) for n in row["delays_us"]), f"{row['machine']:.2f}",
-            f"{row['own']:.2f}", "" if row["calls"] is None else f"{row['calls']:.3f}",
-        )  # fmt: skip
-    return table
 
 
 def waits(results: Results) -> list[dict[str, Any]]:

@@ -46,17 +46,21 @@ def paths_command(
     sizes: Annotated[str, typer.Option(metavar="N,N", help="Bytes of a frame.  [default: 64,256,1518,9000]")] = "",
     only: Annotated[str, typer.Option(metavar="NAME,NAME", help='Paths to measure; "waits" for ways of waiting.')] = "",
     runs: Annotated[int, typer.Option(min=1, help="Runs of each path at the first size.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Seconds of each run.")] = 1.0,
-    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Everything as JSON; - for stdout.")] = "",
+    duration: Annotated[float, typer.Option("--duration", min=0.05, help="Seconds of each run.")] = 1.0,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0.05, hidden=True)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON in place of the tables.")] = False,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Everything as JSON in a file.")] = "",
     html: Annotated[str, typer.Option(metavar="FILE", help="One page with charts; wants matplotlib.")] = "",
 ) -> None:
     """The same packets through every path there is: rates, losses, CPU, system calls, delays; then verdicts.
 
     Root, at least 2 CPUs, a quiet machine.  Figures compare within one run only.
-    Example: xdpkit bench paths --html paths.html
+
+    Example: xdpkit bench paths --html paths.html -o paths.json
     """
     from ..bench.page import page, require_matplotlib
-    from ..bench.report import as_json, machine, show
+    from ..bench.report import as_json as report_json
+    from ..bench.report import machine, show
     from ..bench.run import Plan, measure
 
     if len(os.sched_getaffinity(0)) < 2:
@@ -68,7 +72,7 @@ def paths_command(
         some, rates = _sizes(sizes or "64"), (10_000, 100_000)
         plan = Plan(sizes=some, runs=1, seconds=0.15, rates=rates, pings=500, tools=False, only=names)
     else:
-        plan = Plan(sizes=_sizes(sizes or "64,256,1518,9000"), runs=runs, seconds=seconds, only=names)
+        plan = Plan(sizes=_sizes(sizes or "64,256,1518,9000"), runs=runs, seconds=seconds or duration, only=names)
     facts = machine()
     with make_progress() as progress:
         task = progress.add_task("measuring")
@@ -78,11 +82,11 @@ def paths_command(
             )
         except ValueError as error:
             raise typer.BadParameter(f"--only: {error}") from None
-    if json_file == "-":
-        print(as_json(plan, results, facts))
+    if as_json:
+        print(report_json(plan, results, facts))
     else:
         show(make_console() if sys.stdout.isatty() else make_console(width=170), results, facts)
-        if json_file:
-            write_whole(json_file, as_json(plan, results, facts))
+    if output:
+        write_whole(output, report_json(plan, results, facts))
     if html:
         write_whole(html, page(results, facts))
