@@ -198,6 +198,21 @@ def top(
 
 
 @firewall.command()
+def unused(
+    name: Name = "",
+    days: Annotated[float, typer.Option("--days", min=0, help="Rules that took no packet for so many days.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """List rules that no packet has met for some time, as far as somebody looked: this command and `run` do.
+
+    Example: xdpkit firewall unused --days 7
+    """
+    from .firewall_run import show_unused
+
+    show_unused(name, days, as_json)
+
+
+@firewall.command()
 def confirm(name: Name = "") -> None:
     """Keep the ruleset that waits for it in another shell.
 

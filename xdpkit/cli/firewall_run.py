@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +19,7 @@ from ..firewall.metrics import Firewalls, render, serve
 from ..firewall.service import Service, write_events
 from ..firewall.top import Watch
 from ..firewall.unit import unit
+from ..firewall.usage import look
 from ..language.errors import NotSupported, PipelineError
 from ..link.link import Link, open_link
 from ..link.pin import pinned_links
@@ -26,7 +29,7 @@ from .failure import fail
 from .firewall_commands import names_of, only_name, refuse_wrong_usage
 from .signals import signals
 
-__all__ = ["install_unit", "run_service", "show_metrics", "show_top", "sync_feeds"]
+__all__ = ["install_unit", "run_service", "show_metrics", "show_top", "show_unused", "sync_feeds"]
 
 
 def run_service(rules: Path, device: str, name: str, mode: str, metrics: str, log: str) -> None:
@@ -37,7 +40,7 @@ def run_service(rules: Path, device: str, name: str, mode: str, metrics: str, lo
         out = sys.stdout if log == "-" else stack.enter_context(open(log, "a"))
         with refuse_wrong_usage():
             link = stack.enter_context(apply(built, device, name=name, mode=cast(Mode, mode)).link)
-        service = Service(link, lambda: load(rules), notice)
+        service = Service(link, name, lambda: load(rules), notice)
         if metrics:
             with refuse_wrong_usage():
                 stack.callback(serve(Firewalls(lambda: [(name, link)], service.feeds), metrics))
@@ -123,3 +126,21 @@ def show_top(name: str, seconds: float) -> None:
         watch.close()
     if screen.failure is not None:
         fail(screen.failure)
+
+
+def show_unused(name: str, days: float, as_json: bool) -> None:
+    """Print the rules that took no packet for so many days."""
+    for each in names_of(name):
+        with open_link(each) as link:
+            uses = [use for use in look(each, link.ledger()) if use.idle_seconds() >= days * 86400]
+        if as_json:
+            rows = [{"rule": use.name, "packets": use.packets, "since": use.since} for use in uses]
+            print_line(json.dumps({"name": each, "unused": rows}))
+            continue
+        wide = max((len(use.name) for use in uses), default=0)
+        for use in uses:
+            since = datetime.fromtimestamp(use.since).strftime("%Y-%m-%d %H:%M")
+            last = f"{use.packets:,} packets, none" if use.packets else "no packet"
+            print_line(f"{each}: {use.name:<{wide}}  {last} since {since}")
+        if not uses:
+            print_line(f"{each}: no rule is unused for {days:g} days, as far as somebody looked")

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import IO
 
@@ -20,6 +20,10 @@ from ..link.events import Event, Events
 from ..link.link import Link
 from ..meaning.describe import describe
 from .feeds import FeedReport, Feeds
+from .usage import look
+
+#: Seconds between two looks at which rules took packets.
+USAGE_SECONDS = 60
 
 __all__ = ["Service", "notify", "write_events"]
 
@@ -40,9 +44,12 @@ def notify(state: str) -> bool:
 class Service:
     """The loop of ``xdpkit firewall run``."""
 
-    def __init__(self, link: Link, load: Callable[[], Built], say: Callable[[str], None], feeds: Feeds | None = None):
-        """``load`` reads the rules again; ``say`` takes lines for people."""
-        self.link, self._load, self._say = link, load, say
+    def __init__(
+        self, link: Link, name: str, load: Callable[[], Built], say: Callable[[str], None], feeds: Feeds | None = None
+    ):
+        """``name``: the firewall's; ``load`` reads the rules again; ``say`` takes lines for people."""
+        self.link, self._name, self._load, self._say = link, name, load, say
+        self._next_look = time.monotonic()
         self.feeds = feeds or Feeds(link)
         self._watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6
         self._next_beat = time.monotonic()
@@ -65,6 +72,10 @@ class Service:
             self._notes = len(self.link.notes)
         for report in self.feeds.refresh(due=True):
             self._report(report)
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + USAGE_SECONDS
+            with suppress(OSError):  # no place to keep it: nobody is told when rules were last used
+                look(self._name, self.link.ledger())
         if self._watchdog and time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + self._watchdog / 2
             notify("WATCHDOG=1")
