@@ -14,7 +14,7 @@ from xdpkit.kernel.program import Program
 from xdpkit.lab import Port
 from xdpkit.language.metadata import Metadata
 from xdpkit.language.pipeline import Pipeline
-from xdpkit.meaning.evaluate import evaluate
+from xdpkit.meaning.evaluate import State, run
 
 XDP_FLAGS_DRV_MODE = 1 << 2
 #: The kernel drops a tagged frame that ends before the EtherType behind the tag and one byte pair more.
@@ -25,8 +25,10 @@ TAGS = (b"\x81\x00", b"\x88\xa8")
 def expected(
     pipe: Pipeline, batch: list[bytes], known: Callable[[bytes], Metadata] = lambda _: Metadata()
 ) -> Counter[str]:
-    """Packets by the name of the rule that takes them; ``known``: what is known beside their bytes."""
-    return Counter(evaluate(pipe, frame, metadata=known(frame)).name for frame in batch)
+    """Packets by the name of the rules that they pass, and of the one that takes them; ``known``: what is known beside
+    their bytes."""
+    outcomes = [run(pipe, frame, State(pipe), metadata=known(frame)) for frame in batch]
+    return Counter(rule.name for outcome in outcomes for rule in (*outcome.passed, outcome.rule))
 
 
 def counted(program: Program) -> Counter[str]:

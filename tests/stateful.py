@@ -4,19 +4,21 @@ boundaries of ``strategies.py``."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 from hypothesis import strategies as st
-from strategies import comparisons, conditions, make_frame, of, pool
+from strategies import actions, comparisons, conditions, make_frame, of, pool
 
-from xdpkit.language.actions import COUNT, DROP, PASS, REDIRECT, TX, Action, Forward, Mark, Redirect
+from xdpkit.language.actions import COUNT, DROP, PASS, REDIRECT, TX, Forward, Mark, Redirect
+from xdpkit.language.chains import Jump
 from xdpkit.language.check import PipelineWarning, possible
 from xdpkit.language.counted import numgen, quota
 from xdpkit.language.expr import Expr
 from xdpkit.language.headers import Field, field_object, pkt
 from xdpkit.language.limits import limit, sample
-from xdpkit.language.pipeline import Pipeline
+from xdpkit.language.pipeline import Chain, Pipeline
 from xdpkit.language.sets import Set
 
 #: Fields of every width that a key may have.
@@ -57,20 +59,20 @@ def arrivals(size: int) -> st.SearchStrategy[list[Arrival]]:
 
 
 @st.composite
-def sets(draw: st.DrawFn, pipe: Pipeline, name: str, timed: bool) -> Set:
-    """A set or verdict map of ``pipe``, with members that frames are likely to have."""
+def sets(draw: st.DrawFn, pipe: Pipeline, name: str, timed: bool, chains: Sequence[Chain] = ()) -> Set:
+    """A set or verdict map of ``pipe``, with members that frames are likely to have; it may lead to ``chains``."""
     fields = draw(st.lists(_FIELD, min_size=1, max_size=draw(of((1, 1, 2, 3)))))
-    intervals, actions = draw(st.booleans()), draw(st.lists(_ACTION, min_size=1, max_size=3))
+    intervals, verdicts = draw(st.booleans()), draw(st.lists(actions(chains, _ACTION), min_size=1, max_size=3))
     is_map = draw(of((True, False, False)))
     made = {}
     for _ in range(draw(of((0, 4, 12)))):
         member = [draw(of(pool(f))) for f in fields]
         if intervals and fields[-1].spec.kind != "bytes":
             member[-1] = draw(_prefixes(fields[-1]))
-        made[tuple(member)] = draw(of(tuple(actions)))
+        made[tuple(member)] = draw(of(tuple(verdicts)))
     capacity = draw(of((400, 3000)))
     if is_map:
-        return pipe.vmap(name, *fields, actions=actions, intervals=intervals, members=made, capacity=capacity)
+        return pipe.vmap(name, *fields, actions=verdicts, intervals=intervals, members=made, capacity=capacity)
     timeouts, small = timed and draw(st.booleans()), draw(st.booleans())
     members = list(made)[: 4 if small else 12]
     if small:
@@ -130,34 +132,46 @@ def _remembering(draw: st.DrawFn, known: list[Set], timed: bool) -> Expr:
 
 @st.composite
 def pipelines(draw: st.DrawFn, prefix: str = "s", *, timed: bool = True) -> Pipeline:
-    """Up to 6 rules over up to 3 sets, with steps; nothing that depends on time or chance unless ``timed``."""
+    """Up to 6 rules over up to 3 sets, with steps, and in half of them up to 3 chains of up to 3 rules; nothing that
+    depends on time or chance unless ``timed``."""
     pipe = Pipeline("remembers", default=draw(_ACTION))
-    known = [draw(sets(pipe, f"{prefix}{n}", timed)) for n in range(draw(of((1, 2, 3))))]
-    plain = [s for s in known if not s.spec.actions]
+    chains = [pipe.chain(f"c{n}") for n in range(draw(of((0, 0, 1, 3))))]
+    known = [draw(sets(pipe, f"{prefix}{n}", timed, chains)) for n in range(draw(of((1, 2, 3))))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PipelineWarning)
-        for _ in range(draw(of((2, 3, 4, 6)))):
-            maps = [s for s in known if s.spec.actions and not any(r.name.startswith(f"{s.name}:") for r in pipe.rules)]
-            if maps and draw(st.booleans()):
-                pipe.apply(maps[0], when=draw(st.none() | comparisons()))
-                continue
-            condition = draw(_remembering(known, timed))
-            form = draw(of((0, 0, 1, 2, 3, 4)))
-            if form == 0 and draw(st.booleans()):
-                condition = pkt.present
-            elif form == 1:
-                condition = draw(conditions()) & condition
-            elif form == 2:
-                condition = condition | draw(conditions())
-            elif form == 3:
-                condition = ~condition
-            elif form == 4:
-                condition = condition & draw(conditions())
-            steps = [COUNT, Mark(draw(of((1, 7, 1 << 31))))] if draw(st.booleans()) else []
-            if plain and draw(st.booleans()):
-                chosen = draw(of(tuple(plain)))
-                steps.append(chosen.add(timeout=draw(of((0, 1, 60))) if chosen.spec.timeouts else 0))
-            action: list[Action] = [draw(_ACTION)] if not steps or draw(st.booleans()) else []
-            if possible(condition):
-                pipe.rule(condition, *steps, *action)
+        for at, rules in enumerate([pipe, *chains]):
+            _append(draw, pipe, rules, chains[at:], draw(of((1, 2, 3) if at else (2, 3, 4, 6))), known, timed)
     return pipe
+
+
+def _append(
+    draw: st.DrawFn, pipe: Pipeline, rules: Pipeline | Chain, chains: list[Chain], count: int, known: list[Set],
+    timed: bool,
+) -> None:  # fmt: skip
+    """``count`` rules for ``rules``, which may lead to ``chains``."""
+    plain, below = [s for s in known if not s.spec.actions], [chain.spec for chain in chains]
+    for _ in range(count):
+        maps = [s for s in known if s.spec.actions and not any(f"{s.name}:" in r.name for r in pipe.rules)]
+        maps = [s for s in maps if all(not isinstance(a, Jump) or a.chain in below for a in s.spec.actions)]
+        if maps and draw(st.booleans()):
+            rules.apply(maps[0], when=draw(st.none() | comparisons()))
+            continue
+        condition = draw(_remembering(known, timed))
+        form = draw(of((0, 0, 1, 2, 3, 4)))
+        if form == 0 and draw(st.booleans()):
+            condition = pkt.present
+        elif form == 1:
+            condition = draw(conditions()) & condition
+        elif form == 2:
+            condition = condition | draw(conditions())
+        elif form == 3:
+            condition = ~condition
+        elif form == 4:
+            condition = condition & draw(conditions())
+        steps = [COUNT, Mark(draw(of((1, 7, 1 << 31))))] if draw(st.booleans()) else []
+        if plain and draw(st.booleans()):
+            chosen = draw(of(tuple(plain)))
+            steps.append(chosen.add(timeout=draw(of((0, 1, 60))) if chosen.spec.timeouts else 0))
+        action = [draw(actions(chains, _ACTION))] if not steps or draw(st.booleans()) else []
+        if possible(condition):
+            rules.rule(condition, *steps, *action)

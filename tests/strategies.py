@@ -22,12 +22,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from xdpkit.language.actions import DROP, PASS, REDIRECT, TX, Redirect
+from xdpkit.language.actions import DROP, PASS, REDIRECT, TX, Action, Redirect
+from xdpkit.language.chains import RETURN
 from xdpkit.language.check import PipelineWarning, possible
 from xdpkit.language.expr import And, Expr, here
 from xdpkit.language.fields import FIELDS
 from xdpkit.language.headers import HEADER_OBJECTS, Field, field_object
-from xdpkit.language.pipeline import CLOCK, Pipeline
+from xdpkit.language.pipeline import CLOCK, Chain, Pipeline
 from xdpkit.meaning.walk import EXTENSIONS, MAX_EXTENSIONS
 
 T = TypeVar("T")
@@ -373,16 +374,33 @@ _ACTION = of((PASS, DROP, TX, REDIRECT, Redirect(otherwise=DROP)))
 
 
 @st.composite
-def pipelines(draw: st.DrawFn, max_rules: int = 6) -> Pipeline:
-    """Pipelines of 0 to ``max_rules`` rules."""
+def pipelines(draw: st.DrawFn, max_rules: int = 6, *, chains: bool = True) -> Pipeline:
+    """Pipelines of 0 to ``max_rules`` rules; half of them with up to 4 ``chains`` of up to 4 rules."""
     pipe = Pipeline("any", default=draw(_ACTION))
+    made = [pipe.chain(f"c{n}") for n in range(draw(of((0, 0, 0, 1, 2, 4))) if chains else 0)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PipelineWarning)
-        for _ in range(draw(st.integers(0, max_rules))):
-            condition, action = draw(conditions()), draw(_ACTION)
-            if possible(condition):
-                pipe.rule(condition, action)
+        both: list[Pipeline | Chain] = [pipe, *made]
+        for at, chain in enumerate(both):
+            for _ in range(draw(st.integers(0, 4 if at else max_rules))):
+                condition, action = draw(conditions()), draw(actions(made[at:], _ACTION))
+                if made and draw(of((False, False, True))):
+                    condition = HEADER_OBJECTS["pkt"].present
+                if possible(condition):
+                    chain.rule(condition, action)
     return pipe
+
+
+@st.composite
+def actions(draw: st.DrawFn, chains: Sequence[Chain], others: st.SearchStrategy[Action]) -> Action:
+    """An action of ``others``, or where there are ``chains`` rather one that leads to one of them, or back."""
+    kind = draw(of((0, 1, 2, 3, 4))) if chains else draw(of((0, 0, 0, 4)))
+    if kind in (0, 4) and not (kind == 4 and draw(st.booleans())):
+        return draw(others)
+    if kind == 4:
+        return RETURN
+    chain = draw(of(tuple(chains)))
+    return chain.goto if kind == 1 else chain.jump
 
 
 def _rule(rng: Random) -> Expr:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Step,
         Verdict,
     )
+    from .language.chains import RETURN, ChainSpec, Goto, Jump
     from .language.check import Finding, PipelineWarning
     from .language.counted import Number, numgen, quota
     from .language.devices import OnDevice, dev
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     from .language.limits import Bucket, Limit, Log, Sample, limit, log, sample
     from .language.metadata import Metadata
     from .language.pcap import pcap
-    from .language.pipeline import Pipeline, load_file
+    from .language.pipeline import Chain, Pipeline, load_file
     from .language.rule import Rule
     from .language.sets import Add, Entry, Feed, Member, Set, SetSpec
     from .language.tracking import Timeouts, Tracking, ct
@@ -103,6 +104,7 @@ __all__ = [
     "PASS",
     "REDIRECT",
     "REJECT",
+    "RETURN",
     "TX",
     "Action",
     "Add",
@@ -114,6 +116,8 @@ __all__ = [
     "BridgeMode",
     "Bucket",
     "Built",
+    "Chain",
+    "ChainSpec",
     "Change",
     "Columns",
     "Compiled",
@@ -134,9 +138,11 @@ __all__ = [
     "FrameError",
     "Frames",
     "Got",
+    "Goto",
     "Group",
     "Header",
     "HeaderColumns",
+    "Jump",
     "Keyed",
     "Ledger",
     "LedgerRule",
@@ -241,6 +247,7 @@ _MODULES = {
     "kernel.loaded": "LoadedProgram RuleCount SourceLine",
     "kernel.program": "Program",
     "language.actions": "COUNT DROP PASS REDIRECT REJECT TX Action Forward Mark Mirror Redirect Reject Step Verdict",
+    "language.chains": "RETURN ChainSpec Goto Jump",
     "language.check": "Finding PipelineWarning",
     "language.devices": "OnDevice dev",
     "language.errors": "FrameError NotSupported PipelineError ThreadError VerifierError Where XdpkitError",
@@ -252,7 +259,7 @@ _MODULES = {
     "language.limits": "Bucket Limit Log Sample limit log sample",
     "language.metadata": "Metadata",
     "language.pcap": "pcap",
-    "language.pipeline": "Pipeline load_file",
+    "language.pipeline": "Chain Pipeline load_file",
     "language.rule": "Rule",
     "language.sets": "Add Entry Feed Member Set SetSpec",
     "language.tracking": "Timeouts Tracking ct",

@@ -9,7 +9,23 @@ from random import Random
 
 import pytest
 
-from xdpkit import DROP, PASS, Forward, Mark, Pipeline, PipelineError, Redirect, ip, limit, log, pcap, src, tcp, udp
+from xdpkit import (
+    DROP,
+    PASS,
+    RETURN,
+    Forward,
+    Mark,
+    Pipeline,
+    PipelineError,
+    Redirect,
+    ip,
+    limit,
+    log,
+    pcap,
+    src,
+    tcp,
+    udp,
+)
 from xdpkit.compiler.built import Built, read, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
@@ -27,6 +43,11 @@ def rules() -> Pipeline:
     pipe.rule(pcap("tcp dst port 443"), Redirect(otherwise=DROP), name="string")
     pipe.rule(udp & ~limit("10/second", per=src), log("1/second"), banned.add(timeout=5), Mark(3), DROP, name="limit")
     pipe.rule((udp.dport == 53) | (tcp.flags & 2 == 2), Forward("eth9"), name="forward")
+    web, admin = pipe.chain("web"), pipe.chain("admin")
+    pipe.rule(tcp, Mark(1), web.jump, name="web")
+    pipe.rule(udp, admin.goto)
+    web.apply(pipe.vmap("ports", tcp.dport, members={80: RETURN, 81: admin.jump, 82: DROP}))
+    admin.rule(ip.src == "192.0.2.1", DROP)
     return pipe
 
 
@@ -64,6 +85,39 @@ def test_a_manifest_that_was_edited_is_read_as_something_that_can_be_or_refused(
         else:
             assert [str(rule) for rule in found.pipeline.outcomes]
     assert refused > 500
+
+
+def test_chains_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "rules.xdp"
+    pipe = rules()
+    write(Built(pipe, {}), path)
+    found = read(path).pipeline
+    assert found.chains == pipe.chains
+    assert found.rules == pipe.rules
+    assert [found.rules_of(name) for name in ("", "web", "admin")] == [
+        pipe.rules_of(name) for name in ("", "web", "admin")
+    ]
+    assert found.digest() == pipe.digest()
+
+
+def test_a_manifest_whose_chains_lead_back_to_themselves_is_refused(tmp_path):
+    path, pipe = tmp_path / "rules.xdp", Pipeline("p")
+    web = pipe.chain("web")
+    pipe.rule(tcp, web.jump)
+    web.rule(udp, RETURN)
+    write(Built(pipe, {}), path)
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    for action in ("Jump", "Goto"):
+        for chain, said in (("web", "come back to itself: web -> web"), ("none", "there is no chain 'none'")):
+            edited = copy.deepcopy(manifest)
+            spec = manifest["rules"][0]["action"]["chain"] | {"name": chain}
+            edited["rules"][1]["action"] = {"kind": action, "verdict": manifest["default"]["verdict"], "chain": spec}
+            edited["rules"][1]["action"]["verdict"] = {"kind": "verdict", "name": "CONTINUE"}
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("manifest.json", json.dumps(edited))
+            with pytest.raises(PipelineError, match=said):
+                read(path)
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):

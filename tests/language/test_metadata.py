@@ -93,7 +93,7 @@ def questions(draw: st.DrawFn):
 @st.composite
 def asking(draw: st.DrawFn) -> Pipeline:
     """Pipelines that ask for metadata, alone and beside what else rules ask."""
-    pipe, other = Pipeline("asking"), draw(pipelines(max_rules=3))
+    pipe, other = Pipeline("asking"), draw(pipelines(max_rules=3, chains=False))
     for rule in other.rules:
         if draw(st.booleans()):
             pipe.rule(draw(questions()), DROP)

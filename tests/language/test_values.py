@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from xdpkit import DROP, PASS, Mark, Pipeline, PipelineError, ip, limit, log, pcap, sample, src, tcp, udp
+from xdpkit import DROP, PASS, RETURN, Mark, Pipeline, PipelineError, ip, limit, log, pcap, sample, src, tcp, udp
 
 
 def rules():
@@ -18,6 +18,10 @@ def rules():
     pipe.rule(pcap("tcp dst port 443") & ~(ip.ttl < 2), DROP, name="string")
     pipe.rule(udp & ~limit("10/second", per=src), log("1/second"), banned.add(timeout=5), Mark(3), DROP, name="limit")
     pipe.rule(sample(10) | ip.src.within("10.0.0.0/8"), DROP, name="sample")
+    web = pipe.chain("web")
+    pipe.rule(tcp, Mark(1), web.jump, name="jump")
+    pipe.rule(udp, web.goto, name="goto")
+    web.rule(tcp.syn, RETURN, name="syn")
     return pipe.rules
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import reduce
 from operator import truediv
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, note
@@ -25,11 +27,11 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
-from strategies import again, examples
+from strategies import again, examples, listing
 from traffic import until
 
 import xdpkit
-from xdpkit import COUNT, DROP, PASS, Limit, Pipeline, PipelineError, ip, limit, udp
+from xdpkit import COUNT, DROP, PASS, RETURN, Limit, Pipeline, PipelineError, ip, limit, udp
 from xdpkit.lab import Lab
 from xdpkit.language.sets import Add
 from xdpkit.meaning.evaluate import evaluate
@@ -252,6 +254,54 @@ def test_sets_maps_and_limits_of_every_kind_count_alike(veth_pair, outside: str,
         ours, theirs = both.counts()
     assert ours == theirs
     assert [name for name, count in ours.items() if not count] == []
+
+
+# ---- chains ----
+
+
+def branching(seed: int) -> tuple[Pipeline, str]:
+    """Up to five chains of up to five rules each, whose conditions are rows of the page; the same for nftables.
+    Without those of TCP options, of which most random ones are malformed."""
+    rng, pipe = Random(seed), Pipeline("branching")
+    chains: list[Any] = [pipe, *(pipe.chain(f"c{n}") for n in range(rng.randint(1, 5)))]
+    lines: list[list[str]] = [[] for _ in chains]
+    for at, chain in enumerate(chains):
+        for _ in range(rng.randint(1, 5)):
+            nft, python = rng.choice([*(c for c in CONDITIONS if "maxseg" not in c[0]), *[("", "pkt.present")] * 20])
+            kind = rng.choice(("", "accept", "drop", "return", *["jump", "goto", "jump"] * (at + 1 < len(chains))))
+            to = rng.randrange(at, len(chains) - 1) if kind in ("jump", "goto") else 0
+            lower = chains[to + 1]
+            then = {"": COUNT, "accept": PASS, "drop": DROP, "return": RETURN}.get(kind) or getattr(lower, kind)
+            rule = chain.rule(eval(python, dict(SCOPE)), then)
+            where = f"{kind} c{to}" if kind in ("jump", "goto") else kind
+            lines[at].append(f'{nft} counter {where} comment "{rule.name}"')
+    outside = "\n".join(f"chain c{n} {{\n{chr(10).join(rules)}\n}}" for n, rules in enumerate(lines[1:]))
+    return pipe, table("\n".join(lines[0]), outside)
+
+
+@pytest.mark.root
+@modes
+@examples(10)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_jumps_gotos_and_returns_at_random_count_as_those_of_nftables(mode: str, seed: int):
+    note(again("meaning/test_nft_peer.py"))
+    pipe, ruleset = branching(seed)
+    note(f"{listing(pipe)}\n{ruleset}")
+    with Lab.pair() as (left, right), beside(left, right, pipe.shadow(), mode, ruleset) as both:
+        both.send(KNOWN + plain_frames(seed, 300))
+        ours, theirs = both.counts()
+    assert ours == theirs
+
+
+@pytest.mark.root
+def test_a_chain_is_refused_where_nftables_refuses_it(veth_pair):
+    """Circles, and chains that are too deep."""
+    _, right = veth_pair
+    circle = "chain a { counter jump b; }\nchain b { counter goto a; }"
+    assert refused(right, "jump a", circle)
+    deep = "\n".join(f"chain c{n} {{ {f'jump c{n + 1};' if n < 15 else 'counter;'} }}" for n in range(16))
+    assert "Too many links" in refused(right, "jump c0", deep)
+    Nft(right, table("jump c1", deep))
 
 
 # ---- differences ----

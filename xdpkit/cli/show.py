@@ -39,7 +39,11 @@ def show(pipeline: Path, hook: str, *, rules_only: bool, stages: bool, as_json: 
     console.print(
         visible(f"{pipe.name}: {counted(len(pipe.rules), 'rule')}, default {pipe.default}, hook {hook}"), style="bold"
     )
+    chain = ""
     for index, rule in enumerate(pipe.outcomes):
+        if rule.chain != chain:
+            console.print(visible(f"chain {rule.chain}:" if rule.chain else "otherwise:"))
+            chain = rule.chain
         console.print(visible(f"{index:>5}  {rule.name}: {rule}" + (f"   {rule.where}" if stages else "")))
     for table in compiled.tables:
         first, last = pipe.outcomes[table.first], pipe.outcomes[table.last]
@@ -90,7 +94,14 @@ def _show_json(compiled: Compiled, rules_only: bool, cost: dict[str, Any] | None
     ]
     pipe = compiled.pipeline
     rules = [
-        {"name": r.name, "condition": str(r.expr), "action": str(r.action), "file": r.where.file, "line": r.where.line}
+        {
+            "name": r.name,
+            "chain": r.chain,
+            "condition": str(r.expr),
+            "action": str(r.action),
+            "file": r.where.file,
+            "line": r.where.line,
+        }
         for r in pipe.outcomes
     ]
     out = {"pipeline": pipe.name, "hook": compiled.hook, "digest": pipe.digest(), "rules": rules, "blocks": blocks}

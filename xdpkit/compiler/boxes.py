@@ -88,6 +88,12 @@ class Run:
     words: set[Word] = field(default_factory=set)
     count: int = 0
 
+    @property
+    def has_one_way(self) -> bool:
+        """All rules ask for the same headers, and for none to be absent."""
+        found = [alternative for rule in self.boxes or () for alternative, _ in rule]
+        return all(each.there == found[0].there and not each.absent for each in found)
+
     def made(self) -> Boxes:
         """The boxes as arrays."""
         assert self.boxes is not None
@@ -168,8 +174,9 @@ def _plain_runs(rules: Iterable[tuple[int, Rule]], most_words: int) -> Iterator[
 
 def plain(rule: Rule) -> list[tuple[Alternative, Box]] | None:
     """The boxes of ``rule``, each with its alternative.  None if the rule is not plain: it takes every packet, has
-    steps, tests something else than headers and fields, or has more than MAX_BOXES boxes."""
-    if isinstance(rule.expr, Always) or getattr(rule, "steps", None):
+    steps, leads into or out of a chain, tests something else than headers and fields, or has more than MAX_BOXES
+    boxes."""
+    if isinstance(rule.expr, Always) or rule.steps or rule.goes_on:
         return None
     form = alternatives(rule.expr)
     if form is None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..files.output import write_whole
 from ..language.actions import Action, Step, Verdict
+from ..language.chains import ChainSpec
 from ..language.classic import Classic, Instruction, has_loops
 from ..language.errors import PipelineError, Where
 from ..language.expr import Expr
@@ -34,7 +35,7 @@ from .compiled import HOOKS, Compiled, TableInfo
 
 __all__ = ["Built", "as_built", "build", "load", "needs", "read", "write"]
 
-FORMAT = 2
+FORMAT = 3
 #: Most bytes that a built file may unpack to; 65,535 rules in tables take some 20 MiB.
 MAX_BYTES = 256 << 20
 #: What REJECT needs at XDP.
@@ -133,6 +134,7 @@ def write(built: Built, path: str | Path) -> None:
         "where": _encode(pipe.where),
         "rules": [_encode(rule) for rule in pipe.rules],
         "sets": [_encode(spec) for spec in pipe.sets],
+        "chains": [_encode(spec) for spec in pipe.chains],
         "tracking": _encode(pipe.tracking),
         "digest": pipe.digest(),
         "tables": {hook: [asdict(table) for table in compiled.tables] for hook, compiled in built.programs.items()},
@@ -173,8 +175,9 @@ def read(path: str | Path) -> Built:
             tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             sets = tuple(_expect(SetSpec, _decode(spec)) for spec in _expect(list, manifest["sets"]))
             rules = [_expect(Rule, _decode(rule)) for rule in _expect(list, manifest["rules"])]
+            chains = [_expect(ChainSpec, _decode(spec)) for spec in _expect(list, manifest["chains"])]
             tracked = _decode(manifest.get("tracking"))
-            pipe.restore(rules, sets, None if tracked is None else _expect(Tracking, tracked))
+            pipe.restore(rules, sets, chains, None if tracked is None else _expect(Tracking, tracked))
             programs = {
                 hook: Compiled(
                     pipe, hook, archive.read(f"{hook}.o"), "", archive.read(f"{hook}.s").decode(), tables=tables[hook]
@@ -212,9 +215,8 @@ def load(path: str | Path) -> Built:
 
 
 def _kinds() -> dict[str, type]:
-    found: dict[str, type] = {
-        c.__name__: c for c in (Action, Entry, Feed, Instruction, Rule, SetSpec, Timeouts, Tracking, Where)
-    }
+    classes = (Action, ChainSpec, Entry, Feed, Instruction, Rule, SetSpec, Timeouts, Tracking, Where)
+    found: dict[str, type] = {c.__name__: c for c in classes}
     waiting: list[type] = [Action, Expr, Step]
     while waiting:
         below: list[type] = waiting.pop().__subclasses__()

@@ -77,15 +77,15 @@ class Classify:
         self.values: dict[str, ir.Value] = {}
         #: The block that follows once a rule of the shadow has taken the packet; None while the live rules are written.
         self.after_shadow = self.block("tried") if plan.shadow else None
-        #: The last rule of the section: it takes every packet.
-        self.last = _last(plan.shadow or plan.acting)
+        #: The default of the section, with its number.
+        self.default = plan.sections[0].default
 
     def start_acting(self, builder: ir.IRBuilder) -> None:
         """Begin with the live rules, behind those of the shadow.  No value that was computed for the shadow is used
         again (bpf/shadow.h says why)."""
         assert self.after_shadow is not None
         start = self.after_shadow
-        self.after_shadow, self.first, self.last = None, start, _last(self.plan.acting)
+        self.after_shadow, self.first, self.default = None, start, self.plan.acting.default
         self.values.clear()
         builder.position_at_end(start)
         builder.debug_metadata = self.debug.location(self.pipeline.where)
@@ -149,7 +149,7 @@ class Classify:
 
     def require(self, builder: ir.IRBuilder, holds: ir.Value) -> None:
         """Let the first block of a section go on only where ``holds`` is true.  It always is, but the verifier does not
-        know that; in the other case the last rule takes the packet.  ``builder`` is at the end of the first block."""
+        know that; in the other case the default takes the packet.  ``builder`` is at the end of the first block."""
         more, never = self.block("more"), self.block("never")
         start = self.first.terminator
         builder.remove(start)
@@ -159,7 +159,7 @@ class Classify:
         builder.position_at_end(more)
         builder.branch(start.operands[0])
         builder.position_at_end(never)
-        self.finish(builder, I32(self.outcome(*self.last)))
+        self.finish(builder, I32(self.outcome(*self.default)))
 
     def finish(self, builder: ir.IRBuilder, outcome: ir.Value) -> None:
         """Write what happens where a rule takes the packet: a live rule returns its outcome; a rule of the shadow
@@ -193,10 +193,3 @@ class Classify:
     def store(self, builder: ir.IRBuilder, offset: int, value: ir.Value) -> None:
         """Store into a member of ``struct steps``."""
         builder.store(value, self.place(builder, offset))
-
-
-def _last(section: tuple[Any, ...]) -> tuple[int, Rule]:
-    """The last rule of a section, with its number."""
-    part = section[-1]
-    numbered: tuple[int, Rule] = (part if isinstance(part, list) else part.rules)[-1]
-    return numbered

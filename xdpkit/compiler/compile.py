@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 
+from ..language.check import PipelineWarning
 from ..language.errors import NotSupported
 from ..language.pipeline import Pipeline
 from .compiled import HOOKS, Compiled
@@ -15,8 +17,9 @@ def compile_pipeline(
     pipeline: Pipeline, hook: str = "xdp", *, assembly: bool = False, reader_metadata: tuple[str, ...] = ()
 ) -> Compiled:
     """Compile ``pipeline`` for ``hook``, one of HOOKS.  ``assembly=True`` also keeps the BPF assembly;
-    ``reader_metadata``: see :class:`Compiled`.  Raises NotSupported where llvmlite is missing, PipelineError where the
-    rules are too many for one program, and ValueError for a hook that does not exist."""
+    ``reader_metadata``: see :class:`Compiled`.  Warns with PipelineWarning of chains that no packet comes to.  Raises
+    NotSupported where llvmlite is missing, PipelineError where the rules are too many for one program, and ValueError
+    for a hook that does not exist."""
     if hook not in HOOKS:
         raise ValueError(f"hook {hook!r}: one of {', '.join(HOOKS)}")
     if hook == "socket" and pipeline.tracking is not None:
@@ -28,6 +31,9 @@ def compile_pipeline(
         from .lower import lower
     except ImportError as error:
         raise NotSupported("compiling a pipeline", f"pip install llvmlite, or build it elsewhere ({error})") from error
+    for finding in pipeline.chain_findings():
+        said = str(finding).removeprefix(f"{finding.where}: ")
+        warnings.warn_explicit(said, PipelineWarning, finding.where.file, finding.where.line)
     steps, last = [], time.perf_counter_ns()
 
     def step(name: str) -> None:

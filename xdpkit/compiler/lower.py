@@ -4,6 +4,10 @@ Every condition becomes branches (conditions.py).  Each test keeps the Python li
 and the verifier's log and ``bpftool prog dump xlated linum`` show that line.  A value that several rules need is read
 once (read.py), and neighbouring rules that need the same headers form a group.  A rule that takes the packet returns a
 constant (``outcome``); a rule that goes on is counted, does its steps, and the next rule is tried.
+
+A chain is written out where a rule jumps to it, once for each such rule: a program has no return address, and for the
+verifier a way back that is not known is a way to every caller.  Its rules have one number, and its limits one bucket,
+wherever they are written.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from itertools import groupby
 from llvmlite import ir
 
 from ..language.actions import Mark, Mirror, Verdict
+from ..language.chains import Goto, Jump, Return
 from ..language.errors import Where
 from ..language.expr import And
 from ..language.fields import METADATA, WANTED_META, field_named
@@ -29,7 +34,7 @@ from .compiled import TableInfo
 from .conditions import Conditions
 from .lower_tables import TableLowering
 from .memory import Memory
-from .plan import Part, make_plan, required, required_first
+from .plan import Section, make_plan, required, required_first
 from .read import Reader
 from .rule_tables import Table
 
@@ -68,12 +73,11 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
     classify = Classify(plan)
     rules = RuleLowering(classify)
     builder = ir.IRBuilder(classify.registers.body)
-    if plan.shadow:
-        rules.lower_section(plan.shadow, builder)
+    for section in plan.sections:
+        if section is plan.acting and plan.shadow is not None:
+            classify.start_acting(builder)
+        rules.lower_section(section, builder)
         builder.unreachable()
-        classify.start_acting(builder)
-    rules.lower_section(plan.acting, builder)
-    builder.unreachable()
     copies = not pipeline.steps.isdisjoint({Mirror, Log})
     tracks = pipeline.tracking is not None
     parts = ("tunnel",) * plan.tunnels + ("mirror",) * copies + ("track",) * tracks
@@ -133,15 +137,38 @@ class RuleLowering:
         self.memory = Memory(classify, self.reader)
         self.tables = TableLowering(classify, self.reader)
         self.conditions = Conditions(classify, self.reader, self.memory)
+        self.section = classify.plan.sections[0]
+        #: Where packets go on behind the chain that is written now.
+        self.back: ir.Block
 
-    def lower_section(self, parts: tuple[Part, ...], builder: ir.IRBuilder) -> None:
-        """Write the rules of a section in order; a part of it is a table or a list of rules that are tested."""
-        for part in parts:
+    def lower_section(self, section: Section, builder: ir.IRBuilder) -> None:
+        """Write the pipeline's own rules, the chains wherever a rule leads to them, and the default behind all."""
+        self.section, self.back = section, self.classify.block("default")
+        self._chain("", builder)
+        blocks = self.classify.function.blocks
+        blocks.append(blocks.pop(blocks.index(self.back)))  # LLVM lays blocks out in the order in which they are here
+        builder.position_at_end(self.back)
+        number, rule = section.default
+        builder.debug_metadata = self.classify.debug.location(rule.where)
+        self.classify.finish(builder, I32(self.classify.outcome(number, rule)))
+        builder.position_at_end(self.classify.block("never"))
+
+    def _chain(self, name: str, builder: ir.IRBuilder) -> None:
+        """Write the rules of a chain in order; a part of it is a table or a list of rules that are tested.  At its end
+        the packet goes back."""
+        for part in self.section.chains[name]:
             if isinstance(part, Table):
                 self.tables.lower(part, builder)
                 continue
             for headers, group in groupby(part, key=lambda pair: required_first(pair[1].expr)):
                 self._group(headers, list(group), builder)
+        builder.branch(self.back)
+
+    def _lead_to(self, name: str, builder: ir.IRBuilder, back: ir.Block) -> None:
+        """Write chain ``name`` out, from which packets go back to ``back``."""
+        before, self.back = self.back, back
+        self._chain(name, builder)
+        self.back = before
 
     def _group(self, headers: frozenset[str], rules: list[tuple[int, Rule]], builder: ir.IRBuilder) -> None:
         """Write neighbouring rules that can hold only where ``headers`` are present; one test for the headers stands in
@@ -196,15 +223,22 @@ class RuleLowering:
             self._end(index, one, builder, skip)
 
     def _end(self, index: int, rule: Rule, builder: ir.IRBuilder, skip: ir.Block) -> None:
-        """Write what happens where a rule holds: its steps, and then its verdict or the next rule."""
+        """Write what happens where a rule holds: its steps, and then its verdict, the next rule or another chain."""
         if rule.goes_on:
             builder.call(self.classify.external("count_passed"), [self.classify.function.args[0], I32(index)])
         for step in rule.steps:
             self.memory.do(builder, step, index, rule)
-        if rule.goes_on:
-            builder.branch(skip)
-        else:
-            self.classify.finish(builder, I32(self.classify.outcome(index, rule)))
+        match rule.action:
+            case Goto():
+                self._lead_to(rule.action.chain.name, builder, self.back)
+            case Jump():
+                self._lead_to(rule.action.chain.name, builder, skip)
+            case Return():
+                builder.branch(self.back)
+            case _ if rule.goes_on:
+                builder.branch(skip)
+            case _:
+                self.classify.finish(builder, I32(self.classify.outcome(index, rule)))
 
 
 def lookup_of(numbered: tuple[int, Rule]) -> object:

@@ -7,6 +7,7 @@ the program's object: the program reads them in place, they are loaded and remov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class TableLowering:
         most = max((len(table.boxes.words) for table in classify.plan.tables), default=1)
         self.words = 1 << (max(most, 2) - 1).bit_length()  # a power of two, for the mask that bounds an index
         self.made: list[TableInfo] = []
+        self._constants: dict[tuple[str, int], ir.Value] = {}
 
     @cached_property
     def room(self) -> ir.Value:
@@ -72,7 +74,7 @@ class TableLowering:
             builder.cbranch(self.reader.present(builder, guard), inside, past)
             builder.position_at_end(inside)
         self._gather(table.boxes, builder, past)
-        array = self._constant("entries", b"".join(tree.entries.tobytes() for tree in table.trees))
+        array = self._constant(table, "entries", lambda: b"".join(tree.entries.tobytes() for tree in table.trees))
         words = builder.bitcast(self.room, POINTER)
         found, at = None, 0
         for tree in table.trees:
@@ -87,7 +89,8 @@ class TableLowering:
         builder.position_at_end(take)
         classify.finish(builder, self._outcome(table, builder, found))
         builder.position_at_end(past)
-        self.made.append(table.info())
+        if table.info() not in self.made:
+            self.made.append(table.info())
 
     def _gather(self, boxes: Boxes, builder: ir.IRBuilder, past: ir.Block) -> None:
         """Store the words of the packet; fields of a header that is absent are 0."""
@@ -151,20 +154,24 @@ class TableLowering:
         step = values[1] - values[0] if len(values) > 1 else np.uint32(0)
         if (values == values[0] + np.arange(len(values), dtype=np.uint32) * step).all():
             return builder.add(builder.mul(rule, I32(int(step))), I32(int(values[0])))
-        array = self._constant("outcomes", values.astype("<u4").tobytes())
+        array = self._constant(table, "outcomes", lambda: values.astype("<u4").tobytes())
         place = builder.gep(array, [builder.shl(builder.zext(rule, I64), I64(2))], source_etype=I8)
         return builder.load(builder.bitcast(place, I32.as_pointer()))
 
-    def _constant(self, name: str, data: bytes) -> ir.Value:
-        """Address of ``data`` in the object's read-only section."""
-        kind = ir.ArrayType(I8, len(data))
-        variable = ir.GlobalVariable(self.classify.module, kind, f"{name}.{len(self.made)}")
-        variable.initializer = ir.FormattedConstant(
-            kind, f'c"{_escaped()[np.frombuffer(data, np.uint8)].tobytes().decode()}"'
-        )
-        variable.global_constant, variable.section, variable.align = True, SECTION, np.dtype(ENTRY).itemsize
-        variable.linkage = "internal"
-        return variable.bitcast(POINTER)
+    def _constant(self, table: Table, name: str, make: Callable[[], bytes]) -> ir.Value:
+        """Address of data of ``table`` in the object's read-only section, where it is once."""
+        key = name, table.rules[0][0]
+        if key not in self._constants:
+            data = make()
+            kind = ir.ArrayType(I8, len(data))
+            variable = ir.GlobalVariable(self.classify.module, kind, f"{name}.{len(self._constants)}")
+            variable.initializer = ir.FormattedConstant(
+                kind, f'c"{_escaped()[np.frombuffer(data, np.uint8)].tobytes().decode()}"'
+            )
+            variable.global_constant, variable.section, variable.align = True, SECTION, np.dtype(ENTRY).itemsize
+            variable.linkage = "internal"
+            self._constants[key] = variable.bitcast(POINTER)
+        return self._constants[key]
 
 
 #: Bytes as LLVM assembly writes them.

@@ -41,8 +41,8 @@ class Memory:
         self.templates: dict[str, str] = {}
         #: How often each set is looked up or added to, at most, by the rules of a shadow (True) and by those that act.
         self.lookups = {
-            True: lookups(pipeline.shadowed.rules if pipeline.shadowed else ()),
-            False: lookups(pipeline.rules),
+            True: lookups(classify.plan.shadow.chained if classify.plan.shadow else ()),
+            False: lookups(classify.plan.acting.chained),
         }
 
     def call(

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ..language.chains import MAX_COPIES
 from ..language.counted import Draw
+from ..language.errors import PipelineError
 from ..language.expr import Always, And, Expr, Or, Present, Test
 from ..language.fields import INNER, TUNNEL
 from ..language.limits import Bucket, Sample
@@ -39,18 +41,43 @@ Part = Table | list[tuple[int, Rule]]
 
 
 @dataclass(frozen=True, slots=True)
+class Section:
+    """The rules of one pipeline that a packet may come to.  ``chains``: those of each chain by its name, and the
+    pipeline's own under "".  ``copies``: how often each is written out: a chain wherever a rule jumps to it.
+    ``default``: the rule that takes what is left, with its number."""
+
+    chains: dict[str, tuple[Part, ...]]
+    copies: dict[str, int]
+    default: tuple[int, Rule]
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables."""
+        return [part for parts in self.chains.values() for part in parts if isinstance(part, Table)]
+
+    @property
+    def chained(self) -> list[Rule]:
+        """The rules that are tested one by one, as often as they are written out."""
+        found: list[Rule] = []
+        for name, parts in self.chains.items():
+            mine = [rule for part in parts if isinstance(part, list) for _, rule in part]
+            found += mine * self.copies[name]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How the rules of ``pipeline`` become a program.
 
-    ``shadow`` and ``acting``: the two sections of rules; the first is empty without a shadow.  ``read``: the headers
-    that the rules read.  ``chained``: how many rules are tested one by one.  ``large``: whether the program gets fewer
-    of LLVM's passes.  ``hides_values``: whether the result of one test is hidden from the next.  ``hides_headers``:
-    whether the findings of the walk are hidden from the verifier.  ``headers_in_map``: whether they are kept in a map
-    at TC."""
+    ``shadow`` and ``acting``: the two sections of rules; the first is None without a shadow.  ``read``: the headers
+    that the rules read.  ``chained``: how many rules are tested one by one, those of a chain counted as often as it is
+    written out.  ``large``: whether the program gets fewer of LLVM's passes.  ``hides_values``: whether the result of
+    one test is hidden from the next.  ``hides_headers``: whether the findings of the walk are hidden from the verifier.
+    ``headers_in_map``: whether they are kept in a map at TC."""
 
     pipeline: Pipeline
-    shadow: tuple[Part, ...]
-    acting: tuple[Part, ...]
+    shadow: Section | None
+    acting: Section
     read: frozenset[str]
     chained: int
     large: bool
@@ -59,9 +86,14 @@ class Plan:
     headers_in_map: bool
 
     @property
+    def sections(self) -> list[Section]:
+        """The sections, in the order in which a packet comes to them."""
+        return [section for section in (self.shadow, self.acting) if section is not None]
+
+    @property
     def tables(self) -> list[Table]:
         """The tables of both sections."""
-        return [part for part in (*self.shadow, *self.acting) if isinstance(part, Table)]
+        return [table for section in self.sections for table in section.tables]
 
     @property
     def tunnels(self) -> bool:
@@ -76,13 +108,22 @@ class Plan:
 
 def make_plan(pipeline: Pipeline) -> Plan:
     """The plan for ``pipeline``."""
-    shadow = list(reachable(pipeline.shadowed, len(pipeline.outcomes))) if pipeline.shadowed is not None else []
-    acting = list(reachable(pipeline))
-    headers = len(set(headers_read(rule for _, rule in [*shadow, *acting])))
-    sections = [tuple(tables(section, headers)) for section in (shadow, acting)]
-    parts = [part for section in sections for part in section]
-    found = [part for part in parts if isinstance(part, Table)]
-    chained = [rule for part in parts if isinstance(part, list) for _, rule in part]
+    both = [(pipeline, 0)]
+    if pipeline.shadowed is not None:
+        both.append((pipeline.shadowed, len(pipeline.outcomes)))
+    reached = [reachable(each, first) for each, first in both]
+    rules = [rule for chains in reached for numbered in chains.values() for _, rule in numbered]
+    headers = len(set(headers_read(rules)))
+    sections = [
+        Section(
+            {name: tuple(parts) for name, parts in tables(chains, headers).items()},
+            copies(each, chains),
+            (first + len(each.outcomes) - 1, each.outcomes[-1]),
+        )
+        for (each, first), chains in zip(both, reached, strict=True)
+    ]
+    found = [table for section in sections for table in section.tables]
+    chained = [rule for section in sections for rule in section.chained]
     tested = [*headers_read(chained), *(header for table in found for header in table.boxes.headers)]
     read = frozenset(tested)
     if pipeline.tracking is not None:
@@ -93,15 +134,15 @@ def make_plan(pipeline: Pipeline) -> Plan:
     large = len(chained) > FEW or is_branchy(chained)
     return Plan(
         pipeline,
-        shadow=sections[0],
-        acting=sections[1],
+        shadow=sections[1] if len(sections) > 1 else None,
+        acting=sections[0],
         read=read,
         chained=len(chained),
         large=large,
         hides_values=len(chained) > MANY or sum(map(looks_up, chained)) > FEW,
         hides_headers=len(read) > (1 if inside else MANY_HEADERS)
         or len(tested) > MANY_TESTS
-        or bool(shadow)
+        or len(sections) > 1
         or sum(table.info().depth for table in found) > DEEP,
         headers_in_map=large or len(chained) > FEW_BOUNDS,
     )
@@ -112,12 +153,47 @@ def looks_up(rule: Rule) -> bool:
     return any(isinstance(node, Member) for node in rule.nodes())
 
 
-def reachable(pipeline: Pipeline, first: int = 0) -> Iterator[tuple[int, Rule]]:
-    """The rules with their numbers, from ``first`` on, up to the first that takes every packet."""
-    for index, rule in enumerate(pipeline.outcomes, first):
-        yield index, rule
-        if isinstance(rule.expr, Always) and not rule.goes_on:
-            return
+def reachable(pipeline: Pipeline, first: int = 0) -> dict[str, list[tuple[int, Rule]]]:
+    """The rules of each chain that a packet may come to, and the pipeline's own under "", with their numbers, from
+    ``first`` on: up to the first that leaves no packet for those behind it."""
+    numbers = {rule.name: number for number, rule in enumerate(pipeline.outcomes, first)}
+    found: dict[str, list[tuple[int, Rule]]] = {}
+    waiting = [""]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        mine = found[name] = []
+        for rule in pipeline.rules_of(name):
+            mine.append((numbers[rule.name], rule))
+            waiting += [rule.target] if rule.target is not None else []
+            if isinstance(rule.expr, Always) and rule.leaves:
+                break
+    return found
+
+
+def copies(pipeline: Pipeline, chains: dict[str, list[tuple[int, Rule]]]) -> dict[str, int]:
+    """How often each of ``chains`` is written out: once for every way of jumps and gotos that leads to it.
+    PipelineError where that is too often."""
+    found: dict[str, int] = {"": 1}
+    callers = {
+        name: [source for source, rules in chains.items() for _, r in rules if r.target == name] for name in chains
+    }
+
+    def count(name: str) -> int:
+        if name not in found:
+            found[name] = sum(map(count, callers[name]))
+        return found[name]
+
+    if sum(map(count, chains)) > MAX_COPIES:
+        most = max(found, key=lambda name: found[name])
+        spec = next(spec for spec in pipeline.chains if spec.name == most)
+        raise PipelineError(
+            f"{found[most]} ways lead to chain {most!r}, each of which is a copy of its rules in the program; at most "
+            f"{MAX_COPIES} for all chains: jump to it from fewer rules of chains that are themselves jumped to often",
+            spec.where,
+        )
+    return found
 
 
 def headers_read(rules: Iterable[Rule]) -> Iterator[str]:

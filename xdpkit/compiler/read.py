@@ -146,7 +146,7 @@ class Reader:
             ):
                 specs[node.spec.name] = node.spec
                 times[node.spec.name] += 1
-        often = [spec for name, spec in specs.items() if times[name] > 1]
+        often = [spec for name, spec in specs.items() if times[name] > 1 and name not in self.classify.values]
         if len(often) <= HOIST_FIELDS:
             for header in dict.fromkeys(spec.header for spec in often):
                 mine = [spec for spec in often if spec.header == header]

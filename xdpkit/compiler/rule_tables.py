@@ -24,8 +24,9 @@ LEAST = 16
 #: Most trees of one table, because every packet goes down each of them.
 MAX_TREES = 6
 #: Tables of one pipeline, the longest runs, and of one that reads many headers: the verifier goes through each for
-#: every way through the headers that a rule asks for.
-MAX_TABLES, FEW_TABLES = 6, 1
+#: every way through the headers that a rule asks for.  Tables whose rules all ask for the same headers have one way
+#: alone: of these there may be more, as pipelines with many chains have them.
+MAX_TABLES, FEW_TABLES, MAX_TABLES_OF_ONE_WAY = 6, 1, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,25 @@ class Table:
         )
 
 
-def tables(rules: Iterable[tuple[int, Rule]], headers: int = 0) -> Iterator[Table | list[tuple[int, Rule]]]:
-    """``rules`` in order: tables, and between them the rules that are left to code.  ``headers``: how many headers
-    all of them read."""
-    code: list[tuple[int, Rule]] = []
+def tables(
+    chains: dict[str, list[tuple[int, Rule]]], headers: int = 0
+) -> dict[str, list[Table | list[tuple[int, Rule]]]]:
+    """For the rules of each chain, in order: tables, and between them the rules that are left to code.  ``headers``:
+    how many headers all of them read."""
     many = headers > MANY_HEADERS
-    found = list(runs(rules, LEAST, FEW_WORDS if many else MAX_WORDS))
-    plain = sorted((run for run in found if run.boxes is not None), key=lambda run: -len(run.rules))
-    for run in plain[FEW_TABLES if many else MAX_TABLES :]:
-        run.boxes = None
+    found = {name: list(runs(rules, LEAST, FEW_WORDS if many else MAX_WORDS)) for name, rules in chains.items()}
+    plain = [run for mine in found.values() for run in mine if run.boxes is not None]
+    plain.sort(key=lambda run: -len(run.rules))
+    for number, run in enumerate(plain):
+        most = FEW_TABLES if many else MAX_TABLES
+        if number >= (MAX_TABLES_OF_ONE_WAY if run.has_one_way else most):
+            run.boxes = None
+    return {name: list(_parts(mine)) for name, mine in found.items()}
+
+
+def _parts(found: Iterable[Run]) -> Iterator[Table | list[tuple[int, Rule]]]:
+    """The runs as tables, and what is between them in one piece."""
+    code: list[tuple[int, Rule]] = []
     for run in found:
         for part in _made(run) if run.boxes is not None else [run.rules]:
             if isinstance(part, list):

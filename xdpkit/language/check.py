@@ -2,13 +2,15 @@
 takes.
 
 A condition is brought to disjunctive form, that is to a list of alternatives.  An alternative says which headers must
-be present, which must be absent, and in which intervals the value of each field may lie.  Three findings follow from
+be present, which must be absent, and in which intervals the value of each field may lie.  These findings follow from
 the form.  Each finding is certain, but not every such rule is found: a condition of more than :data:`MAX_ALTERNATIVES`
 alternatives is not checked.
 
 * *impossible*: every alternative asks for headers that exclude each other, or for a value that no interval is left for;
-* *unreachable*: an earlier rule takes every packet;
-* *shadowed*: every alternative is inside one alternative of one earlier rule.
+* *unreachable*: an earlier rule of the same chain takes every packet;
+* *shadowed*: every alternative is inside one alternative of one earlier rule of the same chain;
+* *unused*: no rule that a packet can come to leads to the chain;
+* *excluded*: the rules that lead to the chain let no packet in that the rule could match.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
+from .chains import ChainSpec
 from .errors import PipelineError, Where
 from .expr import Always, And, EitherFamily, Expr, Intervals, Not, Or, Present, Test, complement
 from .fields import EXCLUSIVE, HEADERS, INNER, field_named
 from .limits import Bucket
+from .rule import Rule
 from .sets import Member
 
-__all__ = ["Finding", "PipelineWarning", "Seen", "lacking_keys", "possible", "refuse_impossible"]
+__all__ = ["Finding", "PipelineWarning", "Seen", "findings_of_chains", "lacking_keys", "possible", "refuse_impossible"]
 
 #: Alternatives of one condition that are looked at.
 MAX_ALTERNATIVES = 64
@@ -36,7 +40,8 @@ Key = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``kind`` ("unreachable" or "shadowed"): ``rule`` never matches because of the earlier rule ``by``."""
+    """``kind`` "unreachable" or "shadowed": ``rule`` never matches because of the earlier rule ``by``; "excluded": it
+    never matches because of the rules that lead to its chain ``by``; "unused": no packet comes to chain ``rule``."""
 
     kind: str
     rule: str
@@ -44,12 +49,18 @@ class Finding:
     where: Where
 
     def __str__(self) -> str:
+        if self.kind == "unused":
+            return f"{self.where}: chain {self.rule!r} is unused: no rule that a packet can come to leads to it"
+        if self.kind == "excluded":
+            said = f"no rule that leads to chain {self.by!r} lets a packet in that it could match"
+            return f"{self.where}: rule {self.rule!r} is excluded: {said}"
         return f"{self.where}: rule {self.rule!r} is {self.kind}: {self.by!r} before it takes all that it could match"
 
 
 class PipelineWarning(UserWarning):
-    """A rule that is certainly not meant as it is written: it never matches because of an earlier one, or it takes
-    packets because they lack what its limit or set is keyed by."""
+    """A rule that is certainly not meant as it is written: it never matches because of an earlier one or of the rules
+    that lead to its chain, or it takes packets because they lack what its limit or set is keyed by.  Or a chain that no
+    packet comes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +160,17 @@ class Seen:
         self._count = 0
         self._kinds: list[_Kind] = []
 
-    def add(self, name: str, expr: Expr, where: Where) -> Finding | None:
-        """Note a rule.  Returns a finding where an earlier rule takes all that the new one could match."""
+    def add(self, name: str, expr: Expr, where: Where, *, takes: bool = True) -> Finding | None:
+        """Note a rule, unless it ``takes`` no packet from the rules behind it.  Returns a finding where an earlier rule
+        takes all that the new one could match."""
         form = alternatives(expr)
         if form is None:
             return None
         wide = sorted(found for kind in self._kinds for found in kind.wide(form[0])) if form else []
         rules = [self._general()[at] for at in wide] if wide else []
         found = next((Finding(kind, name, by, where) for by, w in rules if (kind := _takes(w, form))), None)
-        self._note(name, form)
+        if takes:
+            self._note(name, form)
         return found
 
     def _note(self, name: str, form: list[Alternative]) -> None:
@@ -219,6 +232,58 @@ def _takes(wide: list[Alternative], narrow: list[Alternative]) -> str | None:
 def implies(narrow: list[Alternative], wide: list[Alternative]) -> bool:
     """Does every packet of ``narrow`` belong to ``wide``?  True is certain."""
     return all(any(_inside(a, b) for b in wide) for a in narrow)
+
+
+def findings_of_chains(chains: Iterable[ChainSpec], rules: Iterable[Rule]) -> Iterator[Finding]:
+    """The chains that are unused, and the rules of the others that are excluded."""
+    by_chain: dict[str, list[Rule]] = {}
+    for rule in rules:
+        by_chain.setdefault(rule.chain, []).append(rule)
+    entries: dict[str, list[Expr] | None] = {"": None}  # the conditions that let a packet into a chain; None: any does
+    for name in _callers_first(by_chain):
+        mine = entries.get(name)
+        for rule in by_chain.get(name, ()):
+            if rule.target is not None:
+                entries.setdefault(rule.target, [])
+                _let_in(entries, rule.target, mine, rule.expr)
+            if rule.leaves and isinstance(rule.expr, Always):
+                break
+    for chain in chains:
+        if chain.name not in entries:
+            yield Finding("unused", chain.name, "", chain.where)
+            continue
+        ways = entries[chain.name]
+        for rule in by_chain.get(chain.name, ()) if ways is not None else ():
+            if ways is not None and not any(possible(And((way, rule.expr), where=rule.where)) for way in ways):
+                yield Finding("excluded", rule.name, chain.name, rule.where)
+
+
+def _let_in(entries: dict[str, list[Expr] | None], chain: str, caller: list[Expr] | None, expr: Expr) -> None:
+    """Note that a rule with ``expr`` leads to ``chain``, for packets that one of ``caller`` has let in."""
+    known = entries[chain]
+    if known is None:
+        return
+    known += [expr] if caller is None else [And((way, expr), where=expr.where) for way in caller]
+    if len(known) > MAX_ALTERNATIVES:
+        entries[chain] = None
+
+
+def _callers_first(by_chain: dict[str, list[Rule]]) -> list[str]:
+    """The lists of rules that a packet may come to, each behind all that lead to it."""
+    order: list[str] = []
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
+        seen.add(name)
+        for rule in by_chain.get(name, ()):
+            if rule.target is not None and rule.target not in seen:
+                visit(rule.target)
+            if rule.leaves and isinstance(rule.expr, Always):
+                break
+        order.append(name)
+
+    visit("")
+    return order[::-1]
 
 
 class _TooMany(Exception):

@@ -30,7 +30,8 @@ from .actions import (
     Verdict,
     across,
 )
-from .check import Finding, PipelineWarning, Seen, lacking_keys, refuse_impossible
+from .chains import Calls, ChainSpec, Goto, Jump, Return
+from .check import Finding, PipelineWarning, Seen, findings_of_chains, lacking_keys, refuse_impossible
 from .counted import Draw, Quota
 from .devices import MAX_DEVICES, devices_of
 from .errors import PipelineError, Where
@@ -44,7 +45,7 @@ from .rule import Rule
 from .sets import DEFAULT_CAPACITY, Add, Feed, Member, Set, SetSpec, declare
 from .tracking import Timeouts, Tracking, is_about_flows, tracking
 
-__all__ = ["Pipeline", "load_file"]
+__all__ = ["Chain", "Pipeline", "load_file"]
 
 #: Counters of pairs of verdicts, of a pipeline and its shadow: 8 times 8.
 MATRIX = 64
@@ -76,14 +77,17 @@ class Pipeline:
         self.rejects: Limit = _reject_limit(rejects)
         self.where: Where = here()
         self._otherwise = Rule(DEFAULT_NAME, Always(where=self.where), self.default, self.where)
-        self._rules: list[Rule] = []
+        #: The pipeline's own rules under "", and those of each chain under its name.
+        self._rules: dict[str, list[Rule]] = {"": []}
+        self._chains: dict[str, ChainSpec] = {}
+        self._calls = Calls()
         self._names: set[str] = {DEFAULT_NAME}
         self._sets: dict[str, SetSpec] = {}
         self._targets, self._devices = set[str](), dict[str, None]()
         self._tracking: Tracking | None = None
         #: The shadow, whose rules see every packet and act on none: see :meth:`with_shadow`.
         self.shadowed: Pipeline | None = None
-        self._seen, self._findings = Seen(), list[Finding]()
+        self._seen, self._findings = dict[str, Seen](), list[Finding]()
 
     def set(
         self, name: str, *fields: object, capacity: int = DEFAULT_CAPACITY, intervals: bool | None = None,
@@ -113,9 +117,9 @@ class Pipeline:
         (addresses and prefixes, IPv4 or IPv6) and these TCP ports pass, in both directions, and so do ARP and IPv6
         neighbour discovery, without which nothing gets through.
 
-        PipelineError if a rule that may drop a packet stands before it, which could cut them off."""
+        PipelineError if a rule that may drop a packet, or lead it to a chain, stands before it."""
         before = next(
-            (rule for rule in self._rules if not rule.goes_on and rule.action.verdict is not Verdict.PASS), None
+            (r for r in self._rules[""] if r.action != CONTINUE and r.action.verdict is not Verdict.PASS), None
         )
         if before is not None:
             said = f"rule {before.name!r} ({before.where}) could cut management off: declare management before it"
@@ -151,12 +155,16 @@ class Pipeline:
         )
 
     def vmap(
-        self, name: str, *fields: object, actions: Iterable[Action] = (PASS, DROP), capacity: int = DEFAULT_CAPACITY,
+        self, name: str, *fields: object, actions: Iterable[Action] | None = None, capacity: int = DEFAULT_CAPACITY,
         intervals: bool | None = None, timeouts: bool = False, pinned: bool = False,
         members: dict[Any, Action] | Iterable[object] = (), source: str | None = None,
     ) -> Set:  # fmt: skip
-        """Declare a verdict map: a set whose members each have one of ``actions``; :meth:`apply` makes it act."""
-        known = tuple(dict.fromkeys(map(_action, actions)))
+        """Declare a verdict map: a set whose members each have one of ``actions``; :meth:`apply` makes it act.  Where
+        ``actions`` is not given, they are PASS, DROP and those of ``members``."""
+        if actions is None:
+            theirs = members.values() if isinstance(members, dict) else ()
+            actions = (PASS, DROP, *(action for action in theirs if isinstance(action, Action)))
+        known = tuple(dict.fromkeys(map(_rule_action, actions)))
         if not known:
             raise PipelineError(f"verdict map {name!r}: which actions may its members have?", here())
         return self._declare(
@@ -196,19 +204,34 @@ class Pipeline:
         self._tracking = made
         self._names.add(FULL_NAME)
 
+    def chain(self, name: str) -> Chain:
+        """Declare a chain: a list of rules of its own that other rules jump to, ``pipe.rule(tcp, web.jump)``.  Its
+        rules are counted as ``NAME/RULE``.  PipelineError for a name that is taken or is no name."""
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}", name):
+            raise PipelineError(f"chain name {name!r}: letters, digits, '_', '.', '-', at most 63", here())
+        if name in self._chains:
+            raise PipelineError(f"chain {name!r} is declared already", here())
+        spec = self._chains[name] = ChainSpec(name, here())
+        self._rules[name] = []
+        return Chain(self, spec)
+
     def rule(self, condition: object, *then: object, name: str | None = None) -> Rule:
         """Append a rule.  ``then`` is an action, or steps (COUNT, Mirror, Mark, log(), set.add()) with or without an
         action behind them.  A rule without an action counts the packet and does its steps; then the next rule is tried.
+        Actions are the verdicts (PASS, DROP, TX, REDIRECT, Forward), RETURN, and ``jump`` and ``goto`` of a chain.
         ``name`` is the name of the rule's counters: unique, by default ``rule-N``.
 
         Raises PipelineError if the rule is wrong or its condition can never hold.  Warns with PipelineWarning, at the
         line of the caller, if an earlier rule takes all that this one could match (see :meth:`check`)."""
-        name = self._name(name)
+        return self._rule("", condition, then, name)
+
+    def _rule(self, chain: str, condition: object, then: tuple[object, ...], name: str | None) -> Rule:
+        name = self._name(name, chain)
         expr = as_expr(condition)
         steps, action = _then(then)
         self._owns(expr, steps)
         expr, steps = _named_buckets(expr, steps, name)
-        rule = Rule(name, expr, action, here(), steps)
+        rule = Rule(name, expr, action, here(), steps, chain=chain)
         refuse_impossible(rule.expr)
         self._warn_of_lacking_keys(rule)
         return self._append(rule)
@@ -230,9 +253,12 @@ class Pipeline:
         """Append a verdict map: a packet whose key is in the map, and for which ``when`` holds, meets the action of its
         key; other packets go on to the next rule.  The counters show a rule for each action, ``NAME:ACTION``.  Raises
         PipelineError where ``vmap`` is no verdict map of this pipeline, or ``when`` has a limit or a sample."""
+        return self._apply("", vmap, when, name)
+
+    def _apply(self, chain: str, vmap: Set, when: object, name: str | None) -> tuple[Rule, ...]:
         if not isinstance(vmap, Set) or not vmap.spec.actions:
             raise PipelineError(f"apply wants a verdict map, made by pipe.vmap, not {vmap!r}", here())
-        name = self._name(name if name is not None else vmap.name)
+        name = self._name(name if name is not None else vmap.name, chain)
         base = () if when is None else (as_expr(when),)
         if any(isinstance(node, (Bucket, Draw, Sample)) for expr in base for node in expr.nodes()):
             raise PipelineError("apply: a limit or sample goes into a rule of its own, not into `when`", here())
@@ -243,15 +269,16 @@ class Pipeline:
         for number, action in enumerate(vmap.spec.actions):
             member = vmap.with_action(number)
             expr = And((*base, member), where=here()) if base else member
-            made.append(self._append(Rule(f"{name}:{action}", expr, action, here(), (), lookup)))
+            made.append(self._append(Rule(f"{name}:{action}", expr, action, here(), (), lookup, chain)))
         return tuple(made)
 
-    def _name(self, name: str | None) -> str:
-        if len(self._rules) >= MAX_RULES:
+    def _name(self, name: str | None, chain: str) -> str:
+        if sum(map(len, self._rules.values())) >= MAX_RULES:
             raise PipelineError(f"more than {MAX_RULES} rules", here())
-        name = name if name is not None else f"rule-{len(self._rules) + 1}"
+        name = name if name is not None else f"rule-{len(self._rules[chain]) + 1}"
         if not isinstance(name, str) or not name or not name.isprintable():
             raise PipelineError(f"rule name {name!r}: a printable string is wanted", here())
+        name = f"{chain}/{name}" if chain else name
         if name in self._names:
             raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
         return name
@@ -271,8 +298,10 @@ class Pipeline:
         name = rule.name
         if name in self._names:
             raise PipelineError(f"rule name {name!r} is taken: counters are known by name", here())
+        if isinstance(rule.action, Jump):
+            self._calls_chain(rule, rule.action)
         self._names.add(name)
-        self._rules.append(rule)
+        self._rules[rule.chain].append(rule)
         if isinstance(rule.action, (Forward, Redirect)):
             self._targets.add(str(rule.action))
             if len(self._targets) > MAX_TARGETS:
@@ -280,39 +309,71 @@ class Pipeline:
         self._devices |= dict.fromkeys(devices_of(rule.nodes()))
         if len(self._devices) > MAX_DEVICES:
             raise PipelineError(f"more than {MAX_DEVICES} names of devices in conditions", rule.where)
-        if rule.goes_on:
+        if rule.action == CONTINUE:
             return rule  # the packet reaches the rules behind it all the same
-        finding = self._seen.add(name, rule.expr, rule.where)
+        finding = self._seen.setdefault(rule.chain, Seen()).add(name, rule.expr, rule.where, takes=rule.leaves)
         if finding:
             self._findings.append(finding)
             said = f"rule {name!r} is {finding.kind}: {finding.by!r} before it takes all that it could match"
             warnings.warn_explicit(said, PipelineWarning, rule.where.file, rule.where.line)
         return rule
 
-    def check(self) -> list[Finding]:
-        """The rules that never match because of an earlier rule.  Each finding is certain, but not every such rule is
-        found."""
-        return list(self._findings)
+    def _calls_chain(self, rule: Rule, action: Jump) -> None:
+        """The chain must be this pipeline's own, and not lead back here."""
+        if self._chains.get(action.chain.name) is not action.chain:
+            said = f"{action}: chain {action.chain.name!r} ({action.chain.where}) is not one of pipeline {self.name!r}"
+            raise PipelineError(f"{said}: declare it with pipe.chain({action.chain.name!r})", rule.where)
+        self._calls.add(rule.chain, action.chain.name, rule.where)
 
-    def restore(self, rules: Iterable[Rule], sets: Iterable[SetSpec] = (), tracked: Tracking | None = None) -> None:
-        """Append rules and sets that were declared before, and what is tracked, as a built file has them."""
+    def check(self) -> list[Finding]:
+        """The rules that never match because of an earlier one, or because no packet that they want comes to their
+        chain, and the chains that no packet comes to.  Each finding is certain, but not every such rule is found."""
+        return [*self._findings, *self.chain_findings()]
+
+    def chain_findings(self) -> list[Finding]:
+        """Those of :meth:`check` that only the whole pipeline shows: compiling it warns of them."""
+        return list(findings_of_chains(self._chains.values(), self.rules)) if self._chains else []
+
+    def restore(
+        self, rules: Iterable[Rule], sets: Iterable[SetSpec] = (), chains: Iterable[ChainSpec] = (),
+        tracked: Tracking | None = None,
+    ) -> None:  # fmt: skip
+        """Append rules, sets and chains that were declared before, and what is tracked, as a built file has them.
+        PipelineError for a rule of a chain, or one that jumps to a chain, that is not there."""
         self._sets |= {spec.name: spec for spec in sets}
+        for spec in chains:
+            self._chains[spec.name] = spec
+            self._rules.setdefault(spec.name, [])
         if tracked is not None:
             self._follow(tracked)
         for rule in rules:
-            self._rules.append(rule)
+            missing = next((c for c in (rule.chain, rule.target) if c and c not in self._chains), None)
+            if missing is not None:
+                raise PipelineError(f"rule {rule.name!r}: there is no chain {missing!r}", rule.where)
+            if rule.target is not None:
+                self._calls.add(rule.chain, rule.target, rule.where)
+            self._rules[rule.chain].append(rule)
             self._names.add(rule.name)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules as declared, without the default."""
-        return tuple(self._rules)
+        """The rules as declared: the pipeline's own, and then those of each chain.  The default is not among them."""
+        return tuple(rule for rules in self._rules.values() for rule in rules)
+
+    @property
+    def chains(self) -> tuple[ChainSpec, ...]:
+        """The declared chains."""
+        return tuple(self._chains.values())
+
+    def rules_of(self, chain: str = "") -> tuple[Rule, ...]:
+        """The rules of a chain, by its name, or the pipeline's own.  Raises KeyError where there is no such chain."""
+        return tuple(self._rules[chain])
 
     @property
     def outcomes(self) -> tuple[Rule, ...]:
         """The rules, the outcome of packets that find the table of flows full (where those are dropped), and, last, the
         default as a rule that takes every packet: one counter each."""
-        return (*self._rules, *self._full, self._otherwise)
+        return (*self.rules, *self._full, self._otherwise)
 
     @property
     def _full(self) -> tuple[Rule, ...]:
@@ -330,7 +391,7 @@ class Pipeline:
     def full_outcome(self) -> int | None:
         """The number, in :attr:`outcomes`, of the one of packets that find the table of flows full; None where they
         pass."""
-        return len(self._rules) if self._full else None
+        return len(self.rules) if self._full else None
 
     @property
     def verdicts(self) -> frozenset[str]:
@@ -377,7 +438,7 @@ class Pipeline:
     @property
     def steps(self) -> frozenset[type[Step]]:
         """The kinds of steps in the rules."""
-        return frozenset(type(step) for rule in self._rules for step in rule.steps)
+        return frozenset(type(step) for rule in self.rules for step in rule.steps)
 
     def targets(self, kind: type[Forward] | type[Redirect]) -> tuple[str, ...]:
         """The devices that rules FORWARD to, or the socket groups that rules REDIRECT to, in the order of the rules.
@@ -405,7 +466,7 @@ class Pipeline:
         both = Pipeline(self.name, default=self.default, rejects=self.rejects.text)
         both.where, both._otherwise = self.where, self._otherwise
         follows = replace(other._tracking, full=PASS) if other._tracking is not None else None  # it must not drop
-        both.restore(self._rules, self._sets.values(), self._tracking or follows)
+        both.restore(self.rules, self._sets.values(), self.chains, self._tracking or follows)
         both.shadowed = other.shadow()
         if len(both.every_rule) > MAX_RULES - MATRIX:
             raise PipelineError(f"more than {MAX_RULES - MATRIX} rules, with those of the shadow", other.where)
@@ -418,7 +479,9 @@ class Pipeline:
         wire = copy(self)
         wire.default = across(self.default)
         wire._otherwise = replace(self._otherwise, action=wire.default)
-        wire._rules = [replace(rule, action=across(rule.action)) for rule in self._rules]
+        wire._rules = {
+            chain: [replace(rule, action=across(rule.action)) for rule in rules] for chain, rules in self._rules.items()
+        }
         wire.shadowed = self.shadowed.across() if self.shadowed is not None else None
         return wire
 
@@ -428,7 +491,7 @@ class Pipeline:
         shadow.where = self.where
         shadow._otherwise = replace(self._otherwise, action=shadow.default)
         follows = replace(self._tracking, full=PASS) if self._tracking is not None else None
-        shadow.restore(map(_shadow, self._rules), self.sets, follows)
+        shadow.restore(map(_shadow, self.rules), self.sets, self.chains, follows)
         return shadow
 
     @property
@@ -440,6 +503,7 @@ class Pipeline:
         """SHA-256, as hexadecimal digits, of what the pipeline means: names, sets, conditions and actions, but not
         files and lines."""
         text = "\n".join(f"{r.name}\0{r}" for r in self.outcomes)
+        text += "".join(f"\nchain {chain.name}" for chain in self.chains)
         text += "".join(
             f"\n{s.name}\0{s.kind}\0{s.capacity}\0{s.pinned}\0{s.source}\0{s.feed}\0{s.members}" for s in self.sets
         )
@@ -450,7 +514,54 @@ class Pipeline:
         return hashlib.sha256(f"{self.name}\n{text}".encode()).hexdigest()
 
     def __repr__(self) -> str:
-        return f"<Pipeline {self.name}: {len(self._rules)} rules, default {self.default}>"
+        return f"<Pipeline {self.name}: {len(self.rules)} rules, default {self.default}>"
+
+
+class Chain:
+    """A chain of a pipeline, made by :meth:`Pipeline.chain`: rules are appended to it as to the pipeline, and
+    ``web.jump`` and ``web.goto`` are the actions that lead to it.
+
+    >>> web = pipe.chain("web")
+    >>> web.rule(tcp.syn & ~limit("100/second", per=src), DROP, name="flood")
+    >>> pipe.rule(tcp.dport == 80, web.jump)
+    """
+
+    def __init__(self, pipeline: Pipeline, spec: ChainSpec):
+        self._pipeline: Pipeline = pipeline
+        #: What actions that lead to it hold.
+        self.spec: ChainSpec = spec
+
+    @property
+    def name(self) -> str:
+        """The name it was declared by."""
+        return self.spec.name
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Its rules."""
+        return self._pipeline.rules_of(self.name)
+
+    @property
+    def jump(self) -> Jump:
+        """The action: try the rules of this chain; a packet that none of them takes comes to the rule behind."""
+        return Jump(self.spec)
+
+    @property
+    def goto(self) -> Goto:
+        """The action: try the rules of this chain; a packet that none of them takes goes where the end of the chain
+        that it came from leads."""
+        return Goto(self.spec)
+
+    def rule(self, condition: object, *then: object, name: str | None = None) -> Rule:
+        """As :meth:`Pipeline.rule`; the rule is counted as ``CHAIN/NAME``."""
+        return self._pipeline._rule(self.name, condition, then, name)
+
+    def apply(self, vmap: Set, *, when: object = None, name: str | None = None) -> tuple[Rule, ...]:
+        """As :meth:`Pipeline.apply`."""
+        return self._pipeline._apply(self.name, vmap, when, name)
+
+    def __repr__(self) -> str:
+        return f"<Chain {self.name} of {self._pipeline.name}: {len(self.rules)} rules>"
 
 
 def _reject_limit(rate: str) -> Limit:
@@ -465,13 +576,18 @@ def _shadow(rule: Rule) -> Rule:
     """``rule`` as a shadow has it: it only counts, and its limits have buckets of their own."""
     expr, _ = _named_buckets(rule.expr, (), rule.name, "shadow of ")
     action = rule.action if rule.goes_on else Shadow(would=rule.action)
-    return replace(rule, expr=expr, action=action, steps=(COUNT,) * rule.goes_on)
+    return replace(rule, expr=expr, action=action, steps=(COUNT,) * (rule.action == CONTINUE))
 
 
 def _action(action: object) -> Action:
     if not isinstance(action, Action) or action.verdict is Verdict.CONTINUE:
         raise PipelineError(f"{action!r} is no action: PASS, DROP, REJECT, TX, REDIRECT or Forward(device)", here())
     return action
+
+
+def _rule_action(action: object) -> Action:
+    """What may end a rule: a verdict, or a way into or out of a chain."""
+    return action if isinstance(action, (Jump, Return)) else _action(action)
 
 
 def _then(then: tuple[object, ...]) -> tuple[tuple[Step, ...], Action]:
@@ -485,8 +601,10 @@ def _then(then: tuple[object, ...]) -> tuple[tuple[Step, ...], Action]:
         wrong = next(x for x in (first if ends else then) if not isinstance(x, Step))
         if isinstance(wrong, Action):
             raise PipelineError(f"{wrong} ends the rule: nothing can stand behind it", here())
+        if isinstance(wrong, Chain):
+            raise PipelineError(f"{wrong!r} is no action: write chain.jump or chain.goto", here())
         raise PipelineError(f"{wrong!r} is no action (PASS, DROP, TX, REDIRECT, Forward(device)) and no step", here())
-    return tuple(each for step in steps for each in _each_family(step)), _action(last) if ends else CONTINUE
+    return tuple(each for step in steps for each in _each_family(step)), _rule_action(last) if ends else CONTINUE
 
 
 def _each_family(step: Step) -> Iterator[Step]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .actions import Action, Step, Verdict
+from .actions import CONTINUE, Action, Step, Verdict
+from .chains import Goto, Jump
 from .errors import Where
 from .expr import Expr, Test
 from .fields import FieldSpec
@@ -20,7 +21,7 @@ class Rule:
     """One rule of a pipeline.  ``action`` is CONTINUE where the rule has none and the next rule is tried; ``where`` is
     the line that declared it.  ``lookup``: set in the rules that :meth:`Pipeline.apply` makes of a verdict map, one for
     each action.  It is the look-up that they share: the condition of each ends with it, restricted to the rule's own
-    action."""
+    action.  ``chain``: the name of the chain that the rule is in, "" for the pipeline's own rules."""
 
     name: str
     expr: Expr
@@ -28,16 +29,27 @@ class Rule:
     where: Where
     steps: tuple[Step, ...] = ()
     lookup: Member | None = None
+    chain: str = ""
 
     @property
     def goes_on(self) -> bool:
-        """The packet goes on to the next rule."""
+        """The packet goes on, to the next rule or in or out of a chain; the rule does not decide what becomes of it."""
         return self.action.verdict is Verdict.CONTINUE
+
+    @property
+    def leaves(self) -> bool:
+        """The packet does not come to the rules behind this one in its chain."""
+        return self.action != CONTINUE and (isinstance(self.action, Goto) or not isinstance(self.action, Jump))
+
+    @property
+    def target(self) -> str | None:
+        """The name of the chain that the rule jumps or goes to."""
+        return self.action.chain.name if isinstance(self.action, Jump) else None
 
     @property
     def then(self) -> str:
         """Steps and action as text."""
-        parts = [str(step) for step in self.steps] + ([] if self.goes_on else [str(self.action)])
+        parts = [str(step) for step in self.steps] + ([] if self.action == CONTINUE else [str(self.action)])
         return ", ".join(parts)
 
     def nodes(self) -> Iterator[Expr]:

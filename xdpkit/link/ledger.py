@@ -25,7 +25,8 @@ MOST_CPUS = 4
 @dataclass(frozen=True, slots=True)
 class LedgerRule:
     """One rule's line: packets and bytes it took, or that passed it if it ``goes_on``; ``no_socket`` of them were
-    REDIRECT or FORWARD verdicts that fell back; ``failed``: steps that could not be done (a set was full)."""
+    REDIRECT or FORWARD verdicts that fell back; ``failed``: steps that could not be done (a set was full).  ``chain``:
+    the chain that the rule is in, "" for the pipeline's own."""
 
     name: str
     action: str
@@ -35,6 +36,7 @@ class LedgerRule:
     no_socket: int
     failed: int = 0
     goes_on: bool = False
+    chain: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -704,4 +704,4 @@ def redirect_counter(pipe: Pipeline, device: Device, mode: str) -> RedirectCount
 
 def _ledger_rule(rule: Rule, total: RuleTotal) -> LedgerRule:
     counted = (total.packets, total.bytes, total.no_socket, total.failed)
-    return LedgerRule(rule.name, rule.then, rule.action.verdict.name, *counted, goes_on=rule.goes_on)
+    return LedgerRule(rule.name, rule.then, rule.action.verdict.name, *counted, goes_on=rule.goes_on, chain=rule.chain)

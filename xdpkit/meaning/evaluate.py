@@ -7,14 +7,16 @@ depend on, are a :class:`State`.  This is the specification, written to be read 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatch
 
 from ..language.actions import Mark, Mirror, Reject, Step
+from ..language.chains import RETURN, Goto, Jump, Return
 from ..language.classic import Classic, interpret
 from ..language.counted import Draw, Quota, Turn
 from ..language.devices import OnDevice
+from ..language.errors import Where
 from ..language.expr import Always, And, Expr, Intervals, Not, Or, Present, Test
 from ..language.limits import Limit, Log, Sample
 from ..language.metadata import Metadata
@@ -28,12 +30,17 @@ from .walk import NO_METADATA, Packet, walk
 __all__ = ["Metadata", "Outcome", "Packet", "State", "evaluate", "holds", "run", "walk"]
 
 
+#: What every chain ends with, and no counter knows.
+END = Rule("end", Always(where=Where("", 0)), RETURN, Where("", 0))
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of a frame.  ``rule``: the rule that took it; the rule's action holds the verdict.  ``passed``: the
-    rules whose condition held and that let the frame go on.  ``mark``: the mark that it has.  ``mirrored``: the rule
-    that mirrored it, and how many bytes.  ``logged``: the rules that logged it.  ``failed``: the rules with a step that
-    could not be done, because a set was full.  ``reply``: what a REJECT answers, None where it does not."""
+    rules whose condition held and that let the frame go on, in its chain or into or out of one.  ``mark``: the mark
+    that it has.  ``mirrored``: the rule that mirrored it, and how many bytes.  ``logged``: the rules that logged it.
+    ``failed``: the rules with a step that could not be done, because a set was full.  ``reply``: what a REJECT answers,
+    None where it does not."""
 
     rule: Rule
     passed: list[Rule] = field(default_factory=list)
@@ -153,15 +160,7 @@ def run(
     if judged is not None:
         packet.members["ct"] = judged.member
     outcome = Outcome(pipeline.outcomes[-1])
-    for rule in pipeline.outcomes:
-        if not holds(rule.expr, packet, state):
-            continue
-        for step in rule.steps:
-            _do(step, rule, packet, state, outcome)
-        if not rule.goes_on:
-            outcome.rule = rule
-            break
-        outcome.passed.append(rule)
+    _try_rules(pipeline, packet, state, outcome)
     if state.flows is not None and judged is not None and not outcome.rule.action.drops:
         room = state.flows.commit(judged, packet, state.now_ns)
         if not room and pipeline.full_outcome is not None:
@@ -170,6 +169,31 @@ def run(
         answer = reply(packet, outcome.rule.action)
         outcome.reply = answer if answer is not None and state.take(pipeline.rejects, b"", 0) else None
     return outcome
+
+
+def _try_rules(pipeline: Pipeline, packet: Packet, state: State, outcome: Outcome) -> None:
+    """The rules that ``packet`` passes, whose steps it meets, and the one that takes it, if it is not the default."""
+    rules = iter(pipeline.rules_of())
+    left: list[Iterator[Rule]] = []  # of each chain that the packet jumped from, the rules behind the jump
+    while True:
+        rule = next((rule for rule in rules if holds(rule.expr, packet, state)), END)
+        for step in rule.steps:
+            _do(step, rule, packet, state, outcome)
+        if not rule.goes_on:
+            outcome.rule = rule
+            return
+        if rule is not END:
+            outcome.passed.append(rule)
+        match rule.action:
+            case Goto():
+                rules = iter(pipeline.rules_of(rule.action.chain.name))
+            case Jump():
+                left.append(rules)
+                rules = iter(pipeline.rules_of(rule.action.chain.name))
+            case Return():
+                if not left:
+                    return
+                rules = left.pop()
 
 
 def _do(step: Step, rule: Rule, packet: Packet, state: State, outcome: Outcome) -> None:
@@ -199,7 +223,7 @@ def evaluate(
     metadata: Metadata = NO_METADATA,
     devices: Collection[str] = (),
 ) -> Rule:
-    """The rule that takes ``frame``: the first with an action whose condition holds, else the default.  Its
+    """The rule that takes ``frame``: the first with a verdict whose condition holds, else the default.  Its
     ``action.verdict`` is the verdict.  Without a ``state`` the frame meets a fresh one."""
     state = state or State(pipeline)
     return run(
