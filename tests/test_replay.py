@@ -18,6 +18,7 @@ from strategies import make_frame, pipelines
 from xdpkit import DROP, limit
 from xdpkit.compiler import HOOKS
 from xdpkit.compiler.built import Built, build, needs, read, write
+from xdpkit.files import pcapng
 from xdpkit.files.reader import CapturedPacket, read_captures
 from xdpkit.language.errors import PipelineError
 from xdpkit.language.pipeline import Pipeline, load_file
@@ -447,8 +448,6 @@ pipe.rule(dev.inside, DROP, name="inside")
 @pytest.mark.root
 @pytest.mark.parametrize("engine", ["kernel", "reference"])
 def test_the_interfaces_of_a_capture_are_the_devices_of_its_packets(tmp_path, engine):
-    from xdpkit.files import pcapng
-
     (tmp_path / "sides.py").write_text(SIDES)
     names = ("eth7", "lan", "wan")
     blocks = pcapng.section("test") + b"".join(map(pcapng.interface, names))
@@ -461,3 +460,40 @@ def test_the_interfaces_of_a_capture_are_the_devices_of_its_packets(tmp_path, en
     refused = xdpkit(*common, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "--inside NAME" in refused.stderr
+
+
+DIRECTIONS = """
+from xdpkit import *
+pipe = Pipeline("directions", default=PASS)
+pipe.rule(pcap("outbound and ifname lan"), PASS, name="out of lan")
+pipe.rule(pcap("outbound"), PASS, name="out")
+pipe.rule(pcap("ifname lan"), PASS, name="into lan")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("engine", ["kernel", "reference"])
+def test_a_pcapng_file_says_the_direction_of_its_packets(tmp_path, engine):
+    (tmp_path / "directions.py").write_text(DIRECTIONS)
+    blocks = pcapng.section("test") + pcapng.interface("lan") + pcapng.interface("wan")
+    for n, outbound in enumerate((None, False, True, True, False, None, True)):
+        blocks += pcapng.packet(n % 2, n, frame(n), len(frame(n)), outbound=outbound)
+    (tmp_path / "day.pcapng").write_bytes(blocks)
+    common = ("replay", "directions.py", "--engine", engine, "--json", "-w", "out.pcapng")
+    done = xdpkit(*common, "day.pcapng", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = {r["name"]: r["packets"] for r in json.loads(done.stdout)["rules"]}
+    assert counts == {"out of lan": 2, "out": 1, "into lan": 2, "default": 2}
+    kept = list(read_captures([tmp_path / "out.pcapng"]))
+    assert [p.outbound for p in kept] == [False, False, True, True, False, False, True]
+
+
+def test_options_of_a_packet_that_cannot_be_are_no_damage(tmp_path):
+    data = frame(1)
+    for options in (b"\x02", b"\x02\0\xff\xff\2\0\0\0", b"\0\0\0\0\2\0\4\0\2\0\0\0", b"\x02\0\3\0\2\0\0\0"):
+        head = struct.pack("=IIIII", 0, 0, 1, len(data), len(data))
+        body = head + data + bytes(-len(data) % 4) + options + bytes(-len(options) % 4)
+        block = struct.pack("=II", 6, len(body) + 12) + body + struct.pack("=I", len(body) + 12)
+        (tmp_path / "odd.pcapng").write_bytes(pcapng.section("test") + pcapng.interface("lan") + block)
+        (packet,) = read_captures([tmp_path / "odd.pcapng"])
+        assert (packet.data, packet.outbound) == (data, False)

@@ -3,8 +3,9 @@
 Two engines judge a packet: the kernel (the compiled program, by BPF_PROG_TEST_RUN; needs root) and the reference
 evaluator (plain Python; no privilege).  They agree on every packet.  The kernel's test run takes whole packets of 14 to
 3,520 bytes; the kernel engine leaves others, and those that the capture cut short, to the reference and says how many.
-Captures carry no metadata: for both engines it is absent.  ``dev.name`` is the name of the interface in a pcapng file;
-no other capture says it, and there it matches nothing.
+Captures carry no metadata: for both engines it is absent.  ``dev.name`` is the name of the interface in a pcapng file,
+which may also say of each packet that it left the host (``outbound`` in a tcpdump string).  No other capture says so:
+there ``dev.name`` matches nothing, and all packets are inbound.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from types import MappingProxyType
 from .compiler.built import Built
 from .files.reader import CapturedPacket
 from .kernel.program import Program
-from .language.devices import SIDES
+from .language.devices import OUTBOUND, SIDES
 from .language.errors import PipelineError
 from .language.rule import Rule
 from .link.ruleset import Ruleset, folder_of, lasting
@@ -50,12 +51,9 @@ class Judge:
         if wanted and not set(wanted) <= sides.keys():
             said = "rules ask for dev.inside or dev.outside: say which interface of the capture that is"
             raise PipelineError(f"{said} (replay --inside NAME --outside NAME)", self.pipeline.where)
-        names = [*(name for name in self.pipeline.devices if name not in SIDES), *sides.values()]
-        self._indexes = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
-        self._aliases = {name: {name, *(side for side in sides if sides[side] == name)} for name in self._indexes}
-        devices = self._indexes | {side: self._indexes[name] for side, name in sides.items()}
+        self._sides = {name: tuple(side for side in sides if sides[side] == name) for name in sides.values()}
         if engine == "kernel":
-            program = self._stack.enter_context(Ruleset(built, "xdp", explain=True, devices=devices)).program
+            program = self._stack.enter_context(Ruleset(built, "xdp", explain=True)).program
             self._program = program if isinstance(program, Program) else None
         else:
             self._state.load({s.name: lasting(declared(s, folder_of(built))).entries() for s in self.pipeline.sets})
@@ -66,16 +64,15 @@ class Judge:
             packet.time_ns,
             packet.number * 2_654_435_761 & 0xFFFFFFFF,
         )  # as good as any, and the same again
+        devices = (packet.interface, *self._sides.get(packet.interface, ()), *(OUTBOUND,) * packet.outbound)
         if self._program is not None:
             if len(packet.data) in TEST_RUN_BYTES and packet.wire_bytes == len(packet.data):
-                ifindex = self._indexes.get(packet.interface, 0)
-                return self._program.judge(packet.data, now_ns=now_ns, random=random, ifindex=ifindex)[0]
+                return self._program.judge(packet.data, now_ns=now_ns, random=random, devices=devices)[0]
             if self.pipeline.remembers:
                 said = f"packet {packet.number} is not for the kernel's test run (cut, or of no length it takes)"
                 raise OSError(0, f"{said}, and rules remember what they saw: use --engine reference", packet.file)
             self.by_reference += 1
         self._state.now_ns, self._state.random = now_ns, random
-        devices = self._aliases.get(packet.interface, ())
         outcome = reference.run(self.pipeline, packet.data, self._state, wire_bytes=packet.wire_bytes, devices=devices)
         for rule in outcome.passed:
             packets, size = self._passed.get(rule.name, (0, 0))

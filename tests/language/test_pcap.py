@@ -25,7 +25,6 @@ from xdpkit import (
     DROP,
     PASS,
     REDIRECT,
-    NotSupported,
     Pipeline,
     PipelineError,
     Program,
@@ -405,12 +404,6 @@ def test_what_libpcap_refuses_is_an_error_at_the_line(text: str, words: str):
         pcap(text)
     assert error.value.where is not None
     assert error.value.where.file == __file__
-
-
-@pytest.mark.parametrize("text", ["inbound", "tcp and outbound", "ifindex 3"])
-def test_what_is_not_in_the_packet_is_not_supported(text: str):
-    with pytest.raises(NotSupported, match="direction"):
-        pcap(text)
 
 
 @pytest.mark.parametrize(

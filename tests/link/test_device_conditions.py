@@ -1,9 +1,12 @@
 """Conditions on the device, on devices: at every hook, across an update, and where they mean nothing."""
 
+import subprocess
+from contextlib import ExitStack
+
 import pytest
 from traffic import frames, until
 
-from xdpkit import DROP, PASS, REDIRECT, Pipeline, PipelineError, attach, dev, udp
+from xdpkit import COUNT, DROP, PASS, REDIRECT, Pipeline, PipelineError, attach, dev, pcap, udp
 
 
 def by_device(verdict=DROP):
@@ -53,3 +56,61 @@ def test_a_side_is_refused_where_there_is_no_bridge(make_veth):
                 link.update(pipe)
             left.send(frames(left, right, range(5)))
             until(lambda: link.ledger().seen >= 5, "the old rules run on")
+
+
+ASKED = {
+    "inbound": "inbound and udp", "outbound": "outbound and udp", "here": "udp and ifname right",
+    "there": "udp and on other", "loops": "ip protochain 17 and not outbound and ifname right",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["native", "generic", "tc_ingress", "tc_egress", "af_packet"])
+def test_tcpdump_strings_know_the_direction_and_the_device(make_veth, mode):
+    left, right = make_veth(names=("left", "right"))
+    pipe = Pipeline("direction", default=PASS)
+    for name, text in ASKED.items():
+        pipe.rule(pcap(text), COUNT, name=name)
+    pipe.rule(udp, REDIRECT if mode == "af_packet" else PASS, name="all")
+    with right.namespace, attach(pipe, "right", mode=mode) as link:
+        if mode == "af_packet":
+            link.sockets()
+        left.send(frames(left, right, range(5)))
+        right.send(frames(right, left, range(3)))
+        seen = 3 if mode == "tc_egress" else 5
+        until(lambda: {r.name: r.packets for r in link.ledger().rules}["all"] == seen, "the packets are counted")
+        counts = {r.name: r.packets for r in link.ledger().rules}
+        inbound = 0 if mode == "tc_egress" else 5
+        assert counts["inbound"] == counts["loops"] == inbound
+        assert (counts["outbound"], counts["here"], counts["there"]) == (seen - inbound, seen, 0)
+        assert any("seen at tc_egress" in note for note in link.notes) is (mode != "tc_egress")
+
+
+def test_the_direction_is_the_one_that_tcpdump_tells(make_veth):
+    """The same strings in tcpdump, on the same device and the same packets."""
+    left, right = make_veth(names=("left", "right"))
+    with right.namespace, ExitStack() as stack:
+        peers = {}
+        for word in ("inbound", "outbound"):
+            command = ["tcpdump", "-i", "right", "-w", "/dev/null", f"{word} and udp port 53"]
+            peers[word] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            stack.callback(peers[word].wait)
+            stack.callback(peers[word].terminate)
+            while "listening on" not in (line := peers[word].stderr.readline()):
+                assert line
+        counts = {}
+        with ExitStack() as links:
+            for mode in ("tc_ingress", "tc_egress"):
+                pipe = Pipeline(mode, default=PASS)
+                for word in peers:
+                    pipe.rule(pcap(f"{word} and udp port 53"), COUNT, name=word)
+                counts[mode] = links.enter_context(attach(pipe, "right", mode=mode))
+            left.send(frames(left, right, range(5)))
+            right.send(frames(right, left, range(3)))
+
+            def counted(word):
+                return sum(r.packets for link in counts.values() for r in link.ledger().rules if r.name == word)
+
+            until(lambda: (counted("inbound"), counted("outbound")) == (5, 3), "the packets are counted")
+        for word, expected in (("inbound", 5), ("outbound", 3)):
+            peers[word].terminate()
+            assert f"{expected} packets received by filter" in peers[word].communicate(timeout=10)[1]

@@ -91,7 +91,8 @@ class _Writer:
         if name != self.verdict if self.verdict else name == "DROP":
             return False
         number = self.interfaces[packet.file]
-        append_blocks(self.file, pcapng.packet(number, packet.time_ns, packet.data, packet.wire_bytes))
+        block = pcapng.packet(number, packet.time_ns, packet.data, packet.wire_bytes, outbound=packet.outbound or None)
+        append_blocks(self.file, block)
         return True
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import cached_property, singledispatchmethod
+from functools import cached_property, partial, singledispatchmethod
+from itertools import product
 
 from llvmlite import ir
 
@@ -134,24 +136,55 @@ class Conditions:
     @lower.register
     def _(self, expr: OnDevice, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.classify.debug.location(expr.where)
-        packet, *_ = self.classify.function.args
-        found: ir.Value = I32(0)
+        found: ir.Value = ir.IntType(1)(0)
         for name in expr.names:
-            number = I32(self.devices[name])
-            found = builder.or_(found, builder.call(self.classify.external("on_device"), [packet, number]))
-        builder.cbranch(builder.icmp_unsigned("!=", found, I32(0)), yes, no)
+            found = builder.or_(found, self.on_device(builder, name))
+        builder.cbranch(found, yes, no)
+
+    def on_device(self, builder: ir.IRBuilder, name: str) -> ir.Value:
+        """Whether conditions know the packet's device by that name."""
+        packet, *_ = self.classify.function.args
+        found = builder.call(self.classify.external("on_device"), [packet, I32(self.devices[name])])
+        return builder.icmp_unsigned("!=", found, I32(0))
+
+    def ancillary(self, expr: Classic, builder: ir.IRBuilder, offset: int) -> ir.Value:
+        """What the load from ``offset``, beyond every packet, finds in a program of classic BPF."""
+        value: ir.Value = I32(0)
+        for devices in expr.device_choices:
+            number = expr.ancillary(devices)[offset]
+            if number:
+                value = builder.select(self.on_device(builder, *devices), I32(number), value)
+        return value
 
     @lower.register
     def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.classify.debug.location(expr.where)
         packet, source, _ = self.classify.function.args
+        asked = {at: partial(self.ancillary, expr, offset=at) for at in expr.ancillary(())}
         if has_loops(expr.instructions):
-            start = self.turns.add(expr)
-            matched = builder.call(self.classify.external("loop"), [source, packet, I32(start), I32(MAX_TURNS)])
+            start = self.loop_start(expr, asked, builder)
+            matched = builder.call(self.classify.external("loop"), [source, packet, start, I32(MAX_TURNS)])
             builder.cbranch(builder.icmp_unsigned("!=", matched, I32(0)), yes, no)
             return
-        program = Program(self.classify, self.classify.registers, source, self.reader.member("len"), yes, no)
+        length = self.reader.member("len")
+        program = Program(self.classify, self.classify.registers, source, length, yes, no, ancillary=asked)
         program.lower(expr.instructions, builder)
+
+    def loop_start(
+        self, expr: Classic, asked: Mapping[int, Callable[[ir.IRBuilder], ir.Value]], builder: ir.IRBuilder
+    ) -> ir.Value:
+        """Where the turns of a program start.  turn() does not know the device, so there is a program for each answer
+        that it can give."""
+        values = [sorted({expr.ancillary(devices)[at] for devices in ((), *expr.device_choices)}) for at in asked]
+        found = [make(builder) for make in asked.values()]
+        start: ir.Value = I32(0)
+        for numbers in product(*values):
+            number = I32(self.turns.add(expr, dict(zip(asked, numbers, strict=True))))
+            same: ir.Value = ir.IntType(1)(1)
+            for value, wanted in zip(found, numbers, strict=True):
+                same = builder.and_(same, builder.icmp_unsigned("==", value, I32(wanted)))
+            start = builder.select(same, number, start) if asked else number
+        return start
 
 
 def unknown(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from ..language.classic import ABS, JMP, LD, LDX, MEM, MSH, ST, STX, Instruction
 
@@ -22,14 +22,16 @@ def reachable(instructions: tuple[Instruction, ...]) -> set[int]:
     return seen
 
 
-def bytes_found(instructions: tuple[Instruction, ...], reached: list[int]) -> dict[int, int]:
+def bytes_found(
+    instructions: tuple[Instruction, ...], reached: list[int], apart: Container[int] = ()
+) -> dict[int, int]:
     """For each instruction, how many bytes the packet has at least, because every path to the instruction has loaded
-    them.  Where a turn of a loop starts, nothing is known."""
+    them.  Where a turn of a loop starts, nothing is known.  ``apart``: offsets of loads that read no packet."""
     found = dict.fromkeys(reached, 1 << 32) | {0: 0}
     found |= {target: 0 for at in reached for target in instructions[at].targets(at) if target <= at}
     for at in reached:
         ins = instructions[at]
-        fixed = ins.operation in (LD, LDX) and ins.mode in (ABS, MSH)
+        fixed = ins.operation in (LD, LDX) and ins.mode in (ABS, MSH) and ins.k not in apart
         for target in ins.targets(at):
             found[target] = min(found[target], max(found[at], ins.k + ins.size if fixed else 0))
     return found

@@ -6,7 +6,7 @@ A program that jumps backwards becomes a part of the generated function ``turn()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,8 @@ _COMPARE = {JEQ: "==", JGT: ">", JGE: ">="}
 @dataclass
 class Program:
     """Lowers one classic program.  The code reads the packet from ``source`` and ends in block ``yes`` or ``no``.
-    ``again(builder, target)`` ends a block that jumps backwards."""
+    ``again(builder, target)`` ends a block that jumps backwards.  ``ancillary``: what loads from beyond every packet
+    find, by their offsets; each makes the value."""
 
     classify: Classify
     registers: Registers
@@ -66,13 +67,14 @@ class Program:
     yes: ir.Block
     no: ir.Block
     again: Callable[[ir.IRBuilder, int], None] | None = None
+    ancillary: Mapping[int, Callable[[ir.IRBuilder], Any]] = field(default_factory=dict)
     blocks: dict[int, ir.Block] = field(default_factory=dict)
     found: dict[int, int] = field(default_factory=dict)
 
     def lower(self, instructions: tuple[Instruction, ...], builder: ir.IRBuilder) -> None:
         """Write the whole program at the place of ``builder``."""
         reached = reachable(instructions)
-        self.found = bytes_found(instructions, sorted(reached))
+        self.found = bytes_found(instructions, sorted(reached), self.ancillary)
         function = self.registers.function
         self.blocks = {at: function.append_basic_block(f"bpf.{at}") for at in sorted(leaders(instructions) & reached)}
         for name in sorted(used(instructions[at] for at in reached)):
@@ -117,6 +119,8 @@ class Program:
         match ins.mode:
             case 0x00:  # IMM
                 return I32(ins.k)
+            case 0x20 if ins.k in self.ancillary:
+                return self.ancillary[ins.k](builder)
             case 0x20:  # ABS
                 return self.packet(at, ins, I64(ins.k), builder)
             case 0x40:  # IND: X and k are added in 64 bits, where they cannot wrap round

@@ -7,6 +7,8 @@ function once, for one turn.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -54,8 +56,8 @@ class Turns:
         """Address of the word that keeps a register."""
         return builder.gep(self.function.args[2], [I64(WORDS[name])], source_etype=I32)
 
-    def add(self, expr: Classic) -> int:
-        """Add a program; the number of its start."""
+    def add(self, expr: Classic, ancillary: Mapping[int, int]) -> int:
+        """Add a program; the number of its start.  ``ancillary``: what its loads from beyond every packet find."""
         location = self.classify.debug.location(expr.where, self.subprogram)
         kept = sorted(used(expr.instructions))
         heads: dict[int, int] = {}
@@ -70,7 +72,8 @@ class Turns:
         builder.debug_metadata = location
         source, length, _ = self.function.args
         no, yes = self.ends
-        program = Program(self.classify, self.registers, source, length, yes, no, again)
+        found = {at: partial(_constant, value) for at, value in ancillary.items()}
+        program = Program(self.classify, self.registers, source, length, yes, no, again, found)
         resumptions = {}
         for at, ins in enumerate(expr.instructions):
             for target in ins.targets(at):
@@ -83,3 +86,7 @@ class Turns:
                 resume.store(resume.load(self.word(resume, name)), self.registers[name])
             resume.branch(program.blocks[target])
         return start
+
+
+def _constant(value: int, builder: ir.IRBuilder) -> ir.Value:
+    return I32(value)

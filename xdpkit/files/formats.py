@@ -27,6 +27,8 @@ _LINKTYPE_MASK = 0x03FF_FFFF
 _SECTION, _INTERFACE, _OLD_PACKET, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 2, 3, 6
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _END_OF_OPTIONS, _NAME, _TSRESOL, _TSOFFSET = 0, 2, 9, 14
+#: An option of packets, and one of the values of its lowest two bits.
+_FLAGS, _OUTBOUND = 2, 2
 
 
 class Damaged(Exception):
@@ -34,14 +36,16 @@ class Damaged(Exception):
 
 
 class Record(NamedTuple):
-    """A packet: its link type, nanoseconds since 1970, the bytes captured, its length on the wire, and the name of the
-    interface where it was captured (pcapng; empty where the file does not say)."""
+    """A packet: its link type, nanoseconds since 1970, the bytes captured, its length on the wire, the name of the
+    interface where it was captured (pcapng; empty where the file does not say), and whether it was leaving the host
+    (pcapng; False where the file does not say)."""
 
     linktype: int
     time_ns: int
     data: bytes
     wire_bytes: int
     interface: str = ""
+    outbound: bool = False
 
 
 class Stream(Protocol):
@@ -209,4 +213,18 @@ def _packet(order: str, kind: int, body: bytes, interfaces: list[_Interface], nu
         time_ns = interface.time_ns(high, low)
     if captured > min(len(body) - start, MAX_PACKET_BYTES):
         raise Damaged(f"packet {number} would have {captured:,} bytes")
-    return Record(interface.linktype, time_ns, body[start : start + captured], wire, interface.name)
+    outbound = kind != _SIMPLE and _outbound(order, body, start + (captured + 3 & ~3))
+    return Record(interface.linktype, time_ns, body[start : start + captured], wire, interface.name, outbound)
+
+
+def _outbound(order: str, body: bytes, at: int) -> bool:
+    """Whether the options of a packet, from ``at`` on, say that it was leaving (epb_flags, pack_flags).  Options that
+    cannot be are no damage: the packet is whole, and libpcap does not look at them."""
+    while at + 8 <= len(body):
+        code, size = struct.unpack_from(f"{order}HH", body, at)
+        if code == _END_OF_OPTIONS:
+            break
+        if code == _FLAGS and size == 4:
+            return bool(struct.unpack_from(f"{order}I", body, at + 4)[0] & 3 == _OUTBOUND)
+        at += 4 + (size + 3 & ~3)
+    return False

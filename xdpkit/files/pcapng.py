@@ -52,10 +52,11 @@ def interface(name: str, *, description: str = "", filter_text: str = "", snaple
     return _block(1, struct.pack("=HHI", LINKTYPE_ETHERNET, 0, snaplen) + options + _option(0, b""))
 
 
-def packet(interface_id: int, time_ns: int, data: bytes, wire_bytes: int) -> bytes:
-    """Enhanced Packet Block (4.3) without options."""
+def packet(interface_id: int, time_ns: int, data: bytes, wire_bytes: int, *, outbound: bool | None = None) -> bytes:
+    """Enhanced Packet Block (4.3); ``outbound``: whether the packet left the host, in epb_flags (None: not known)."""
     head = struct.pack("=IIIII", interface_id, time_ns >> 32, time_ns & 0xFFFFFFFF, len(data), wire_bytes)
-    return _block(6, head + data + b"\0" * (-len(data) % 4))
+    options = b"" if outbound is None else _option(2, struct.pack("=I", 2 if outbound else 1)) + _option(0, b"")
+    return _block(6, head + data + b"\0" * (-len(data) % 4) + options)
 
 
 def statistics(interface_id: int, time_ns: int, start_ns: int, counts: InterfaceStatistics) -> bytes:

@@ -24,7 +24,7 @@ class CapturedPacket:
     """A packet of a capture.  ``number``: its place in the file, from 1.  ``data``: the captured bytes.
     ``wire_bytes``: its length on the wire, which is more than len(data) if the capture cut it.  ``time_ns``:
     nanoseconds since 1970.  ``interface``: where it was captured, empty where the file does not say (only pcapng
-    does)."""
+    does).  ``outbound``: the file says that it was leaving the host (only pcapng can)."""
 
     file: str
     number: int
@@ -32,6 +32,7 @@ class CapturedPacket:
     data: bytes
     wire_bytes: int
     interface: str = ""
+    outbound: bool = False
 
     @property
     def cut(self) -> bool:
@@ -88,9 +89,9 @@ def _read(path: Path, name: str, progress: Callable[[int], None], skipped: Skipp
 
 def _packets(name: str, stream: Stream, skipped: Skipped | None) -> Iterator[CapturedPacket]:
     try:
-        for number, (linktype, time_ns, data, wire_bytes, interface) in enumerate(records(stream), 1):
+        for number, (linktype, time_ns, data, wire_bytes, interface, outbound) in enumerate(records(stream), 1):
             if linktype == LINKTYPE_ETHERNET:
-                yield CapturedPacket(name, number, time_ns, data, wire_bytes, interface)
+                yield CapturedPacket(name, number, time_ns, data, wire_bytes, interface, outbound)
             elif skipped is None:
                 said = f"packet {number} has link type {linktype}: only Ethernet (1) can be replayed"
                 raise OSError(0, said, name)

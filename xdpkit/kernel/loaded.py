@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,8 @@ class LoadedProgram:
         self.spread: int = spread
         self.explains: bool = False
         self._rules = pipeline.every_rule
-        self._timed = pipeline.is_timed or bool(pipeline.devices)
+        self._devices = pipeline.devices
+        self._timed = pipeline.is_timed or bool(self._devices)
 
     @property
     def fd(self) -> int:
@@ -152,13 +153,16 @@ class LoadedProgram:
         )
         return verdict[0], ns[0]
 
-    def judge(self, packet: bytes, *, now_ns: int = 0, random: int = 0, ifindex: int = 0) -> tuple[Rule, Verdict]:
+    def judge(
+        self, packet: bytes, *, now_ns: int = 0, random: int = 0, devices: Collection[str] = ()
+    ) -> tuple[Rule, Verdict]:
         """Which rule takes ``packet``, and the verdict it declares: by a test run, which a program that ``explains``
-        answers itself, with the clock, the random bits and the device of the call; else it is read off the counters
-        around the run."""
+        answers itself, with the clock, the random bits and the names of the device of the call; else it is read off the
+        counters around the run."""
         if self.explains:
             if self._timed:
-                values = ffi.new("uint64_t[2]", [now_ns, ifindex << 32 | random])
+                found = sum(1 << n for n, name in enumerate(self._devices) if name in devices)
+                values = ffi.new("uint64_t[3]", [now_ns, random, found])
                 check(lib.xk_map_update(self.map_fd("test_input"), ffi.new("uint32_t *"), values, 0), "clock")
             rule = self._rules[self.test_run(packet)[0] >> 16]
             return rule, rule.action.verdict

@@ -19,13 +19,15 @@ version 1.10 its interpreter finds there what was on the stack; newer ones, and 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
+from .devices import OUTBOUND
 from .expr import Expr
 
-__all__ = ["MAX_TURNS", "Classic", "Instruction", "has_loops", "interpret"]
+__all__ = ["INTERFACE", "MAX_TURNS", "OUTGOING", "PACKET_TYPE", "Classic", "Instruction", "has_loops", "interpret"]
 
 #: Backward jumps that a packet may take.
 MAX_TURNS = 2048
@@ -43,6 +45,10 @@ RET_A = 0x10
 TXA = 0x80
 
 MASK = 0xFFFFFFFF
+#: Loads from here ask Linux about the socket buffer: SKF_AD_PKTTYPE and SKF_AD_IFINDEX (linux/filter.h).
+PACKET_TYPE, INTERFACE = 0xFFFF_F004, 0xFFFF_F008
+#: The packet type of a packet that leaves: PACKET_OUTGOING (linux/if_packet.h).
+OUTGOING = 4
 WIDTHS = {WORD: 4, HALF: 2, BYTE: 1}
 
 
@@ -92,13 +98,37 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Classic(Expr):
-    """The classic BPF program ``instructions``, which came from the tcpdump string ``text``, returns non-zero."""
+    """The classic BPF program ``instructions``, which came from the tcpdump string ``text``, returns non-zero.
+
+    ``interfaces``: the devices that ``ifname`` names; the program knows the first by the number 1, and so on.  Loads
+    from PACKET_TYPE find something only where the program ``asks_direction``, and those from INTERFACE where it names
+    interfaces."""
 
     text: str
     instructions: tuple[Instruction, ...]
+    interfaces: tuple[str, ...] = ()
+    asks_direction: bool = False
 
     def __str__(self) -> str:
         return f"pcap({self.text!r})"
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        return (OUTBOUND,) * self.asks_direction + self.interfaces
+
+    @property
+    def device_choices(self) -> tuple[tuple[str], ...]:
+        """The names that matter to the program, each alone, the last first."""
+        return tuple((name,) for name in reversed(self.device_names))
+
+    def ancillary(self, devices: Collection[str]) -> dict[int, int]:
+        """What loads find that ask about the device, where conditions know it by the names ``devices``."""
+        found = {}
+        if self.asks_direction:
+            found[PACKET_TYPE] = OUTGOING if OUTBOUND in devices else 0
+        if self.interfaces:
+            found[INTERFACE] = next((n for n, name in enumerate(self.interfaces, 1) if name in devices), 0)
+        return found
 
 
 def has_loops(program: tuple[Instruction, ...]) -> bool:
@@ -110,17 +140,22 @@ class Reject(Exception):
     """The program ends with 0."""
 
 
-def interpret(program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None) -> int:
-    """What ``program`` returns for ``frame``; ``wire_len`` is the packet's length where ``frame`` was cut."""
-    return run(program, frame, wire_len=wire_len)[0]
+def interpret(
+    program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None,
+    ancillary: Mapping[int, int] = MappingProxyType({}),
+) -> int:  # fmt: skip
+    """What ``program`` returns for ``frame``; ``wire_len`` is the packet's length where ``frame`` was cut.
+    ``ancillary``: the values of loads from beyond every packet, by their offsets."""
+    return run(program, frame, wire_len=wire_len, ancillary=ancillary)[0]
 
 
 def run(
-    program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None, scratch: int = 0
-) -> tuple[int, int]:
+    program: tuple[Instruction, ...], frame: bytes, *, wire_len: int | None = None, scratch: int = 0,
+    ancillary: Mapping[int, int] = MappingProxyType({}),
+) -> tuple[int, int]:  # fmt: skip
     """What ``program`` returns for ``frame``, and how often it jumped backwards; (0, MAX_TURNS + 1) where too often.
     ``scratch`` is what M[] holds at the start; tests use it to find out whether a program depends on it."""
-    machine = _Machine(frame, len(frame) if wire_len is None else wire_len)
+    machine = _Machine(frame, len(frame) if wire_len is None else wire_len, ancillary)
     machine.memory = [scratch] * SCRATCH_WORDS
     at = turns = 0
     try:
@@ -167,8 +202,8 @@ _JUMPS: dict[int, Callable[[int, int], bool]] = {
 class _Machine:
     """Registers and scratch memory of one run."""
 
-    def __init__(self, frame: bytes, wire_len: int):
-        self.frame, self.wire_len = frame, wire_len
+    def __init__(self, frame: bytes, wire_len: int, ancillary: Mapping[int, int]):
+        self.frame, self.wire_len, self.ancillary = frame, wire_len, ancillary
         self.a = self.x = 0
         self.memory = [0] * SCRATCH_WORDS
 
@@ -184,7 +219,7 @@ class _Machine:
             case 0x00:  # IMM
                 return ins.k
             case 0x20:  # ABS
-                return self.packet(ins.k, ins.size)
+                return self.ancillary[ins.k] if ins.k in self.ancillary else self.packet(ins.k, ins.size)
             case 0x40:  # IND
                 return self.packet(self.x + ins.k, ins.size)
             case 0x60:  # MEM

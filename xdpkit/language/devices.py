@@ -14,7 +14,7 @@ from typing import NoReturn
 from .errors import PipelineError
 from .expr import Expr, Named, Not, here
 
-__all__ = ["INSIDE", "MAX_DEVICES", "OUTSIDE", "SIDES", "OnDevice", "dev", "devices_of"]
+__all__ = ["INSIDE", "MAX_DEVICES", "OUTBOUND", "OUTSIDE", "SIDES", "OnDevice", "dev", "device_name", "devices_of"]
 
 #: Linux's IFNAMSIZ, without the zero at the end.
 MAX_DEVICE_NAME = 15
@@ -22,6 +22,8 @@ MAX_DEVICE_NAME = 15
 MAX_DEVICES = 64
 #: The sides of a bridge, as they stand among the names of devices: no device can have such a name.
 INSIDE, OUTSIDE = SIDES = ("/inside", "/outside")
+#: The packet leaves by the device; it stands among the names of devices as the sides do.
+OUTBOUND = "/outbound"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -29,6 +31,10 @@ class OnDevice(Expr):
     """The packet is judged on one of the devices ``names``; a name of SIDES stands for that side of a bridge."""
 
     names: tuple[str, ...]
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        return self.names
 
     @property
     def needs_brackets(self) -> bool:
@@ -44,7 +50,7 @@ class OnDevice(Expr):
 
 def devices_of(nodes: Iterable[Expr]) -> tuple[str, ...]:
     """The names that conditions ask for, each once, in order."""
-    return tuple(dict.fromkeys(name for node in nodes if isinstance(node, OnDevice) for name in node.names))
+    return tuple(dict.fromkeys(name for node in nodes for name in node.device_names))
 
 
 class DeviceName(Named):
@@ -61,16 +67,16 @@ class DeviceName(Named):
         raise PipelineError("dev.name is no condition: compare it, as in dev.name == 'eth1'", here())
 
     def __eq__(self, name: object) -> Expr:  # type: ignore[override]
-        return OnDevice((_name(name),), where=here())
+        return OnDevice((device_name(name),), where=here())
 
     def __ne__(self, name: object) -> Expr:  # type: ignore[override]
-        return Not(OnDevice((_name(name),), where=here()), where=here())
+        return Not(OnDevice((device_name(name),), where=here()), where=here())
 
     def isin(self, names: Iterable[str]) -> Expr:
         """It is one of ``names``.  PipelineError for what cannot be a device's name, and for none."""
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise PipelineError(f"dev.name.isin wants a list of names, not {names!r}", here())
-        wanted = tuple(dict.fromkeys(map(_name, names)))
+        wanted = tuple(dict.fromkeys(map(device_name, names)))
         if not wanted:
             raise PipelineError("dev.name.isin([]) can never match", here())
         return OnDevice(wanted, where=here())
@@ -117,9 +123,10 @@ class DeviceOf:
         raise PipelineError(f"dev has no {name!r}; it has name, inside, outside", here())
 
 
-def _name(name: object) -> str:
+def device_name(name: object, what: str = "dev.name") -> str:
+    """``name``, which ``what`` compares with; PipelineError if it cannot be the name of a device."""
     if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_DEVICE_NAME or set(name) & set("/:*? \t\n"):
-        said = f"dev.name compares with the name of a device, of at most {MAX_DEVICE_NAME} bytes, not {name!r}"
+        said = f"{what} compares with the name of a device, of at most {MAX_DEVICE_NAME} bytes, not {name!r}"
         hint = ": write each name, as in dev.name.isin(['eth1', 'eth2'])" if "*" in str(name) else ""
         raise PipelineError(said + hint, here())
     return name

@@ -52,6 +52,11 @@ class Expr:
             yield from term.nodes()
 
     @property
+    def device_names(self) -> tuple[str, ...]:
+        """What it asks of the device where the packet is judged: names of :mod:`xdpkit.language.devices`."""
+        return ()
+
+    @property
     def needs_brackets(self) -> bool:
         """Whether the condition, as text, needs brackets next to & or |."""
         return False

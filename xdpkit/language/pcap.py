@@ -18,7 +18,8 @@ import threading
 from functools import cache
 from typing import Any
 
-from .classic import ABS, LD, Classic, Instruction
+from .classic import ABS, INTERFACE, LD, PACKET_TYPE, Classic, Instruction
+from .devices import device_name
 from .errors import NotSupported, PipelineError
 from .expr import Expr, here
 
@@ -40,6 +41,9 @@ DLT_EN10MB = 1
 SNAPLEN = 262_144
 #: Loads from here ask Linux about the socket buffer, not the packet: SKF_AD_OFF .. SKF_AD_MAX (linux/filter.h).
 _ANCILLARY = range(0xFFFF_F000, 0xFFFF_F040)
+#: ``ifname NAME``, also written ``on NAME``: libpcap knows it for the logs of pf(4) only.
+_IFNAME = re.compile(r"(?<![\w.\\-])(?:ifname|on)\s+(?!\()([^\s()!&|]+)")
+_IFINDEX = re.compile(r"(?<![\w.\\-])ifindex\b")
 #: "net 10/8": libpcap's grammar knows "net 10" and "net 10.0/8", but takes a plain number before the slash for a syntax
 #: error.  Such a string is tried once more with the second octet written.
 _ONE_OCTET = re.compile(r"\bnet\s+(\d{1,3})/(\d{1,2})\b")
@@ -77,8 +81,12 @@ def pcap(text: str, *, netmask: str | None = None, optimize: bool = True) -> Exp
     ``optimize=False`` leaves out libpcap's optimizer, and with it the finding that a filter can never match; LLVM
     optimizes what remains.
 
+    ``inbound`` and ``outbound`` say whether the packet arrives at the host or leaves it: packets leave at TC egress,
+    and arrive at all other hooks.  ``ifname NAME`` is the name of the device where the packet is judged, as
+    ``dev.name`` is.
+
     Raises PipelineError with libpcap's words for a string that it cannot parse or that can never match, and
-    NotSupported without libpcap, and for ``inbound``, ``outbound`` and ``ifindex``.
+    NotSupported without libpcap, and for ``ifindex``.
     """
     where = here()
     if not isinstance(text, str) or "\0" in text:
@@ -87,24 +95,23 @@ def pcap(text: str, *, netmask: str | None = None, optimize: bool = True) -> Exp
         mask = int(ipaddress.IPv4Address(netmask)) if netmask is not None else 0
     except ValueError:
         raise PipelineError(f"netmask={netmask!r}: an IPv4 mask such as '255.255.255.0' is wanted", where) from None
+    interfaces = tuple(dict.fromkeys(device_name(name, "ifname") for name in _IFNAME.findall(text)))
+    numbered = _IFNAME.sub(lambda found: f"ifindex {1 + interfaces.index(found[1])}", text)
     try:
         try:
-            program = compile_text(text, mask=mask, optimize=optimize)
+            program = compile_text(numbered, mask=mask, optimize=optimize)
         except ValueError:
-            written_out = _ONE_OCTET.sub(r"net \1.0/\2", text)
-            if written_out == text:
+            written_out = _ONE_OCTET.sub(r"net \1.0/\2", numbered)
+            if written_out == numbered:
                 raise
             program = compile_text(written_out, mask=mask, optimize=optimize)
     except ValueError as error:
         raise PipelineError(f"pcap({text!r}): {error}", where) from None
-    for ins in program:
-        if ins.operation == LD and ins.mode == ABS and ins.k in _ANCILLARY:
-            raise NotSupported(
-                f"{where}: pcap({text!r})",
-                "a field of the kernel's socket buffer (inbound, outbound, ifindex): there is none in the packet; "
-                "attach the pipeline to the device and the direction that is meant",
-            )
-    return Classic(text, program, where=where)
+    asked = {ins.k for ins in program if ins.operation == LD and ins.mode == ABS and ins.k in _ANCILLARY}
+    if not asked <= {PACKET_TYPE, INTERFACE} or (INTERFACE in asked and _IFINDEX.search(text)):
+        said = "a field of the kernel's socket buffer (ifindex): a pipeline knows devices by their names: ifname NAME"
+        raise NotSupported(f"{where}: pcap({text!r})", said)
+    return Classic(text, program, interfaces if INTERFACE in asked else (), PACKET_TYPE in asked, where=where)
 
 
 def compile_text(text: str, *, mask: int = 0, optimize: bool = True) -> tuple[Instruction, ...]:

@@ -231,7 +231,7 @@ def _attach(request: Request, mode: str, hook: str) -> Link:
         metadata=timestamps,
         spread=options.sockets_per_queue,
         device=device if mode == "native" else None,
-        devices=names_of(device, request.side),
+        devices=names_of(device, request.side, mode),
         twin=request.side.twin if request.side is not None else None,
     )
     fd, redirects = -1, None

@@ -21,6 +21,7 @@ from ..kernel.bpfmap import map_id
 from ..kernel.core import check, lib
 from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..language.actions import Mark
+from ..language.devices import OUTBOUND
 from ..language.errors import XdpkitError
 from ..language.metadata import absent_at, refuse_generic
 from ..language.pipeline import Pipeline
@@ -78,9 +79,10 @@ class Side:
     update: Callable[[Built], object]
 
 
-def names_of(device: Device, side: Side | None) -> Mapping[str, int]:
-    """Device indexes by the names that conditions know them by."""
-    return side.names if side is not None else {device.name: device.index}
+def names_of(device: Device, side: Side | None, mode: str) -> Mapping[str, int]:
+    """Device indexes by the names that conditions know them by, where a program is attached in ``mode``."""
+    names = side.names if side is not None else {device.name: device.index}
+    return {**names, OUTBOUND: device.index} if mode == "tc_egress" else names
 
 
 class Link:
@@ -133,13 +135,15 @@ class Link:
     def _warn_of_other_devices(self) -> None:
         """A name in a condition that is none of this link's devices is probably a typing error."""
         own = self._device_indexes()
-        others = [repr(name) for name in self.pipeline.devices if name not in own]
+        others = [repr(name) for name in self.pipeline.devices if name not in own and name != OUTBOUND]
         if others:
             self._note(f"{self.device.name}: rules that ask for dev.name {', '.join(others)} never match here")
+        if OUTBOUND in self.pipeline.devices and OUTBOUND not in own:
+            self._note(f"{self.device.name}: all packets are inbound here; those that leave are seen at tc_egress")
 
     def _device_indexes(self) -> Mapping[str, int]:
         """The devices where the program runs, by the names that conditions know them by."""
-        return names_of(self.device, self._side)
+        return names_of(self.device, self._side, self.attachment.mode)
 
     def __repr__(self) -> str:
         state = "closed" if self._final is not None else "open" if self._lost is None else "lost"

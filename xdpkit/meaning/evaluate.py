@@ -133,7 +133,8 @@ def _(expr: OnDevice, packet: Packet, state: State) -> bool:
 
 @holds.register
 def _(expr: Classic, packet: Packet, state: State) -> bool:
-    return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"]) != 0
+    ancillary = expr.ancillary(packet.devices)
+    return interpret(expr.instructions, packet.frame, wire_len=packet.members["len"], ancillary=ancillary) != 0
 
 
 def within(value: int, intervals: Intervals) -> bool:
