@@ -153,6 +153,7 @@ def test_against_lists_every_difference_with_examples(files):
     text = xdpkit("replay", "other.py", "day.pcap", "--against", "rules.py", cwd=files).stdout
     assert f"{len(lost)} packets: DROP -> PASS" in text
     assert "rules.py:5" in text
+    assert f"day.pcap #{lost[0] + 1}: 192.0.2." in text
     assert "no difference" in xdpkit("replay", "rules.py", "day.pcap", "--against", "rules.py", cwd=files).stdout
 
 

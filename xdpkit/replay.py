@@ -209,10 +209,3 @@ def _compare(found: dict[tuple[str, str], Difference], packet: CapturedPacket, r
     difference.packets += 1
     if len(difference.examples) < EXAMPLES:
         difference.examples.append(packet)
-
-
-def summary(data: bytes) -> str:
-    """One line about a packet, as scapy sums it up."""
-    from scapy.all import Ether  # type: ignore[attr-defined]
-
-    return str(Ether(data).summary())

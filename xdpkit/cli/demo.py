@@ -7,14 +7,13 @@ Two network namespaces joined by a veth pair; one sends DNS, web and unwanted tr
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from scapy.layers.dns import DNS, DNSQR
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.l2 import Ether
-
 from ..lab.lab import Lab, Namespace
+from ..lab.template import checksum, ipv4_frame
 from ..language.pipeline import load_file
 from ..link.attach import Link, attach
 from ..link.ledger import Ledger
@@ -30,15 +29,29 @@ PIPELINE = Path(__file__).with_name("demo_pipeline.py")
 RATE_PPS = 100_000
 
 
+#: A query for the address of example.org (RFC 1035).
+_QUERY = bytes.fromhex("000001000001000000000000") + b"\x07example\x03org\0" + bytes.fromhex("00010001")
+
+
 def templates(source: str, destination: str) -> list[bytes]:
     """Mixed traffic between two MAC addresses: DNS queries, web, ping, and a network that nobody wants."""
-    ether = Ether(src=source, dst=destination)
-    query = UDP(sport=5353, dport=53, chksum=0) / DNS(rd=1, qd=DNSQR(qname="example.org"))
+
+    def udp(sport: int, dport: int, data: bytes) -> bytes:
+        return struct.pack("!4H", sport, dport, 8 + len(data), 0) + data
+
+    def frame(src: str, protocol: int, payload: bytes) -> bytes:
+        ends = {"src_mac": source, "dst_mac": destination, "src": src, "dst": "192.0.2.1"}
+        return ipv4_frame(protocol, payload, **ends)
+
+    pseudo = IPv4Address("198.51.100.8").packed + IPv4Address("192.0.2.1").packed + struct.pack("!HH", 6, 20)
+    syn = struct.pack("!HHIIBBHHH", 40000, 443, 0, 0, 5 << 4, 0x02, 8192, 0, 0)
+    syn = syn[:16] + struct.pack("!H", checksum(pseudo + syn)) + syn[18:]
+    echo = struct.pack("!BBHHH", 8, 0, checksum(b"\x08\0\0\0\0\0\0\0ping"), 0, 0) + b"ping"
     return [
-        bytes(ether / IP(src="198.51.100.7", dst="192.0.2.1") / query),
-        bytes(ether / IP(src="198.51.100.8", dst="192.0.2.1") / TCP(sport=40000, dport=443, flags="S")),
-        bytes(ether / IP(src="203.0.113.9", dst="192.0.2.1") / UDP(sport=1, dport=9) / b"unwanted"),
-        bytes(ether / IP(src="198.51.100.9", dst="192.0.2.1") / ICMP() / b"ping"),
+        frame("198.51.100.7", 17, udp(5353, 53, _QUERY)),
+        frame("198.51.100.8", 6, syn),
+        frame("203.0.113.9", 17, udp(1, 9, b"unwanted")),
+        frame("198.51.100.9", 1, echo),
     ]
 
 

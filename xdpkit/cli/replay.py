@@ -19,7 +19,8 @@ from ..kernel.program import may_load
 from ..language.actions import Verdict
 from ..language.devices import SIDES
 from ..language.rule import Rule
-from ..replay import ENGINES, Replay, replay, summary
+from ..meaning.describe import describe
+from ..replay import ENGINES, Replay, replay
 from ..sockets.workers import open_capture
 from ..terminal import counted, make_console, make_progress, notice, print_table, visible
 
@@ -143,4 +144,4 @@ def _print_replay(
         )  # fmt: skip
         for e in d.examples:
             name = os.path.basename(e.file)
-            console.print(visible(f"    {name} #{e.number}: {summary(e.data)}"), soft_wrap=True)
+            console.print(visible(f"    {name} #{e.number}: {describe(e.data)}"), soft_wrap=True)

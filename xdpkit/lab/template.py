@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-__all__ = ["Template", "udp_frame"]
+__all__ = ["Template", "checksum", "ipv4_frame", "udp_frame"]
 
 
 class Template(NamedTuple):
@@ -33,11 +34,23 @@ def udp_frame(
     """
     if not 42 <= size <= 65549:
         raise ValueError(f"a UDP frame is 42 to 65549 bytes long, not {size}")
-    ip = b"\x45\0" + (size - 14).to_bytes(2, "big") + b"\0\0\0\0\x40\x11\0\0" + IPv4Address(src).packed
-    ip += IPv4Address(dst).packed
-    total = sum(int.from_bytes(ip[i : i + 2], "big") for i in range(0, 20, 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    ip = ip[:10] + ((total + (total >> 16)) & 0xFFFF ^ 0xFFFF).to_bytes(2, "big") + ip[12:]
-    udp = b"".join(word.to_bytes(2, "big") for word in (sport, dport, size - 34, 0))
+    udp = struct.pack("!4H", sport, dport, size - 34, 0) + bytes(size - 42)
+    return Template(ipv4_frame(17, udp, src_mac=src_mac, dst_mac=dst_mac, src=src, dst=dst), 34, 42)
+
+
+def ipv4_frame(protocol: int, payload: bytes, *, src_mac: str, dst_mac: str, src: str, dst: str) -> bytes:
+    """An Ethernet frame with an IPv4 header (RFC 791, without options) in front of ``payload``."""
+    ends = IPv4Address(src).packed + IPv4Address(dst).packed
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0)
+    head = head[:10] + checksum(head + ends).to_bytes(2, "big")
     macs = bytes.fromhex(dst_mac.replace(":", "") + src_mac.replace(":", ""))
-    return Template(macs + b"\x08\0" + ip + udp + bytes(size - 42), 34, 42)
+    return macs + b"\x08\0" + head + ends + payload
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
+    total: int = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF

@@ -147,7 +147,7 @@ class AnyBatch:
         try:
             from scapy.layers import inet, inet6, l2  # noqa: F401  (layers that Ether finds)
         except ImportError as error:
-            raise NotSupported("packets as Scapy's", f"pip install scapy ({error})") from None
+            raise NotSupported("packets as Scapy's", f"pip install xdpkit[scapy] ({error})") from None
         packets: list[ScapyPacket] = []
         for frame, time_ns in zip(self.frames, self.timestamps.tolist(), strict=True):
             packets.append(l2.Ether(bytes(frame)))
