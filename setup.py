@@ -50,6 +50,8 @@ def variants() -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield "reject.bpf.c", defines, f"{hook}_reject.bc"
         if hook != "socket":  # what it hands out is a copy: no packet goes or is held back
             yield "track.bpf.c", defines, f"{hook}_track.bc"
+        if "-DXDP" in defines:
+            yield "checksum.bpf.c", defines, f"{hook}_checksum.bc"
     for source, output in ONCE.items():
         yield source, (), output
 

@@ -7,6 +7,7 @@
 #include "act.h"
 #include "xdp_metadata.h"
 #include "xdp_meta.h"
+#include "checksum.h"
 #include "loop.h"
 #ifdef SHADOW
 #include "shadow.h"
@@ -34,6 +35,12 @@ struct {
 
 const volatile __u32 want_meta = 0;
 const volatile __u32 queues = 1;
+
+/* Packets come here with checksums that their sender left to its device. */
+const volatile __u32 completes = 0;
+
+/* The driver takes VLAN tags out of packets here; the program is bound to its device. */
+const volatile __u32 restores_tags = 0;
 
 /* Sockets of each queue, in each group; flows are spread over them. */
 const volatile __u32 spread = 1;
@@ -190,13 +197,39 @@ static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32
 	return verdict;
 }
 
+/* Put back the VLAN tag that the driver took out: it would not go with a packet that leaves by a device. */
+static __always_inline void restore_tag(struct xdp_md *ctx)
+{
+	__be16 proto = 0, *m;
+	__u16 tci = 0;
+
+	if (!bound || bpf_xdp_metadata_rx_vlan_tag(ctx, &proto, &tci) || bpf_xdp_adjust_head(ctx, -4))
+		return;
+	m = (void *)(long)ctx->data;
+	if ((void *)(m + 8) > (void *)(long)ctx->data_end)
+		return;
+	m[0] = m[2], m[1] = m[3], m[2] = m[4], m[3] = m[5], m[4] = m[6], m[5] = m[7];
+	m[6] = proto, m[7] = bpf_htons(tci);
+}
+
+/* What a packet is to have that leaves by a device, and that is not in its bytes. */
+static __always_inline void finish_packet(struct xdp_md *ctx)
+{
+	if (completes)
+		complete_checksum(ctx);
+	if (restores_tags)
+		restore_tag(ctx);
+}
+
 /* Out of another device.  What its driver then drops is not known here (tracepoint xdp:xdp_devmap_xmit). */
-static __always_inline int forward(struct counter *c, __u32 outcome)
+static __always_inline int forward(struct xdp_md *ctx, struct counter *c, __u32 outcome)
 {
 	int verdict = bpf_redirect_map(&devices, target_of(outcome), flags_of(outcome));
 
-	if (verdict == XDP_REDIRECT)
+	if (verdict == XDP_REDIRECT) {
+		finish_packet(ctx);
 		return verdict;
+	}
 	if (c)
 		c->no_socket++;
 	return fall_back(outcome, verdict);
@@ -205,8 +238,10 @@ static __always_inline int forward(struct counter *c, __u32 outcome)
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
 static __always_inline int transmit(struct xdp_md *ctx)
 {
-	__u16 *m = (void *)(long)ctx->data;
+	__u16 *m;
 
+	finish_packet(ctx);
+	m = (void *)(long)ctx->data;
 	if ((void *)(m + 6) <= (void *)(long)ctx->data_end) {
 		__u16 a = m[0], b = m[1], c = m[2];
 
@@ -264,7 +299,7 @@ int xdpkit(struct xdp_md *ctx)
 	if (MAY(XDP_REDIRECT) && verdict_of(outcome) == XDP_REDIRECT)
 		return redirect(ctx, c, outcome, marks() ? a.mark : 0);
 	if (MAY(FORWARD) && verdict_of(outcome) == FORWARD)
-		return forward(c, outcome);
+		return forward(ctx, c, outcome);
 	if (MAY(XDP_TX) && verdict_of(outcome) == XDP_TX)
 		return transmit(ctx);
 	if (MAY(REJECT) && verdict_of(outcome) == REJECT)

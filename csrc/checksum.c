@@ -7,6 +7,7 @@
  * is right already, it stays.
  *
  * Only the outermost TCP or UDP header behind Ethernet, VLAN tags, IPv4 or IPv6 is looked at, and no fragment.
+ * bpf/checksum.bpf.c does the same for packets that a program sends on; a property test compares the two.
  */
 #include <arpa/inet.h>
 #include <linux/if_ether.h>
@@ -15,8 +16,10 @@
 #include "checksum.h"
 
 #define VLAN_TAGS 2
-#define EXTENSIONS 8 /* headers of IPv6 between the fixed one and TCP or UDP */
+#define EXTENSIONS 6 /* headers of IPv6 between the fixed one and TCP or UDP */
+#define TCP_BYTES 20
 #define TCP_CHECKSUM 16
+#define UDP_BYTES 8
 #define UDP_CHECKSUM 6
 
 /* Where TCP or UDP is, how long it is with its payload, and the sum of its pseudo header. */
@@ -64,7 +67,7 @@ static uint64_t sum_of(const uint8_t *at, size_t size)
 /* Find it in the first `size` bytes of a packet of `length` bytes; 0 if it is not there, or not whole. */
 static int find(const uint8_t *p, uint32_t size, uint32_t length, struct segment *s)
 {
-	uint32_t at = 2 * ETH_ALEN;
+	uint32_t at = 2 * ETH_ALEN, bytes;
 	uint16_t type;
 
 	if (size < ETH_HLEN)
@@ -119,7 +122,8 @@ static int find(const uint8_t *p, uint32_t size, uint32_t length, struct segment
 	s->field = at + (s->protocol == IPPROTO_TCP ? TCP_CHECKSUM : UDP_CHECKSUM);
 	s->pseudo += htons((uint16_t)s->protocol) + (uint64_t)htons((uint16_t)(s->length >> 16)) +
 		     htons((uint16_t)s->length);
-	return size >= s->field + 2 && s->field + 2 <= s->at + s->length && s->at + s->length <= length;
+	bytes = s->protocol == IPPROTO_TCP ? TCP_BYTES : UDP_BYTES;
+	return size >= at + bytes && s->length >= bytes && at + s->length <= length;
 }
 
 int xk_complete_checksum(const struct iovec *parts, uint32_t count)

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from xdpkit.kernel.core import check, lib
 from xdpkit.lab import Port
@@ -38,6 +38,26 @@ GIVE = struct.pack(
 )
 
 
+# vlan_tci at 24; bpf_skb_vlan_pop 19.
+TAG = struct.pack(
+    "=" + "BBhi" * 5,
+    *(0xB7, 0x02, 0, socket.htons(0x8100)),
+    *(0xB7, 0x03, 0, 7),
+    *(0x85, 0x00, 0, 18),
+    *(0xB7, 0x00, 0, -1),  # TCX_NEXT
+    *(0x95, 0x00, 0, 0),
+)
+UNTAG = struct.pack(
+    "=" + "BBhi" * 6,
+    *(0x61, 0x12, 24, 0),  # r2 = skb->vlan_tci
+    *(0xB7, 0x00, 0, 2),  # TCX_DROP
+    *(0x55, 0x02, 2, 7),  # if r2 != 7 skip 2
+    *(0x85, 0x00, 0, 19),
+    *(0xB7, 0x00, 0, -1),
+    *(0x95, 0x00, 0, 0),
+)
+
+
 def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """bpf(2): its result and what became of the attributes."""
     room = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
@@ -49,18 +69,30 @@ def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
 
 
 @contextmanager
-def giving(port: Port) -> Iterator[None]:
-    """What is sent from ``port`` has the metadata that its socket says."""
-    code, licence = ctypes.create_string_buffer(GIVE), ctypes.create_string_buffer(b"GPL")
+def at_tc(port: Port, instructions: bytes, *, egress: bool) -> Iterator[None]:
+    """A program on ``port`` that is not xdpkit's."""
+    code, licence = ctypes.create_string_buffer(instructions), ctypes.create_string_buffer(b"GPL")
     pointers = ctypes.addressof(code), ctypes.addressof(licence)
-    program, _ = bpf(PROG_LOAD, struct.pack("IIQQ", SCHED_CLS, len(GIVE) // 8, *pointers))
+    program, _ = bpf(PROG_LOAD, struct.pack("IIQQ", SCHED_CLS, len(instructions) // 8, *pointers))
     with port.namespace:
-        link = check(lib.xk_link_tcx(program, port.index, True))
+        link = check(lib.xk_link_tcx(program, port.index, egress))
     try:
         yield
     finally:
         os.close(link)
         os.close(program)
+
+
+def giving(port: Port) -> AbstractContextManager[None]:
+    """What is sent from ``port`` has the metadata that its socket says."""
+    return at_tc(port, GIVE, egress=True)
+
+
+@contextmanager
+def in_vlan(port: Port) -> Iterator[None]:
+    """The host on ``port`` is in VLAN 7: what it sends has the tag, beside the frame; what comes without is dropped."""
+    with at_tc(port, TAG, egress=True), at_tc(port, UNTAG, egress=False):
+        yield
 
 
 Sent = tuple[bytes, Metadata]
@@ -77,11 +109,14 @@ def send(port: Port, batch: Iterable[Sent]) -> None:
 
 
 @contextmanager
-def tap(namespace) -> Iterator[int]:
-    """A TAP device "tap0" that is up: native XDP without metadata functions; what is written to it arrives there."""
+def tap(namespace, offloads: bool = False) -> Iterator[int]:
+    """A TAP device "tap0" that is up: native XDP without metadata functions; what is written to it arrives there.
+    With ``offloads``, a struct virtio_net_hdr of 10 bytes stands before each packet."""
     with namespace:
         fd = os.open("/dev/net/tun", os.O_RDWR)
-        fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x1002))  # TUNSETIFF: IFF_TAP | IFF_NO_PI
+        fcntl.ioctl(
+            fd, 0x400454CA, struct.pack("16sH22x", b"tap0", 0x1002 | 0x4000 * offloads)
+        )  # TUNSETIFF: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
     try:
         namespace.run(["ip", "link", "set", "tap0", "up"], check=True)
         yield fd

@@ -1,18 +1,12 @@
 """Forwarding between two devices, and back out of one: frames of one UMEM, on veth.  Every frame's owner is checked."""
 
-import socket
-import struct
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
-from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
-from traffic import frames, number, until
+from traffic import detach_by_force, frames, number, until
 
 from xdpkit import PASS, REDIRECT, Forward, NotSupported, Pipeline, SocketOptions, attach, forward, udp
 from xdpkit.compiler.built import build
-from xdpkit.kernel.core import ffi, lib
 
 
 def dns():
@@ -168,6 +162,48 @@ def test_what_cannot_be_forwarded_is_refused_in_one_line(bridge):
             forward(one, one)
 
 
+def deleted_first(a, far):
+    far.namespace.run(["ip", "link", "del", "dev", far.name])
+
+
+def detached(a, far):
+    detach_by_force(a)
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (deleted_first, "forwarding on a and b: a: the device was deleted"),
+        (detached, "forwarding on a and b: [ab]: the pipeline was detached by force"),
+    ],
+)
+def test_a_forwarder_ends_by_itself_when_a_link_is_lost_and_says_why(bridge, event, said):
+    left, a, _, right = bridge()
+    with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
+        running = forward(one, two)
+        with right.capture() as got:
+            left.send(frames(left, right, range(3)))
+            got.wait(3, timeout=20)
+        assert not running.wait(0)
+        event(a, left)
+        with pytest.raises(OSError, match=said):
+            running.wait(20)
+        assert running.ended
+        with pytest.raises(OSError, match=said):
+            running.close()
+    assert one.ledger().written == 3
+    assert one.ledger().problems() == two.ledger().problems() == ()
+
+
+def test_waiting_for_a_forwarder_ends_when_it_is_closed(bridge):
+    _, a, _, _ = bridge()
+    with a.namespace, attach(DNS, "a", options=SMALL) as one, attach(DNS, "b", options=SMALL) as two:
+        with forward(one, two) as running, ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(running.wait)
+            running.close()
+            assert waiting.result(timeout=10)
+
+
 # ---- FORWARD in the kernel: what the other device does not take ----
 
 
@@ -246,136 +282,3 @@ def test_in_generic_mode_the_ledger_says_what_the_kernel_refused_to_forward(brid
     rows = {row[0].strip(): row[1] for row in link.ledger().rows()}
     assert (rows["forwarded"], rows["device down"], rows["handed over"]) == (20, 10, 10)
     assert link.ledger().problems() == ()
-
-
-# ---- checksums that senders leave to their device ----
-
-ADDRESSES = {4: ("10.0.0.1/24", "10.0.0.2/24"), 6: ("fd00::1/64", "fd00::2/64")}
-
-
-@pytest.fixture
-def hosts(lab):
-    """`hosts(version=4, mtu=1500)`: as `bridge`, with an address on left and on right and all offloads of veth on."""
-
-    def make(version=4, **options):
-        middle = lab.namespace("middle")
-        here, there = ADDRESSES[version]
-        options["offloads"] = True
-        left, a = lab.veth(lab.namespace("left"), middle, names=("left", "a"), addresses=(here, None), **options)
-        b, right = lab.veth(middle, lab.namespace("right"), names=("b", "right"), addresses=(None, there), **options)
-        return left, a, b, right
-
-    return make
-
-
-def exchange(left, right, version, kind, data):
-    """What a server on right sends back of `data` from left: all of it."""
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    address = (ADDRESSES[version][1].partition("/")[0], 5001)
-    with right.namespace:
-        server = socket.socket(family, kind)
-    with left.namespace:
-        client = socket.socket(family, kind)
-    with server, client:
-        server.settimeout(10)
-        client.settimeout(10)
-        server.bind(address)
-        if kind == socket.SOCK_DGRAM:
-            client.sendto(data, address)
-            got, peer = server.recvfrom(65536)
-            server.sendto(got, peer)
-            return client.recv(65536)
-        server.listen()
-        client.connect(address)
-        accepted, _ = server.accept()
-        with accepted:
-            accepted.settimeout(10)
-            sender = threading.Thread(target=client.sendall, args=(data,))
-            sender.start()
-            got = read(accepted, len(data))
-            sender.join()
-            sender = threading.Thread(target=accepted.sendall, args=(got,))
-            sender.start()
-            back = read(client, len(data))
-            sender.join()
-            return back
-
-
-def read(sock, size):
-    got = b""
-    while len(got) < size and (part := sock.recv(1 << 16)):
-        got += part
-    return got
-
-
-def redirects():
-    return Pipeline("all", default=REDIRECT)
-
-
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize(("mode", "mtu"), [("native", 1500), ("native", 9000), ("generic", 9000)])
-def test_tcp_and_udp_cross_a_forwarder_with_default_offloads(hosts, mode, version, mtu):
-    left, a, _, right = hosts(version, mtu=mtu)
-    data = bytes(range(256)) * 2000
-    with a.namespace, attach(redirects(), "a", mode=mode) as one, attach(redirects(), "b", mode=mode) as two:
-        with forward(one, two):
-            assert exchange(left, right, version, socket.SOCK_DGRAM, data[:1201]) == data[:1201]
-            assert exchange(left, right, version, socket.SOCK_STREAM, data) == data
-    for link in (one, two):
-        assert link.ledger().completed > 0
-        assert ("checksums completed", link.ledger().completed) in [row[:2] for row in link.ledger().rows()]
-        assert link.ledger().problems() == ()
-
-
-WIRE = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
-L2 = [WIRE, WIRE / Dot1Q(vlan=3, type=0), WIRE / Dot1AD(vlan=3) / Dot1Q(vlan=4, type=0)]
-L3 = [
-    IP(src="192.0.2.77", dst="198.51.100.3"),
-    IPv6(src="fd00::17", dst="fd00::2"),
-    IPv6(src="fd00::17", dst="fd00::2") / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"1234")]),
-]
-
-
-def pseudo_sum(packet, layer):
-    """What a sender writes into the field that its device will complete."""
-    ip = packet[IP] if IP in packet else packet[IPv6]
-    size, number = len(packet[layer]), 6 if layer is TCP else 17
-    family = socket.AF_INET if IP in packet else socket.AF_INET6
-    head = socket.inet_pton(family, ip.src) + socket.inet_pton(family, ip.dst) + struct.pack("!II", size, number)
-    total = sum(struct.unpack(f"!{len(head) // 2}H", head))
-    return (total & 0xFFFF) + (total >> 16)
-
-
-def completed(packet):
-    data = ffi.new("uint8_t[]", packet)
-    return lib.xk_forward_complete(data, len(packet)), bytes(ffi.buffer(data, len(packet)))
-
-
-@pytest.mark.parametrize("l2", L2, ids=["plain", "VLAN", "QinQ"])
-@pytest.mark.parametrize("l3", L3, ids=["IPv4", "IPv6", "IPv6 options"])
-@pytest.mark.parametrize("layer", [TCP, UDP])
-@pytest.mark.parametrize("size", [0, 1, 18, 1399])
-def test_only_a_checksum_that_was_left_to_the_device_is_completed(l2, l3, layer, size):
-    head = bytes(l2)
-    ethertype = 0x0800 if IP in l3 else 0x86DD
-    packet = Ether(head[:-2] + struct.pack("!H", ethertype) + bytes(l3 / layer(sport=7, dport=9) / (b"x" * size)))
-    good, padding = bytes(packet), b"\xff" * 3
-    field = len(good) - len(packet[layer]) + (16 if layer is TCP else 6)
-    partial = good[:field] + struct.pack("!H", pseudo_sum(packet, layer)) + good[field + 2 :]
-    wrong = good[:field] + struct.pack("!H", pseudo_sum(packet, layer) ^ 1) + good[field + 2 :]
-    assert completed(partial + padding) == (1, good + padding)
-    for other in (good, wrong, partial[:-1], good[: field + 1], good[:20]):
-        assert completed(other) == (0, other)
-
-
-def test_a_link_that_forwards_in_the_kernel_between_veths_says_that_checksums_stay_as_they_are(bridge):
-    _, a, _, _ = bridge()
-    with a.namespace:
-        with attach(wire("b"), "a") as link:
-            (note,) = link.notes
-            assert "FORWARD does not complete TCP and UDP checksums" in note
-            assert "ethtool -K DEV tx off" in note
-        with attach(wire("b"), "a", mode="generic") as link:
-            assert link.notes == ()
-        with attach(DNS, "a") as link:
-            assert link.notes == ()

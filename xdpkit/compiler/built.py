@@ -47,6 +47,8 @@ NEEDS = {
     "socket": ("Linux 5.3: bounded loops", "CONFIG_PACKET"),
     "tc": ("Linux 6.6: tcx links",),
 }
+#: What completing checksums needs of the kernel, at XDP where rules FORWARD or TX.
+CHECKSUMS = "Linux 5.18: bpf_xdp_load_bytes"
 #: What a program with limits, or with tcpdump strings that loop, needs of the kernel at every hook.
 LOOPS = "Linux 5.17: bpf_loop"
 #: The exceptions that zipfile, json and the decoder raise on a file that is damaged or of another kind.
@@ -85,6 +87,7 @@ def needs(pipeline: Pipeline, hook: str) -> tuple[str, ...]:
         *NEEDS.get(hook, ()),
         *([LOOPS] if _loops(pipeline) else []),
         *([REJECTS] if "REJECT" in pipeline.verdicts and hook.startswith("xdp") else []),
+        *([CHECKSUMS] if hook == "xdp" and not pipeline.verdicts.isdisjoint({"FORWARD", "TX"}) else []),
         *([f"{kernel_needs(metadata)}: {', '.join(metadata)}"] if metadata else []),
     )
 

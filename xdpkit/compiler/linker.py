@@ -26,8 +26,9 @@ REACH = (1 << 15) - 1
 LONG_BYTES = 8 * REACH
 #: The program's function in every hook; all others are inlined or dropped.
 ENTRY = "xdpkit"
-#: Functions that the verifier is to follow once by themselves, not where they are called: see bpf/track.bpf.c.
-GLOBAL = ("track_scale", "track_judge", "track_commit")
+#: Functions that the verifier is to follow once by themselves, not where they are called: see bpf/track.bpf.c and
+#: bpf/checksum.bpf.c.
+GLOBAL = {"track": ("track_scale", "track_judge", "track_commit"), "checksum": ("complete_checksum",)}
 
 
 @cache
@@ -55,14 +56,15 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     until the process ends, half a megabyte for each pipeline."""
     context = create_context()
     module = llvm.parse_bitcode(shipped(f"{hook}_shadow.bc" if rules.packet_in_map else f"{hook}.bc"), context)
-    for part in rules.parts:
+    parts = (*rules.parts, *(("checksum",) if rules.sends and hook.startswith("xdp") else ()))
+    for part in parts:
         module.link_in(llvm.parse_bitcode(shipped(f"{hook}_{part}.bc"), context))
     for symbol, template in rules.templates.items():
         module.link_in(copy_of(template, symbol, context))
     generated = llvm.parse_assembly(rules.text, context)
     generated.triple, generated.data_layout = module.triple, module.data_layout
     module.link_in(generated)
-    keep = {ENTRY, *(GLOBAL if "track" in rules.parts else ())}
+    keep = {ENTRY, *(name for part in parts for name in GLOBAL.get(part, ()))}
     for function in module.functions:
         if not function.is_declaration and function.name not in keep:
             function.linkage = "internal"

@@ -52,8 +52,8 @@ class Lowered:
     ``templates``: the copies of templates that it calls, from symbol to template.  ``chained``: how many rules are
     tested one by one.  ``large``: whether these make a large program, which gets fewer of LLVM's passes.  ``tables``:
     the rules that are looked up.  ``packet_in_map``: whether the walk keeps its findings in a map at every hook,
-    because there is a shadow or because many rules read many headers.  ``name`` and ``where``: those of the
-    pipeline."""
+    because there is a shadow or because many rules read many headers.  ``sends``: whether packets may leave by a
+    device, so that XDP completes their checksums.  ``name`` and ``where``: those of the pipeline."""
 
     text: str
     parts: tuple[str, ...]
@@ -62,6 +62,7 @@ class Lowered:
     large: bool
     tables: tuple[TableInfo, ...]
     packet_in_map: bool
+    sends: bool
     name: str
     where: Where
 
@@ -106,6 +107,7 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
         plan.large,
         tuple(rules.tables.made),
         packet_in_map=bool(plan.shadow) or (plan.large and plan.hides_headers),
+        sends=not pipeline.verdicts.isdisjoint({"FORWARD", "TX"}),
         name=pipeline.name,
         where=pipeline.where,
     )

@@ -25,7 +25,7 @@ from pyroute2.netlink import (
 )
 from pyroute2.netlink.exceptions import NetlinkError
 
-__all__ = ["NetlinkError", "ask", "ask_family", "iproute", "oserror", "outside_loop"]
+__all__ = ["NetlinkError", "ask", "ask_family", "family_groups", "iproute", "oserror", "outside_loop"]
 
 T = TypeVar("T")
 
@@ -75,15 +75,27 @@ def _answers(sock: socket.socket, form: type[Any]) -> tuple[list[Any], bool]:
 def ask_family(family: str, message: Any, command: int, attributes: dict[str, int]) -> Any | None:
     """The first message of a generic netlink family's answer; None where the kernel has no such family or command, or
     does not know the object."""
+    message["cmd"], message["version"], message["attrs"] = command, 1, list(attributes.items())
+    try:
+        number = _family(family).get_attr("CTRL_ATTR_FAMILY_ID")
+        return ask(message, number, protocol=NETLINK_GENERIC)[0]
+    except (NetlinkError, IndexError):
+        return None
+
+
+def family_groups(family: str) -> list[Any]:
+    """The multicast groups of a generic netlink family; none where the kernel has no such family."""
+    try:
+        return _family(family).get_attr("CTRL_ATTR_MCAST_GROUPS") or []
+    except (NetlinkError, IndexError):
+        return []
+
+
+def _family(family: str) -> Any:
     control = ctrlmsg()
     control["cmd"], control["version"] = _CTRL_CMD_GETFAMILY, 1
     control["attrs"] = [("CTRL_ATTR_FAMILY_NAME", family)]
-    message["cmd"], message["version"], message["attrs"] = command, 1, list(attributes.items())
-    try:
-        found = ask(control, _GENL_ID_CTRL, protocol=NETLINK_GENERIC)[0]
-        return ask(message, found.get_attr("CTRL_ATTR_FAMILY_ID"), protocol=NETLINK_GENERIC)[0]
-    except (NetlinkError, IndexError):
-        return None
+    return ask(control, _GENL_ID_CTRL, protocol=NETLINK_GENERIC)[0]
 
 
 def outside_loop(call: Callable[[], T]) -> T:

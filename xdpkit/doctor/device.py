@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..device import ethtool, napi, netdev
 from ..device.netdev import Device
 from ..device.netlink import iproute, outside_loop
+from ..kernel.attachment import completes_checksums
 from ..kernel.holders import advice, describe, hold
 from ..language.metadata import offered_names
 from ..sockets.options import KERNEL_HEADROOM, L2_BYTES, NATIVE_FRAME_BYTES
@@ -42,6 +43,7 @@ def examine_device(name: str) -> Iterator[Check]:
     yield from _busy_poll(device)
     yield from _holders(device)
     yield from _offloads(device)
+    yield from _checksums(device)
 
 
 def _link(device: Device) -> Iterator[Check]:
@@ -209,6 +211,16 @@ def _offloads(device: Device) -> Iterator[Check]:
         text = f"the device merges packets ({', '.join(merging)}): drivers refuse native XDP, or XDP sees them merged"
         flags = " ".join(f"{name} off" for name in merging)
         yield Check("merging", "problem", text, f"ethtool -K {device.name} {flags}")
+
+
+def _checksums(device: Device) -> Iterator[Check]:
+    """Senders on the same machine leave checksums to their device; XDP does not see which."""
+    if completes_checksums("native", device.driver):
+        text = (
+            "senders on this machine may leave TCP and UDP checksums to their device: forward() completes them, and so "
+            "do programs in native mode for FORWARD and TX, but not those of SCTP, of fragments and inside tunnels"
+        )
+        yield Check("checksums", "note", text, "for those, at the senders: ethtool -K DEV tx off")
 
 
 def _on(device: Device, feature: str) -> bool:

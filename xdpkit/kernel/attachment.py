@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["TC_MODES", "Attachment", "Got", "ranges"]
+__all__ = ["TC_MODES", "Attachment", "Got", "completes_checksums", "ranges"]
 
 TC_MODES = ("tc_ingress", "tc_egress")
 _SHOWN = {
@@ -58,7 +58,7 @@ class Attachment:
     @property
     def partial_checksums(self) -> bool:
         """Packets may come here with TCP and UDP checksums that their sender left to its device."""
-        return self.mode == "generic" or self.driver in ("veth", "tun")
+        return self.mode == "generic" or completes_checksums(self.mode, self.driver)
 
     def __str__(self) -> str:
         parts = [_NAMES.get(name, name) for name in (self.mode, self.bind) if name]
@@ -81,6 +81,13 @@ class Attachment:
 
 #: An older name.
 Got = Attachment
+
+
+def completes_checksums(mode: str, driver: str | None) -> bool:
+    """Whether a program in this mode completes the TCP and UDP checksums of packets that leave by a device: senders on
+    the same machine leave them to theirs, and what native XDP sends on has lost the mark of it.  In generic mode the
+    socket buffer keeps the mark, so the device that the packet leaves by completes them."""
+    return mode == "native" and driver in ("veth", "tun")
 
 
 def ranges(numbers: Iterable[int]) -> str:

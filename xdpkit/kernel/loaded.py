@@ -48,6 +48,13 @@ def read_counts(fd: int, rules: Sequence[Rule]) -> tuple[RuleCount, ...]:
     return tuple(RuleCount(r, *words[4 * i : 4 * i + 4]) for i, r in enumerate(rules))
 
 
+def read_completed(fd: int) -> int:
+    """The checksums that a program has completed, from the map where it counts them."""
+    out = ffi.new("uint64_t[]", 1)
+    check(lib.xk_counters(fd, 1, 1, out), "completed")
+    return int(out[0])
+
+
 def _words(fd: int, n: int) -> Any:
     out = ffi.new("uint64_t[]", 4 * n)
     check(lib.xk_counters(fd, n, 4, out), "counters")
@@ -123,6 +130,10 @@ class LoadedProgram:
             for theirs in Verdict
         }
         return self._counted(len(self._rules))[first:], {pair: n for pair, n in pairs.items() if n}
+
+    def completed(self) -> int:
+        """TCP and UDP checksums that the program has completed, which senders had left to their device."""
+        return read_completed(self.map_fd("completed")) if self.is_xdp and self.has_map("completed") else 0
 
     def _counted(self, n: int) -> tuple[RuleCount, ...]:
         return read_counts(self.map_fd("counters"), self._rules[:n])

@@ -38,23 +38,26 @@ class Program(LoadedProgram):
     def __init__(
         self, compiled: Compiled, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         maps: Mapping[str, int] = MappingProxyType({}), device: Device | None = None, spread: int = 1,
-        devices: Mapping[str, int] = MappingProxyType({}),
+        devices: Mapping[str, int] = MappingProxyType({}), completes: bool = False,
     ):  # fmt: skip
         """``queues``: entries of the XSKMAP.  ``metadata``: write time and rule in front of redirected packets.
         ``maps``: file descriptors of maps to use for those of these names, instead of new ones; a program with sets
         needs theirs.
         ``device``: where an XDP program will be attached in native mode.  A program whose rules test ``meta.*``, or
         which writes metadata for readers, is bound to that device for good; without a device all metadata is absent.
+        So is one that FORWARDs or transmits, where the driver takes VLAN tags out of packets: it puts them back.
         ``spread``: sockets of each queue.  ``devices``: the indexes of the devices where it will run, by the names that
-        conditions know them by (:mod:`xdpkit.language.devices`).
+        conditions know them by (:mod:`xdpkit.language.devices`).  ``completes``: packets come with checksums that their
+        sender left to its device, and those that leave by one get them (XDP in native mode).
         ``explain``: the program only says which rule it found, for :meth:`judge`; it is not for attaching.
         Raises VerifierError if the kernel refuses the program, NotSupported if it refuses to bind it to the device, and
         OSError if it may not be loaded."""
         super().__init__(compiled.pipeline, compiled.hook, queues=queues, spread=spread)
         self._reader_metadata = compiled.reader_metadata if self.is_xdp else ()
-        asks = bool(self._reader_metadata) or (self.is_xdp and bool(self.pipeline.metadata))
+        self._restores_tags = self.is_xdp and device is not None and restores_tags(self.pipeline, device)
+        asks = bool(self._reader_metadata) or (self.is_xdp and bool(self.pipeline.metadata)) or self._restores_tags
         self._bound_to = device if asks else None
-        code = unbound(compiled.object) if asks and device is None else compiled.object
+        code = unbound(compiled.object) if self.is_xdp and self._bound_to is None else compiled.object
         self.explains = explain
         out = ffi.new("struct xk_program **")
         check(lib.xk_program_open(code, len(code), b"xdpkit", out), "eBPF object")
@@ -72,7 +75,7 @@ class Program(LoadedProgram):
                 for name, value in settings(self.pipeline.tracking).items():
                     check(lib.xk_program_set_u32(self._program, name.encode(), value), name)
             if self.is_xdp:
-                self._configure_xdp(metadata)
+                self._configure_xdp(metadata, completes)
             self._load()
         except BaseException:
             self.close()
@@ -101,13 +104,16 @@ class Program(LoadedProgram):
             if self._lacks(ring, maps):
                 check(lib.xk_copies_prepare(self._program, ring.encode()), ring)
 
-    def _configure_xdp(self, metadata: bool) -> None:
+    def _configure_xdp(self, metadata: bool, completes: bool) -> None:
         """Set what only an XDP program has: sockets, metadata for readers, the device that it is bound to."""
         groups = len(self.pipeline.targets(Redirect))
         check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * self.spread))
         check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
         check(lib.xk_program_set_u32(self._program, b"spread", self.spread))
         check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
+        if self.has_map("completed"):  # a rule may FORWARD or TX
+            check(lib.xk_program_set_u32(self._program, b"completes", int(completes)))
+            check(lib.xk_program_set_u32(self._program, b"restores_tags", int(self._restores_tags)))
         if self._bound_to is not None:
             check(lib.xk_program_bind(self._program, self._bound_to.index))
             check(lib.xk_program_set_u32(self._program, b"bound", 1))
@@ -191,6 +197,11 @@ class Program(LoadedProgram):
 def tai_seconds() -> int:
     """Seconds by which the kernel's TAI clock is ahead of UTC now: 0 where nobody told the kernel of leap seconds."""
     return round(time.clock_gettime(time.CLOCK_TAI) - time.clock_gettime(time.CLOCK_REALTIME))
+
+
+def restores_tags(pipe: Pipeline, device: Device) -> bool:
+    """Whether a program of ``pipe`` in native mode puts VLAN tags back that the driver of ``device`` takes out."""
+    return not pipe.verdicts.isdisjoint({"FORWARD", "TX"}) and "vlan-tag" in device.rx_metadata
 
 
 def may_load() -> bool:

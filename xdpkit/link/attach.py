@@ -24,9 +24,9 @@ from ..compiler import Compiled
 from ..compiler.built import Built, as_built
 from ..device import netdev
 from ..device.netdev import Device, Holder
-from ..kernel.attachment import TC_MODES, Attachment, ranges
+from ..kernel.attachment import TC_MODES, Attachment, completes_checksums, ranges
 from ..kernel.core import check, ffi, lib, text
-from ..kernel.features import require
+from ..kernel.features import has, require
 from ..kernel.holders import advice, describe, hold
 from ..kernel.loaded import LoadedProgram
 from ..language.actions import Mark
@@ -126,7 +126,7 @@ def attach_first(request: Request) -> Link:
     if request.modes == ("af_packet",) and not request.redirects:
         raise ValueError(f"{device.name}: pipeline {pipe.name!r} has no REDIRECT rule, so AF_PACKET would do nothing")
     if request.redirects and request.modes[0] not in ("af_packet", *TC_MODES):
-        _check_mtu(device, request.options)
+        _check_mtu(device, request.options, request.modes[0], pipe)
     walk: list[str] = []
     last: OSError | NotSupported | None = None
     for mode in request.modes:
@@ -206,16 +206,21 @@ def _attach_mode(request: Request, mode: str) -> Link:
         return _attach(request, mode, "socket" if mode == "af_packet" else "tc")
     if request.side is not None and request.side.twin is not None:
         return _attach(request, mode, request.side.twin.program.hook)
-    *first, last = _multi_buffers(request.device, request.options)
+    *first, last = _multi_buffers(request.device, request.options, mode, request.pipeline)
     for frags in first:
         with suppress(OSError):
             return _attach(request, mode, "xdp_frags" if frags else "xdp")
     return _attach(request, mode, "xdp_frags" if last else "xdp")
 
 
-def _multi_buffers(device: Device, options: SocketOptions) -> tuple[bool, ...]:
+def _multi_buffers(device: Device, options: SocketOptions, mode: str, pipe: Pipeline) -> tuple[bool, ...]:
+    """Whether to take packets of several buffers, the ways to try.  In generic mode packets come as the stack has
+    them: merged by GRO, or not yet cut to the MTU by their sender (TSO, GSO), up to 64 KiB."""
     longest = max(device.mtu + L2_BYTES, (device.peer_mtu or 0) + 14)
-    return options.multi_buffers(longest, NATIVE_FRAME_BYTES)
+    ways = options.multi_buffers(longest, NATIVE_FRAME_BYTES)
+    if mode == "generic" and options.multi_buffer == "auto" and "REDIRECT" in pipe.verdicts and not any(ways):
+        return (True, False) if has("AF_XDP multi-buffer") else ways
+    return ways
 
 
 def _attach(request: Request, mode: str, hook: str) -> Link:
@@ -233,6 +238,7 @@ def _attach(request: Request, mode: str, hook: str) -> Link:
         device=device if mode == "native" else None,
         devices=names_of(device, request.side, mode),
         twin=request.side.twin if request.side is not None else None,
+        completes=completes_checksums(mode, device.driver),
     )
     fd, redirects = -1, None
     try:
@@ -359,10 +365,10 @@ def queues_of(device: Device, queues: Iterable[int] | None) -> tuple[int, ...]:
     return wanted
 
 
-def _check_mtu(device: Device, options: SocketOptions) -> None:
+def _check_mtu(device: Device, options: SocketOptions, mode: str, pipe: Pipeline) -> None:
     """OSError EMSGSIZE where the MTU is too large for the frames of AF_XDP sockets."""
     try:
-        if not any(_multi_buffers(device, options)):
+        if not any(_multi_buffers(device, options, mode, pipe)):
             options.chunk_for(device.mtu + L2_BYTES)
     except ValueError as error:
         largest = options.room() - L2_BYTES

@@ -19,7 +19,8 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import RLock
 from types import TracebackType
 from typing import Literal
 
@@ -198,13 +199,14 @@ class _BridgeRequest:
     binds: tuple[str, ...]
     timestamps: bool
     options: SocketOptions
+    lock: RLock = field(default_factory=RLock)
 
     def side(self, number: int, twin: Link | None) -> Side:
         """How a link is told that it is side 0 or 1."""
         inside, outside = self.devices
         names = {inside.name: inside.index, outside.name: outside.index, INSIDE: inside.index, OUTSIDE: outside.index}
         other = self.devices[1 - number].index
-        return Side({**names, OTHER: other}, twin._ruleset if twin is not None else None, _not_yet)
+        return Side({**names, OTHER: other}, twin._ruleset if twin is not None else None, _not_yet, self.lock)
 
     def link(self, number: int, twin: Link | None) -> Request:
         """How a link is attached."""
@@ -240,7 +242,7 @@ def _left_open(names: BridgeNames, request: _BridgeRequest) -> tuple[Link, Link]
             if link.device.index != request.devices[number].index or link.attachment.mode not in request.modes:
                 said = f"a bridge in mode {link.attachment.mode} is there, on {link.device.name}"
                 raise OSError(errno.EBUSY, f"{said}: take it away first (xdpkit.detach_bridge)")
-            link._side = request.side(number, None)
+            link._side, link._lock = request.side(number, None), request.lock
             queues = () if link.attachment.mode == "tc_ingress" else queues_of(link.device, None)
             link._attached.attachment = replace(link.attachment, queues=queues, timestamps=request.timestamps)
             link._attached.binds = request.binds

@@ -19,6 +19,7 @@ goes past: the C core completes them, and the ledger counts them as ``checksums 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,12 +29,14 @@ from typing import Any
 from ..device.placement import place
 from ..kernel.core import check, ffi, lib
 from ..language.errors import NotSupported
-from ..sockets.options import Wait
+from ..sockets.options import L2_BYTES, Wait
 from ..sockets.queues import Queues, Setup, open_first, open_socket, open_umem, setups
 from ..sockets.sockets import Sockets
 from ..sockets.umem import Pool
 from ..sockets.workers import WorkerStats, wait_number, worker_stats
-from .link import Link
+from . import offloads
+from .link import CHECK_SECONDS, Link
+from .watcher import Watcher
 
 __all__ = ["Forwarder", "forward"]
 
@@ -55,7 +58,7 @@ def forward(a: Link, b: Link, *, wait: Wait = "adaptive", cpus: Sequence[int] | 
             f"{a.device.name} has sockets on {at_a} queues and {b.device.name} on {at_b}: "
             "choose as many (attach(queues=...))"
         )
-    if a.program.frags != b.program.frags:
+    if _takes_several(a) != _takes_several(b):
         raise ValueError(
             f"only one of {a.device.name} and {b.device.name} takes packets of several buffers: "
             "give both the same MTU, or SocketOptions(multi_buffer=...)"
@@ -65,7 +68,8 @@ def forward(a: Link, b: Link, *, wait: Wait = "adaptive", cpus: Sequence[int] | 
 
 class Forwarder:
     """What :func:`forward` started.  ``close()`` is idempotent: it stops the inflow, sends what waits, closes the
-    sockets."""
+    sockets.  It ends by itself when a link is lost (:attr:`xdpkit.Link.lost`): :meth:`wait` and ``close()`` then raise
+    the OSError that says why."""
 
     def __init__(self, a: Link, b: Link, wait: int, cpus: Sequence[int] | None):
         self._links = (a,) if a is b else (a, b)
@@ -74,21 +78,34 @@ class Forwarder:
         self._sockets: list[Sockets] = []
         self._threads: list[Any] = []
         self._final: tuple[list[WorkerStats], list[WorkerStats]] | None = None
+        self._watcher: Watcher | None = None
+        self._failed: OSError | None = None
+        self._over = threading.Event()
         queues = a.attachment.queues
         if cpus is not None and len(cpus) != len(queues):
             raise ValueError(f"{len(cpus)} cpus for {len(queues)} pairs of queues: one each is wanted")
         try:
             both = set(setups(b._attached))
             tries = [setup for setup in setups(a._attached) if setup in both] or list(setups(b._attached))[-1:]
+            tries = [replace(setup, multi_buffer=_takes_several(a)) for setup in tries]
             self._queues, setup, refused = open_first(tries, self._open)
             for link, opened in zip(self._links, self._queues, strict=True):
                 attachment = opened.attachment(link.attachment, setup, refused)
                 link._attached.attachment = replace(attachment, shared_umem=True)
                 self._sockets.append(link._open_sockets(opened))
+            self._warn()
             self._start(wait, place(a.device, queues) if cpus is None else cpus)
+            self._watcher = Watcher([link.device.index for link in self._links], self._look, CHECK_SECONDS)
         except BaseException:
             self.close()
             raise
+
+    def _warn(self) -> None:
+        for link in self._links:
+            if link.attachment.mode == "generic":
+                link._note(offloads.merged(link.device))
+            if (text := offloads.tags_lost(link.device)) is not None:
+                link._note(text)
 
     def _open(self, setup: Setup) -> list[Queues]:
         """A pool for each pair of queues: frames for FILL, RX and TX of both."""
@@ -123,13 +140,41 @@ class Forwarder:
         for number, link in enumerate(self._links):
             link._counts_completed(partial(self._completed, number))
 
+    def _look(self) -> None:
+        """End, where a link is lost or a thread has ended on an error; the watcher calls this."""
+        for link in self._links:
+            link._look()
+            if link._lost is not None:
+                self._fail(link._lost.errno or 0, str(link._lost.strerror))
+        if error := self.stats().error:
+            self._fail(error, os.strerror(error))
+        if self._failed is not None:
+            for thread in self._threads:
+                lib.xk_forward_stop(thread)
+            self._over.set()
+
+    def _fail(self, number: int, why: str) -> None:
+        names = " and ".join(link.device.name for link in self._links)
+        self._failed = self._failed or OSError(number, f"forwarding on {names}: {why}")
+
     def _completed(self, direction: int) -> int:
         return self.stats(direction).completed
 
     @property
     def ended(self) -> bool:
-        """It has stopped."""
-        return not self._threads
+        """It has stopped: it was closed, or a link was lost."""
+        return self._over.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it has ended, or ``timeout`` seconds (None: for ever) are over; whether it has ended.  OSError says why
+        it ended by itself: a link was lost, or a thread met an error."""
+        self._over.wait(timeout)
+        self._raise_if_failed()
+        return self.ended
+
+    def _raise_if_failed(self) -> None:
+        if self._failed is not None:
+            raise OSError(self._failed.errno, self._failed.strerror)
 
     def frames(self) -> list[dict[str, int]]:
         """Where the frames of each pair of queues are; see :meth:`Pool.frames`.  They sum when nothing moves."""
@@ -151,7 +196,10 @@ class Forwarder:
 
     def stop(self) -> None:
         """Stop the inflow, send what waits in the RX rings, end the threads; idempotent."""
-        if self.ended:
+        self._over.set()
+        if self._watcher is not None:
+            self._watcher.close()
+        if not self._threads:
             return
         for sockets in self._sockets:
             sockets.stop_inflow()
@@ -164,20 +212,20 @@ class Forwarder:
             final[0].append(worker_stats(there))
             final[1].append(worker_stats(back))
         self._final, self._threads = final, []
+        if error := self.stats().error:
+            self._fail(error, os.strerror(error))
         for number, sockets in enumerate(self._sockets):
             sockets._ended(_Direction.name, self.stats(number))
 
     def close(self) -> None:
-        """Stop, and close the sockets; OSError if a thread ended on an error."""
+        """Stop, and close the sockets; OSError if a link was lost or a thread ended on an error."""
         try:
             self.stop()
             for sockets in self._sockets:
                 sockets.close()
         finally:
             _close(self._queues)
-        if self._final is not None and (error := self.stats().error):
-            names = " and ".join(link.device.name for link in self._links)
-            raise OSError(error, f"forwarding on {names}: {os.strerror(error)}")
+        self._raise_if_failed()
 
     def __enter__(self) -> Forwarder:
         return self
@@ -186,6 +234,14 @@ class Forwarder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _takes_several(link: Link) -> bool:
+    """Packets of several buffers go through: not where only the stack makes them, in generic mode.  Those are longer
+    than the other device's MTU, and what cannot be sent on is better lost where it is counted."""
+    options = link.options
+    only_merged = link.attachment.mode == "generic" and options.multi_buffer == "auto"
+    return link.program.frags and not (only_merged and link.device.mtu + L2_BYTES <= options.room())
 
 
 class _Direction:
@@ -198,7 +254,7 @@ class _Direction:
 
     @property
     def ended(self) -> bool:
-        return self._forwarder.ended
+        return not self._forwarder._threads
 
     def stats(self) -> WorkerStats:
         return self._forwarder.stats(self._number)

@@ -237,6 +237,7 @@ class Ledger:
             rows += self._forwarding_rows() if self.attachment.mode in ("native", "generic") else []
         if any(r.verdict == "REDIRECT" for r in self.rules) or self.redirected:
             rows += [("redirected", self.redirected, "")]
+            longer = "merged (GRO), or not yet cut (TSO)" if self.attachment.mode == "generic" else "larger chunk_size"
             if self.no_socket:
                 rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
             if self.earlier:
@@ -244,7 +245,7 @@ class Ledger:
             rows += [
                 ("  FILL empty", self.fill_empty, _lost(self.fill_empty, "slow, or frames are held: larger ring_size")),
                 ("  RX ring full", self.rx_ring_full, _lost(self.rx_ring_full, _slow(self.ring_full_on))),
-                ("  longer than a frame", self.too_long, _lost(self.too_long, "larger chunk_size")),
+                ("  longer than a frame", self.too_long, _lost(self.too_long, longer)),
             ]
             if self.waiting or not self.final:
                 rows += [("  waiting in RX ring", self.waiting, "")]

@@ -16,10 +16,11 @@ from ..compiler import Compiled
 from ..compiler.built import Built, as_built
 from ..device import netdev
 from ..device.netdev import Device, State
-from ..kernel.attachment import Attachment, ranges
+from ..kernel.attachment import Attachment, completes_checksums, ranges
 from ..kernel.bpfmap import map_id
 from ..kernel.core import check, lib
 from ..kernel.loaded import LoadedProgram, PinnedProgram
+from ..kernel.program import restores_tags
 from ..language.actions import Mark
 from ..language.devices import OUTBOUND
 from ..language.errors import XdpkitError
@@ -35,6 +36,7 @@ from ..sockets.queues import Queues
 from ..sockets.sockets import Copies, Sockets
 from ..sockets.xsk import SocketStats
 from ..sockets.zerocopy import check_zerocopy
+from . import offloads
 from .events import Event, Events
 from .ledger import Ledger, LedgerRule, ShadowLedger
 from .pin import LinkPin, Record, Turns, link_program
@@ -43,6 +45,7 @@ from .redirects import RedirectCounter
 from .ruleset import Ruleset, refuse_sides
 from .sweeper import Sweeper
 from .tally import Forwarding, RuleTotal, Tally, totals
+from .watcher import Watcher
 
 __all__ = ["Link", "Update", "open_link", "redirect_counter"]
 
@@ -72,11 +75,13 @@ class Update:
 class Side:
     """A link as one side of a bridge.  ``names``: the indexes of both devices by all their names, the sides' among
     them, and of the other one as OTHER.  ``twin``: the ruleset on the other device, with which this one shares what
-    rules remember; None for the side that has it by itself.  ``update``: puts the next pipeline on both."""
+    rules remember; None for the side that has it by itself.  ``update``: puts the next pipeline on both.  ``lock``: of
+    both, because each may put the pipeline again on both, from a thread of its own."""
 
     names: Mapping[str, int]
     twin: Ruleset | None
     update: Callable[[Built], object]
+    lock: RLock
 
 
 def names_of(device: Device, side: Side | None, mode: str) -> Mapping[str, int]:
@@ -101,7 +106,9 @@ class Link:
         self.options: SocketOptions = options
         self._attached = Attached(device, ruleset.program, attachment, binds, options, self.check)
         self._fd = fd
-        self._lock = RLock()  # around what counts: an update moves counts from program to tally
+        self._lock = (
+            side.lock if side is not None else RLock()
+        )  # around what counts: an update moves counts from program to tally
         self._tally, self._updates = Tally(), 0
         self._redirects = redirects
         self._presence = Presence(device, attachment.mode, fd)
@@ -120,17 +127,18 @@ class Link:
         self._start = time.monotonic()
         self._final: Ledger | None = None
         self._sweeper: Sweeper | None = None
-        self._sweeps()
-        self._warn_of_partial_checksums()
+        self._watcher: Watcher | None = None
+        here = not isinstance(ruleset.program, PinnedProgram)  # who attached it looks after it
+        if here and attachment.mode == "native" and device.driver == "veth":  # new queues have no program there
+            self._watcher = Watcher([device.index], self._look)
+        try:
+            self._sweeps()
+        except BaseException:
+            self._end_threads()
+            raise
+        if attachment.mode == "generic" and "FORWARD" in self.pipeline.verdicts:
+            self._note(offloads.merged(device))
         self._warn_of_other_devices()
-
-    def _warn_of_partial_checksums(self) -> None:
-        at = self.attachment
-        if at.mode == "native" and at.partial_checksums and "FORWARD" in self.pipeline.verdicts:
-            self._note(
-                f"{self.device.name}: FORWARD does not complete TCP and UDP checksums that senders on this machine "
-                "leave to their device: turn that off where they send (ethtool -K DEV tx off), or use forward()"
-            )
 
     def _warn_of_other_devices(self) -> None:
         """A name in a condition that is none of this link's devices is probably a typing error."""
@@ -207,12 +215,23 @@ class Link:
 
         Raises OSError when the pipeline is no longer on the device (:attr:`lost`): ENODEV where the device is gone or
         moved, ENOLINK where the link was detached or its program replaced.  Readers of packets call it by themselves; a
-        program that only filters should, every second or so.  Cheap to call often: it looks twice a second at most."""
+        program that only filters should, every second or so.  Cheap to call often: it looks twice a second at most.
+
+        In native mode on veth, a thread looks whenever the kernel says that the device has changed."""
         if self._lost is not None:
             raise OSError(self._lost.errno, self._lost.strerror)
         if time.monotonic() < self._next_check or not self._lock.acquire(blocking=False):
             return
         try:
+            self._look()
+        finally:
+            self._lock.release()
+        if self._lost is not None:
+            raise OSError(self._lost.errno, self._lost.strerror)
+
+    def _look(self) -> None:
+        """What :meth:`check` does, now, and without an error: what is lost is in ``_lost``."""
+        with self._lock:
             self._next_check = time.monotonic() + CHECK_SECONDS
             if self._final is None and self.lost is None:
                 state = self._presence.state(self.program)
@@ -221,10 +240,6 @@ class Link:
                     self._note(str(state.strerror))
                 elif state is not None:
                     self._follow(state)
-        finally:
-            self._lock.release()
-        if self._lost is not None:
-            raise OSError(self._lost.errno, self._lost.strerror)
 
     def _follow(self, state: State) -> None:
         """Say what of the device has changed, and put the program on queues that it is not on."""
@@ -320,6 +335,7 @@ class Link:
             built, old.program.hook, queues=self.device.rx_queues, metadata=self.attachment.timestamps, before=old,
             device=self.device if self.attachment.mode == "native" else None,
             spread=old.program.spread, devices=self._device_indexes(), twin=twin,
+            completes=completes_checksums(self.attachment.mode, self.device.driver),
         )  # fmt: skip
         try:
             if self._sockets is not None:
@@ -355,7 +371,7 @@ class Link:
         absent = absent_at(self.attachment.mode, self.device.rx_metadata, fields)
         self._attached.attachment = replace(self.attachment, absent=absent)
         check(lib.xk_quiesce())  # no packet is with the old program any more: its counts are final
-        self._tally.keep(old.program.counts())
+        self._tally.keep(old.program.counts(), old.program.completed())
         self._updates += 1
         if self._pin is not None:
             self._pin.write(self._record(self._pin, new), new)
@@ -473,8 +489,8 @@ class Link:
         refuse_generic(pipe.metadata, self.attachment.mode, self.device.name)
         if self.attachment.bind == "zerocopy":
             check_zerocopy(self.device, pipe)
-        is_bound = self.attachment.mode == "native" and (pipe.metadata or self.attachment.rx_metadata)
-        if is_bound and namespace_id() != self._namespace:
+        binds = pipe.metadata or self.attachment.rx_metadata or restores_tags(pipe, self.device)
+        if binds and self.attachment.mode == "native" and namespace_id() != self._namespace:
             raise OSError(errno.ENODEV, f"{self.device.name}: to bind a program to it, enter its network namespace")
 
     def _sweeps(self) -> None:
@@ -483,6 +499,11 @@ class Link:
             return  # the other side of the bridge does it
         if self._sweeper is None and Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets):
             self._sweeper = Sweeper(self._sweep)
+
+    def _end_threads(self) -> None:
+        for helper in (self._watcher, self._sweeper):
+            if helper is not None:
+                helper.close()
 
     def _sweep(self) -> None:
         with self._lock:
@@ -583,7 +604,7 @@ class Link:
             rules=rules,
             totals=self._tally.totals + totals(counts),
             updates=self._updates,
-            completed=sum(count() for count in self._completed),
+            completed=self._tally.completed + self.program.completed() + sum(count() for count in self._completed),
             mirrored=mirrored.received + mirrored.unread,
             mirror_full=mirrored.rx_ring_full,
             forwarding=self._redirects.counts() if self._redirects is not None else Forwarding(),
@@ -638,8 +659,7 @@ class Link:
         device; its ledger is not final then."""
         if self._final is not None:
             return
-        if self._sweeper is not None:
-            self._sweeper.close()
+        self._end_threads()
         try:
             for sockets in (self._copies, self._sockets):
                 if sockets is not None:

@@ -37,7 +37,7 @@ from ..files.output import write_whole
 from ..kernel.attachment import Attachment
 from ..kernel.bpfmap import Map, mount_bpffs
 from ..kernel.core import check, ffi, lib
-from ..kernel.loaded import read_counts
+from ..kernel.loaded import read_completed, read_counts
 from ..language.errors import PipelineError
 from ..sets.columns import Columns
 from .ruleset import Ruleset
@@ -83,7 +83,9 @@ class Record:
         fields = {name: getattr(self, name) for name in self.__slots__}
         counted = {name: asdict(total) for name, total in self.tally.rules.items()}
         fields["attachment"] = asdict(self.attachment)
-        fields["tally"] = {"totals": asdict(self.tally.totals), "rules": counted}
+        fields["tally"] = {
+            "totals": asdict(self.tally.totals), "rules": counted, "completed": self.tally.completed,
+        }  # fmt: skip
         return json.dumps({"format": FORMAT, **fields})
 
     @classmethod
@@ -97,7 +99,7 @@ class Record:
                 key: tuple(v) if isinstance(v, list) else v for key, v in fields["attachment"].items()
             }
             tally = Tally()
-            tally.totals = Totals(**fields["tally"]["totals"])
+            tally.totals, tally.completed = Totals(**fields["tally"]["totals"]), fields["tally"]["completed"]
             tally.rules = {name: RuleTotal(**total) for name, total in fields["tally"]["rules"].items()}
             dropped, missed = fields["device_dropped"]
             return cls(**{**fields, "attachment": Attachment(**got), "tally": tally,
@@ -300,7 +302,10 @@ class LinkPin:
             old = self._record("record")
             pipe = self._pipelines(old).pipeline
             counters = stack.enter_context(Map.open(str(self.pins / "counters")))
-            tally.keep(read_counts(counters.fd, pipe.outcomes))
+            completed = 0
+            with suppress(FileNotFoundError):  # no rule forwards
+                completed = read_completed(stack.enter_context(Map.open(str(self.pins / "completed"))).fd)
+            tally.keep(read_counts(counters.fd, pipe.outcomes), completed)
         return tally
 
 

@@ -50,13 +50,16 @@ class Ruleset:
         self, built: Built, hook: str, *, queues: int = 1, metadata: bool = False, explain: bool = False,
         before: Ruleset | None = None, device: Device | None = None, spread: int = 1,
         devices: Mapping[str, int] = MappingProxyType({}), tables: FlowMaps | None = None,
-        twin: Ruleset | None = None,
+        twin: Ruleset | None = None, completes: bool = False,
     ):  # fmt: skip
-        """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``, ``devices``: as
-        for Program.  ``tables``: those of another ruleset, which closes them, to share its connections.  ``twin``: the
-        ruleset of the same pipeline on the other device of a bridge, with which this one shares all that rules
-        remember; close this one first.  Raises what Program raises, PipelineError for members and sets that do not
-        fit, OSError for a device to forward to that is not there, NotSupported for one without Ethernet."""
+        """``before``: the ruleset that this one will follow, of the same hook.  ``device``, ``spread``, ``devices``,
+        ``completes``: as for Program.  ``tables``: those of another ruleset, which closes them, to share its
+        connections.  ``twin``: the ruleset of the same pipeline on the other device of a bridge, with which this one
+        shares all that rules remember; close this one first.  Raises what Program raises, PipelineError for members and
+        sets that do not fit, OSError for a device to forward to that is not there, NotSupported for one without
+        Ethernet."""
+        compiled = built.compiled(hook)
+        built = replace(built, programs={**built.programs, hook: compiled})  # to put it in place again
         self._prepare(built, explain)
         try:
             specs = (
@@ -75,7 +78,7 @@ class Ruleset:
                 reuse |= self._flows(before, tables)
             targets = [devices[OTHER] if name == OTHER else _device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
-                built.compiled(hook),
+                compiled,
                 queues=queues,
                 metadata=metadata,
                 explain=explain,
@@ -83,6 +86,7 @@ class Ruleset:
                 device=device,
                 spread=spread,
                 devices=devices,
+                completes=completes,
             )
             self._closing.callback(self.program.close)
             for number, ifindex in enumerate(targets if hook != "socket" else ()):  # a filter forwards nothing

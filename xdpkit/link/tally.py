@@ -94,11 +94,12 @@ class Tally:
     """What earlier programs of a link counted."""
 
     def __init__(self) -> None:
-        self.totals = Totals()
+        self.totals, self.completed = Totals(), 0
         self.rules: dict[str, RuleTotal] = {}
 
-    def keep(self, counts: Iterable[RuleCount]) -> None:
-        """Add the final counts of a program that runs no more."""
+    def keep(self, counts: Iterable[RuleCount], completed: int) -> None:
+        """Add the final counts of a program that runs no more: of its rules, and of checksums that it completed."""
+        self.completed += completed
         counts = tuple(counts)
         self.totals += totals(counts)
         for c in counts:

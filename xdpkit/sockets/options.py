@@ -84,10 +84,10 @@ class SocketOptions:
     ``need_wakeup``: the driver may sleep until it is woken (auto: on); ``busy_poll``: the socket's reader runs the
     driver (SO_PREFER_BUSY_POLL; auto: off), for ``busy_poll_us`` microseconds and ``busy_poll_budget`` packets a time;
     ``huge_pages``: UMEM in huge pages (auto: off); ``multi_buffer``: packets that need several frames (auto: on where
-    the MTU needs it); ``shared_umem``: one UMEM for all queues (auto: off); ``unaligned``: frames at any address
-    (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: off).  With ``unaligned`` in copy mode, and no ``chunk_size``, frames have
-    2112 bytes where 2048 would do: short packets that are only counted come faster, packets that are read come more
-    slowly.
+    the MTU needs it, and in generic mode); ``shared_umem``: one UMEM for all queues (auto: off); ``unaligned``: frames
+    at any address (XDP_UMEM_UNALIGNED_CHUNK_FLAG; auto: off).  With ``unaligned`` in copy mode, and no ``chunk_size``,
+    frames have 2112 bytes where 2048 would do: short packets that are only counted come faster, packets that are read
+    come more slowly.
 
     ``sockets_per_queue``: sockets that share a queue; flows are spread over them.  ``checksum``: room for TX metadata,
     so that ``send(checksum=...)`` can request checksums.  ``tx_timestamp``, a switch (auto: off): the same for
