@@ -94,7 +94,8 @@ class Tally:
     """What earlier programs of a link counted."""
 
     def __init__(self) -> None:
-        self.totals, self.completed = Totals(), 0
+        self.totals: Totals = Totals()
+        self.completed: int = 0
         self.rules: dict[str, RuleTotal] = {}
 
     def keep(self, counts: Iterable[RuleCount], completed: int) -> None:
