@@ -267,10 +267,10 @@ def no_xdp(monkeypatch):
     """A kernel that has neither XDP nor tcx for any device."""
     real = attaching._attach
 
-    def fake(built, device, mode, *rest):
+    def fake(request, mode, *rest):
         if mode != "af_packet":
             raise OSError(errno.EOPNOTSUPP, f"no {mode} here")
-        return real(built, device, mode, *rest)
+        return real(request, mode, *rest)
 
     monkeypatch.setattr(attaching, "_attach", fake)
 
