@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import threading
+from contextlib import ExitStack
 from random import Random
 
 import pytest
@@ -17,7 +18,7 @@ from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from strategies import again, examples, make_frame
 from traffic import take, until
 
-from xdpkit import DROP, PASS, REDIRECT, TX, Forward, Pipeline, attach, compile_pipeline, forward, udp
+from xdpkit import DROP, PASS, REDIRECT, TX, Forward, Pipeline, attach, bridge, compile_pipeline, forward, udp
 from xdpkit.compiler.built import needs
 from xdpkit.device import ethtool
 from xdpkit.doctor.device import examine_device
@@ -199,6 +200,26 @@ def test_tagged_tcp_crosses_a_bridge_in_the_kernel_and_keeps_its_tag(hosts, mode
             assert one.notes == two.notes == ()
     for link in (one, two):
         assert (link.ledger().completed > 0) is (mode == "native")
+
+
+@pytest.mark.needs("tcx", "VLAN kfunc")
+@pytest.mark.parametrize("tagged", [False, True])
+@pytest.mark.parametrize("mode", ["native", "tc_ingress"])
+def test_tcp_crosses_a_ruleset_between_two_devices_with_default_offloads(hosts, mode, tagged):
+    left, a, _, right = hosts()
+    pipe = Pipeline("wire", default=PASS)
+    pipe.rule(udp.dport == 9, DROP, name="discard")
+    with ExitStack() as stack:
+        if tagged:
+            stack.enter_context(in_vlan(left))
+            stack.enter_context(in_vlan(right))
+        with a.namespace, bridge(pipe, inside="a", outside="b", mode=mode) as joined:
+            all_crosses(left, right)
+            joined.update(pipe)
+            all_crosses(left, right)
+        assert joined.notes == ()
+    assert joined.ledger().problems() == ()
+    assert (joined.ledger().completed > 0) is (mode == "native")
 
 
 def tag_in_frame(*ports, beside):
