@@ -227,3 +227,42 @@ def test_wrong_usage_has_status_2(veth_pair, tmp_path):
     for extra in (["--canary", "192.0.2.1"], ["--max-drop", "half", "--confirm", "9"], ["--mode", "fast"]):
         done = xdpkit(veth_pair[1], "firewall", "apply", file, "-i", veth_pair[1].name, *extra)
         assert done.returncode == 2, done.stderr
+
+
+def test_a_bridge_is_guarded_exchanged_and_taken_away(lab, tmp_path, monkeypatch):
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    middle = lab.namespace("middle")
+    left, inside = lab.veth(lab.namespace("left"), middle, names=("left", "a"))
+    outside, right = lab.veth(middle, lab.namespace("right"), names=("b", "right"))
+    file = tmp_path / "rules.py"
+    file.write_text(RULES.format(port=53))
+    where = ["--inside", inside.name, "--outside", outside.name]
+    done = xdpkit(inside, "firewall", "apply", file, *where)
+    assert done.returncode == 0, done.stderr
+    assert "edge is in force on a and b, attached" in done.stdout or "edge is in force on" in done.stdout
+    try:
+        with right.capture() as arrived:
+            left.send(frames(left, right, range(5)) + frames(left, right, range(5), dport=80))
+            arrived.wait(5)
+            name = next(n for n in pinned_links() if n.endswith("-open1") and "-a-b-" in n)
+            assert xdpkit(inside, "firewall", "ban", "198.51.100.1", "--name", name).stdout == f"{name}: 1 banned\n"
+            left.send(frames(left, right, range(5), dport=80))
+            until(lambda: counted(inside, name).get("banned") == 5, "the banned are dropped")
+        assert len(arrived) == 5
+        file.write_text(RULES.format(port=80).replace('"edge"', '"other"'))
+        done = xdpkit(inside, "firewall", "apply", file, *where, "--confirm", "0.2")
+        assert "edge is in force again, as it was before" in done.stderr, done.stderr
+        assert json.loads(xdpkit(inside, "firewall", "status", name, "--json").stdout)["pipeline"] == "edge"
+        assert counted(inside, name)["banned"] == 5
+    finally:
+        done = xdpkit(inside, "firewall", "detach", name)
+    assert (done.returncode, done.stdout) == (0, "the bridge between a and b is detached\n"), done.stderr
+    assert name not in pinned_links()
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["-i", "a", "--inside", "b"], ["--inside", "a"], ["--inside", "a", "--outside", "b", "--name", "c"]]
+)
+def test_a_host_or_a_bridge(veth_pair, tmp_path, args):
+    (tmp_path / "rules.py").write_text(CUTTING)
+    assert xdpkit(veth_pair[1], "firewall", "apply", tmp_path / "rules.py", *args).returncode == 2

@@ -24,6 +24,9 @@ Name = Annotated[
     str, typer.Argument(metavar="[NAME]", help="The firewall, where there are several: its device.", show_default=False)
 ]
 NameOption = Annotated[str, typer.Option("--name", metavar="NAME", help="The firewall.  [default: its device]")]
+Device = Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")]
+Inside = Annotated[str, typer.Option("--inside", metavar="DEV", help="Bridge: the device of the protected side.")]
+Outside = Annotated[str, typer.Option("--outside", metavar="DEV", help="Bridge: the device of the other side.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="An address or a prefix, IPv4 or IPv6.")]
 SetName = Annotated[str, typer.Option("--set", metavar="SET", help="The set that holds the bans.")]
@@ -32,7 +35,9 @@ SetName = Annotated[str, typer.Option("--set", metavar="SET", help="The set that
 @firewall.command()
 def apply(
     rules: PipelineFile,
-    device: Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")],
+    device: Device = "",
+    inside: Inside = "",
+    outside: Outside = "",
     name: NameOption = "",
     mode: Annotated[str, typer.Option(help="auto, native, generic, tc_ingress, or want:NAME to prefer one.")] = "auto",
     shadow: Annotated[
@@ -59,12 +64,25 @@ def apply(
     on.  With --confirm, the one of before comes back unless you press Enter, or `xdpkit firewall confirm` runs in
     another shell; also where the session ends, a canary stops to answer, or more packets are dropped than declared.
 
+    With --inside and --outside the two devices become a bridge, and the rules judge what crosses it.
+
     Example: xdpkit firewall apply edge.py -i eth1 --confirm 60 --canary 192.0.2.1 --max-drop 50%
+
+    Example: xdpkit firewall apply edge.py --inside eth1 --outside eth2
     """
-    from .firewall_commands import Apply, apply_rules
+    from .firewall_commands import Apply, Guarded, apply_rules
 
     apply_rules(
-        Apply(rules, device, name or device, mode, shadow, confirm, tuple(canary or ()), _share(max_drop), force)
+        Apply(
+            rules,
+            Guarded.of(device, inside, outside, name),
+            mode,
+            shadow,
+            confirm,
+            tuple(canary or ()),
+            _share(max_drop),
+            force,
+        )
     )
 
 
@@ -83,7 +101,9 @@ def _share(text: str) -> float | None:
 @firewall.command()
 def run(
     rules: PipelineFile,
-    device: Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")],
+    device: Device = "",
+    inside: Inside = "",
+    outside: Outside = "",
     name: NameOption = "",
     mode: Annotated[str, typer.Option(help="auto, native, generic, tc_ingress, or want:NAME to prefer one.")] = "auto",
     metrics: Annotated[
@@ -98,9 +118,10 @@ def run(
 
     Example: xdpkit firewall run edge.py -i eth1 --metrics 127.0.0.1:9464
     """
+    from .firewall_commands import Guarded
     from .firewall_run import run_service
 
-    run_service(rules, device, name or device, mode, metrics, log)
+    run_service(rules, Guarded.of(device, inside, outside, name), mode, metrics, log)
 
 
 @firewall.command()
@@ -139,7 +160,9 @@ def metrics(
 @firewall.command()
 def install(
     rules: PipelineFile,
-    device: Annotated[str, typer.Option("--interface", "-i", metavar="DEV", help="The network device to guard.")],
+    device: Device = "",
+    inside: Inside = "",
+    outside: Outside = "",
     name: NameOption = "",
     metrics: Annotated[str, typer.Option(metavar="ADDR:PORT", help="Answer Prometheus there.")] = "127.0.0.1:9464",
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where systemd looks for units.")] = Path(
@@ -152,9 +175,10 @@ def install(
 
     Example: xdpkit firewall install /etc/xdpkit/edge.py -i eth1
     """
+    from .firewall_commands import Guarded
     from .firewall_run import install_unit
 
-    install_unit(rules, device, name or device, metrics, folder)
+    install_unit(rules, Guarded.of(device, inside, outside, name), metrics, folder)
 
 
 @firewall.command()

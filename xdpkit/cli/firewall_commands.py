@@ -19,7 +19,7 @@ from typing import NoReturn, cast
 import typer
 
 from ..compiler.built import Built, load
-from ..firewall.apply import Applied, Bounds, Guard, apply, unconfirmed
+from ..firewall.apply import Applied, Bounds, Guard, apply, apply_bridge, unconfirmed
 from ..firewall.session import Session, cuts, ssh_session
 from ..kernel.program import may_load
 from ..language.actions import Mirror
@@ -27,6 +27,8 @@ from ..language.check import PipelineWarning
 from ..language.errors import NotSupported, PipelineError, VerifierError
 from ..language.limits import Log
 from ..language.pipeline import Pipeline
+from ..link.bridge import BridgeMode, bridge_pins, detach_bridge
+from ..link.ledger import Ledger
 from ..link.link import Link, open_link
 from ..link.pin import LinkPin, pinned_links
 from ..link.ruleset import Ruleset
@@ -41,6 +43,7 @@ from .table import headline, table
 
 __all__ = [
     "Apply",
+    "Guarded",
     "apply_rules",
     "change_bans",
     "check_rules",
@@ -55,12 +58,43 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Guarded:
+    """Where a firewall stands: on ``device``, or on the bridge between ``inside`` and ``outside``."""
+
+    device: str
+    inside: str
+    outside: str
+    name: str
+
+    @classmethod
+    def of(cls, device: str, inside: str, outside: str, name: str) -> Guarded:
+        """The options of a command; wrong usage where they contradict each other."""
+        if bool(device) == bool(inside or outside) or bool(inside) != bool(outside):
+            raise typer.BadParameter("-i DEV for a host, or --inside DEV and --outside DEV for a bridge")
+        if inside and name:
+            raise typer.BadParameter("--name: a bridge has the name of its devices")
+        return cls(device, inside, outside, name or device)
+
+    def apply(self, built: Built, mode: str, shadow: Pipeline | None = None) -> Applied:
+        """Put rules in force there."""
+        if self.device:
+            return apply(built, self.device, name=self.name, mode=cast(Mode, mode), shadow=shadow)
+        return apply_bridge(built, inside=self.inside, outside=self.outside, mode=cast(BridgeMode, mode), shadow=shadow)
+
+    @property
+    def words(self) -> list[str]:
+        """The options that say the same."""
+        if self.device:
+            return ["-i", self.device, "--name", self.name]
+        return ["--inside", self.inside, "--outside", self.outside]
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """The options of ``xdpkit firewall apply``; ``confirm`` in seconds, 0: not; ``max_drop``: a share, 0 to 1."""
 
     rules: Path
-    device: str
-    name: str
+    guarded: Guarded
     mode: str
     shadow: Path | None
     confirm: float
@@ -82,7 +116,7 @@ def apply_rules(wanted: Apply) -> None:
     _refuse_cutting(built.pipeline, wanted)
     with signals() as stop:
         with refuse_wrong_usage():
-            applied = apply(built, wanted.device, name=wanted.name, mode=cast(Mode, wanted.mode), shadow=shadow)
+            applied = wanted.guarded.apply(built, wanted.mode, shadow)
         _tell(applied)
         try:
             if wanted.confirm:
@@ -105,7 +139,7 @@ def refuse_wrong_usage() -> Iterator[None]:
 
 def _tell(applied: Applied) -> None:
     link = applied.link
-    print_line(f"{link.pipeline.name} is in force on {link.device.name}, {applied.action}: {link.attachment}")
+    print_line(f"{link.pipeline.name} is in force on {applied.place}, {applied.action}: {link.attachment}")
     steps = [name for name, kind in (("log", Log), ("mirror", Mirror)) if kind in link.pipeline.steps]
     steps += ["redirect"] * ("REDIRECT" in link.pipeline.verdicts)
     if steps:
@@ -222,7 +256,8 @@ def names_of(name: str) -> list[str]:
 
 def only_name(name: str) -> str:
     names = names_of(name)
-    if len(names) > 1:
+    pair = bridge_pins(names[0])
+    if len(names) > 1 and set(names) != set(pair or ()):
         raise typer.BadParameter(f"which one: {', '.join(names)}?")
     return names[0]
 
@@ -231,37 +266,44 @@ def show_status(name: str, as_json: bool) -> None:
     """Print each firewall with its ledger; exit with 1 where one is not as it should be."""
     console, failed = make_console(), False
     for number, each in enumerate(names_of(name)):
-        waiting = unconfirmed(each)
-        with _opened(each) as link:
-            ledger = link.ledger()
-            lost = link.lost
+        try:
+            link = open_link(each)
+        except OSError as error:
+            if name:
+                raise
+            failed = True
+            notice(error.strerror or str(error))
+            continue
+        with link:
+            ledger, lost = link.ledger(), link.lost
             failed |= lost is not None
             if as_json:
-                words = {"name": each, "unconfirmed": waiting is not None, "lost": lost, **ledger.as_dict()}
-                print_line(json.dumps(words))
+                waits = unconfirmed(each) is not None
+                print_line(json.dumps({"name": each, "unconfirmed": waits, "lost": lost, **ledger.as_dict()}))
                 continue
             if number:
                 print_line("")
             console.print(headline(ledger), soft_wrap=not console.is_terminal)
-            age = timedelta(seconds=int(ledger.seconds))
-            updates = f", {counted(ledger.updates, 'update')}" if ledger.updates else ""
-            print_line(f"{each}: in force for {age}{updates}, from {link.pipeline.where.file}")
-            if lost is not None:
-                print_line(f"NOT IN FORCE: {lost}")
-            if waiting is not None:
-                print_line(_waiting_line(each, waiting.pid, waiting.seconds_left, waiting.waits))
+            _print_state(each, link, ledger)
             print_table(console, table(ledger))
     sys.exit(1 if failed else 0)
+
+
+def _print_state(name: str, link: Link, ledger: Ledger) -> None:
+    age = timedelta(seconds=int(ledger.seconds))
+    updates = f", {counted(ledger.updates, 'update')}" if ledger.updates else ""
+    print_line(f"{name}: in force for {age}{updates}, from {link.pipeline.where.file}")
+    if link.lost is not None:
+        print_line(f"NOT IN FORCE: {link.lost}")
+    waiting = unconfirmed(name)
+    if waiting is not None:
+        print_line(_waiting_line(name, waiting.pid, waiting.seconds_left, waiting.waits))
 
 
 def _waiting_line(name: str, pid: int, left: float, waits: bool) -> str:
     if waits:
         return f"NOT CONFIRMED: rolled back in {max(0, left):.0f} s: 'xdpkit firewall confirm {name}' keeps it"
     return f"NOT CONFIRMED, and process {pid}, which would have rolled it back, is gone: apply the rules you want"
-
-
-def _opened(name: str) -> Link:
-    return open_link(name)
 
 
 def confirm_waiting(name: str) -> None:
@@ -286,7 +328,13 @@ def confirm_waiting(name: str) -> None:
 def take_off(name: str) -> None:
     """Detach, also what is left of a firewall whose device is gone."""
     only = only_name(name)
+    pair = bridge_pins(only)
     try:
+        if pair is not None:
+            inside, outside = (_device_of(each) for each in pair)
+            detach_bridge(inside=inside, outside=outside)
+            print_line(f"the bridge between {inside} and {outside} is detached")
+            return
         with open_link(only) as link:
             link.detach()
     except OSError as error:
@@ -297,6 +345,11 @@ def take_off(name: str) -> None:
         pin.remove()
         notice(f"warning: {error.strerror}")
     print_line(f"{only} is detached")
+
+
+def _device_of(name: str) -> str:
+    with open_link(name) as link:
+        return link.device.name
 
 
 def _bans(link: Link, name: str) -> LiveSet:

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import cast
 
 from ..compiler.built import load
 from ..files.output import write_whole
-from ..firewall.apply import apply
 from ..firewall.feeds import Feeds
 from ..firewall.metrics import Firewalls, render, serve
 from ..firewall.service import Service, write_events
@@ -23,34 +21,35 @@ from ..firewall.usage import look
 from ..language.errors import NotSupported, PipelineError
 from ..link.link import Link, open_link
 from ..link.pin import pinned_links
-from ..sockets.options import Mode
 from ..terminal import notice, print_line
 from .failure import fail
-from .firewall_commands import names_of, only_name, refuse_wrong_usage
+from .firewall_commands import Guarded, names_of, only_name, refuse_wrong_usage
 from .signals import signals
 
 __all__ = ["install_unit", "run_service", "show_metrics", "show_top", "show_unused", "sync_feeds"]
 
 
-def run_service(rules: Path, device: str, name: str, mode: str, metrics: str, log: str) -> None:
+def run_service(rules: Path, guarded: Guarded, mode: str, metrics: str, log: str) -> None:
     """Until a signal ends it, or the rules are no longer on their device (OSError); the rules stay in force."""
     built = load(rules)
     with ExitStack() as stack:
         stop = stack.enter_context(signals(hangup_reloads=True))
         out = sys.stdout if log == "-" else stack.enter_context(open(log, "a"))
         with refuse_wrong_usage():
-            link = stack.enter_context(apply(built, device, name=name, mode=cast(Mode, mode)).link)
+            applied = guarded.apply(built, mode)
+        stack.callback(applied.close)
+        link, name = applied.link, applied.name
         service = Service(link, name, lambda: load(rules), notice)
         if metrics:
             with refuse_wrong_usage():
                 stack.callback(serve(Firewalls(lambda: [(name, link)], service.feeds), metrics))
         stack.enter_context(write_events(link, out))
         service.start()
-        notice(f"{link.pipeline.name} is in force on {link.device.name}: {link.attachment}")
+        notice(f"{link.pipeline.name} is in force on {applied.place}: {link.attachment}")
         while not stop.wait(service.turn()):
             if stop.reload_wanted():
                 service.reload()
-    notice(f"{link.pipeline.name} stays in force on {link.device.name}: 'xdpkit firewall detach {name}' takes it off")
+    notice(f"{link.pipeline.name} stays in force on {applied.place}: 'xdpkit firewall detach {name}' takes it off")
 
 
 def sync_feeds(name: str, only: str, force: bool) -> None:
@@ -89,14 +88,16 @@ def show_metrics(name: str, listen: str) -> None:
         end()
 
 
-def install_unit(rules: Path, device: str, name: str, metrics: str, folder: Path) -> None:
+def install_unit(rules: Path, guarded: Guarded, metrics: str, folder: Path) -> None:
     """Write the unit, and say how to start it."""
     load(rules)  # what is wrong with the rules is said now, and not at boot
-    command = [_command(), "firewall", "run", str(rules.absolute()), "-i", device, "--name", name]
+    command = [_command(), "firewall", "run", str(rules.absolute()), *guarded.words]
+    name = guarded.name or f"{guarded.inside}-{guarded.outside}"
+    devices = [guarded.device] if guarded.device else [guarded.inside, guarded.outside]
     path = folder / f"xdpkit-firewall-{name}.service"
     if not folder.is_dir():
         raise OSError(errno.ENOENT, f"{folder}: no such folder: --folder says where systemd looks for units")
-    write_whole(path, unit([*command, *(["--metrics", metrics] if metrics else [])], name, device))
+    write_whole(path, unit([*command, *(["--metrics", metrics] if metrics else [])], name, devices))
     print_line(
         f"{path} is written; start it now and at boot: systemctl daemon-reload && systemctl enable --now {path.name}"
     )

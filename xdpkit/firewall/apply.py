@@ -21,13 +21,14 @@ from ..compiler.built import Built
 from ..files.output import write_whole
 from ..language.pipeline import Pipeline
 from ..link.attach import attach
+from ..link.bridge import Bridge, BridgeMode, BridgeNames, bridge
 from ..link.ledger import Ledger
 from ..link.link import Link, open_link
 from ..link.pin import LinkPin
 from ..logs import logger
 from ..sockets.options import Mode
 
-__all__ = ["Applied", "Bounds", "Guard", "Unconfirmed", "apply", "unconfirmed"]
+__all__ = ["Applied", "Bounds", "Guard", "Unconfirmed", "apply", "apply_bridge", "place", "unconfirmed"]
 
 #: Seconds between two looks at what bounds are declared for.
 GUARD_SECONDS = 1.0
@@ -71,7 +72,7 @@ def split_canary(text: str) -> tuple[str, int | None]:
 class Guard:
     """Looks, about once a second, whether the bounds hold."""
 
-    def __init__(self, link: Link, bounds: Bounds, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, link: Link | Bridge, bounds: Bounds, clock: Callable[[], float] = time.monotonic):
         self._link, self._bounds, self._clock = link, bounds, clock
         self._next = clock() + GUARD_SECONDS
         self._failed = dict.fromkeys(bounds.canaries, 0)
@@ -147,13 +148,18 @@ def unconfirmed(name: str) -> Unconfirmed | None:
 class Applied:
     """A ruleset in force, and how to go back: ``previous`` is what was in force before, None where nothing was."""
 
-    link: Link
+    link: Link | Bridge
     name: str
     previous: Built | None
     action: Literal["attached", "updated"] = field(init=False)
 
     def __post_init__(self) -> None:
         self.action = "attached" if self.previous is None else "updated"
+
+    @property
+    def place(self) -> str:
+        """The device, or the two of a bridge, as messages name it."""
+        return place(self.link)
 
     def wait_for_confirmation(self, seconds: float) -> None:
         """Note that this process waits, for other processes to see."""
@@ -191,13 +197,37 @@ def apply(
     Raises what :func:`xdpkit.attach` raises; then what was in force before still is.
     """
     name = name or device
-    previous: Built | None = None
-    if LinkPin(name).exists:
-        try:
-            with open_link(name) as before:
-                previous = before.built
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
+    previous = _in_force(name)
     link = attach(rules, device, mode=mode, shadow=shadow, pin=name)
     return Applied(link, name, previous)
+
+
+def apply_bridge(
+    rules: Built, *, inside: str, outside: str, mode: BridgeMode = "auto", shadow: Pipeline | None = None
+) -> Applied:
+    """Put ``rules`` in force on a bridge between two devices, as :func:`apply` does on one.
+
+    Raises what :func:`xdpkit.bridge` raises; then what was in force before still is.
+    """
+    names = BridgeNames(inside, outside)
+    previous = _in_force(names.links[0]) if names.is_open() else None
+    wire = bridge(rules, inside=inside, outside=outside, fail="open", mode=mode, shadow=shadow)
+    return Applied(wire, names.links[0], previous)
+
+
+def _in_force(name: str) -> Built | None:
+    """What is in force under ``name``, None where nothing is any more."""
+    if not LinkPin(name).exists:
+        return None
+    try:
+        with open_link(name) as before:
+            return before.built
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+    return None
+
+
+def place(link: Link | Bridge) -> str:
+    """The device of a link, or the two of a bridge, as messages name it."""
+    return link.device.name if isinstance(link, Link) else link.name

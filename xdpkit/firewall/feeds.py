@@ -20,9 +20,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..compiler.built import Built
 from ..files.output import write_whole
 from ..language.errors import PipelineError
 from ..language.sets import Feed, SetSpec
+from ..link.bridge import Bridge
 from ..link.link import Link
 from ..link.ruleset import folder_of
 from ..sets.columns import Columns, read
@@ -177,10 +179,15 @@ def _keep(spec: SetSpec, copies: Path, data: bytes, members: int) -> None:
     write_whole(path.with_suffix(".count"), str(members))
 
 
+def built_of(link: Link | Bridge) -> Built:
+    """The pipeline that runs now, with the folder of its files."""
+    return link.built if isinstance(link, Link) else link.inside.built
+
+
 class Feeds:
     """The feeds of a link's sets, each looked at when its time has come."""
 
-    def __init__(self, link: Link, *, copies: Path = COPIES):
+    def __init__(self, link: Link | Bridge, *, copies: Path = COPIES):
         self._link, self._copies = link, copies
         self._due: dict[str, float] = {}
         self.reports: dict[str, FeedReport] = {}
@@ -210,7 +217,7 @@ class Feeds:
             if due and time.monotonic() < self._due.get(live.name, 0.0):
                 continue
             self._due[live.name] = time.monotonic() + feed.every
-            report = refresh(live, folder_of(self._link.built), copies=self._copies, force=force)
+            report = refresh(live, folder_of(built_of(self._link)), copies=self._copies, force=force)
             self.reports[live.name] = report
             if not report.problem:
                 self.good[live.name] = time.time()

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..language.errors import NotSupported
+from ..link.bridge import Bridge
 from ..link.ledger import Ledger
 from ..link.link import Link
 from .feeds import Feeds
@@ -45,7 +46,7 @@ _ACTING_VERDICTS = ("PASS", "DROP", "TX", "REDIRECT", "FORWARD")
 class Firewalls:
     """The collector: asks ``links`` for the open links by name each time that Prometheus asks."""
 
-    def __init__(self, links: Callable[[], Iterable[tuple[str, Link]]], feeds: Feeds | None = None):
+    def __init__(self, links: Callable[[], Iterable[tuple[str, Link | Bridge]]], feeds: Feeds | None = None):
         self._links, self._feeds = links, feeds
 
     def collect(self) -> Iterator[Metric]:
@@ -59,7 +60,7 @@ class Firewalls:
                 families[metric].add_metric([name, *labels], value)
         yield from families.values()
 
-    def _samples(self, link: Link) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    def _samples(self, link: Link | Bridge) -> Iterator[tuple[str, tuple[str, ...], float]]:
         lost, ledger = link.lost, link.ledger()
         yield "xdpkit_up", (), float(lost is None)
         yield "xdpkit_info", (ledger.pipeline, ledger.device, ledger.attachment.mode), 1

@@ -16,9 +16,11 @@ from typing import IO
 from ..compiler.built import Built
 from ..language.errors import NotSupported, PipelineError, VerifierError
 from ..language.limits import Log
+from ..link.bridge import Bridge
 from ..link.events import Event, Events
 from ..link.link import Link
 from ..meaning.describe import describe
+from .apply import place
 from .feeds import FeedReport, Feeds
 from .usage import look
 
@@ -45,7 +47,12 @@ class Service:
     """The loop of ``xdpkit firewall run``."""
 
     def __init__(
-        self, link: Link, name: str, load: Callable[[], Built], say: Callable[[str], None], feeds: Feeds | None = None
+        self,
+        link: Link | Bridge,
+        name: str,
+        load: Callable[[], Built],
+        say: Callable[[str], None],
+        feeds: Feeds | None = None,
     ):
         """``name``: the firewall's; ``load`` reads the rules again; ``say`` takes lines for people."""
         self.link, self._name, self._load, self._say = link, name, load, say
@@ -59,7 +66,7 @@ class Service:
         """Fill sets from the last good copies and from their feeds, and say that the rules are in force."""
         for report in [*self.feeds.load(), *self.feeds.refresh()]:
             self._report(report)
-        notify("READY=1\nSTATUS=" + f"{self.link.pipeline.name} is in force on {self.link.device.name}")
+        notify("READY=1\nSTATUS=" + f"{self.link.pipeline.name} is in force on {place(self.link)}")
 
     def turn(self) -> float:
         """Do what is due; seconds until the next turn at the latest.  OSError when the rules are no longer on their
@@ -113,7 +120,7 @@ def event_line(event: Event) -> str:
 
 
 @contextmanager
-def write_events(link: Link, out: IO[str]) -> Iterator[None]:
+def write_events(link: Link | Bridge, out: IO[str]) -> Iterator[None]:
     """A line of JSON in ``out`` for each packet that a rule logs, while the block runs; nothing where no rule does."""
     if Log not in link.pipeline.steps:
         yield
@@ -125,7 +132,7 @@ def write_events(link: Link, out: IO[str]) -> Iterator[None]:
             for event in events.read(timeout=0.2):
                 print(event_line(event), file=out, flush=True)
 
-    events = Events(link._attached)
+    events = Events((link if isinstance(link, Link) else link.inside)._attached)
     thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)
     thread.start()
     try:

@@ -11,9 +11,9 @@ _UNIT = """\
 [Unit]
 Description=xdpkit firewall {name}
 # before the network is up, so that no packet comes in before the rules
-After=network-pre.target {device_unit}
+After=network-pre.target {device_units}
 Wants=network-pre.target
-BindsTo={device_unit}
+BindsTo={device_units}
 Before=network.target
 
 [Service]
@@ -56,8 +56,12 @@ WantedBy=multi-user.target
 """
 
 
-def unit(command: list[str], name: str, device: str) -> str:
-    """The text of the unit that runs ``command`` for the firewall ``name`` on ``device``."""
-    escaped = "".join(c if c.isalnum() or c in "_." else f"\\x{ord(c):02x}" for c in device)
+def unit(command: list[str], name: str, devices: list[str]) -> str:
+    """The text of the unit that runs ``command`` for the firewall ``name`` on ``devices``."""
     words = " ".join(shlex.quote(word).replace("%", "%%") for word in command)
-    return _UNIT.format(command=words, name=name, device_unit=f"sys-subsystem-net-devices-{escaped}.device")
+    return _UNIT.format(command=words, name=name, device_units=" ".join(map(_device_unit, devices)))
+
+
+def _device_unit(device: str) -> str:
+    escaped = "".join(c if c.isalnum() or c in "_." else f"\\x{ord(c):02x}" for c in device)
+    return f"sys-subsystem-net-devices-{escaped}.device"

@@ -145,6 +145,13 @@ def detach_bridge(*, inside: str, outside: str) -> bool:
     return found
 
 
+def bridge_pins(name: str) -> tuple[str, str] | None:
+    """The pinned links of both sides, the inside first, of the bridge that ``name`` is one of; None where it is none of
+    a bridge's."""
+    match = re.fullmatch(r"(bridge-.+-open)[12]", name)
+    return None if match is None else (f"{match[1]}1", f"{match[1]}2")
+
+
 def crossing(built: Built) -> Built:
     """What was declared, compiled for a bridge."""
     return Built(built.pipeline.across(), {}, folder_of(built))
