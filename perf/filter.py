@@ -303,7 +303,7 @@ def measure(family: str, rules: int, runs: int, tick: Callable[[], None]) -> lis
     """Median ns of every program on every packet; all must agree on the verdicts."""
     with ExitStack() as stack:
         program = stack.enter_context(Program(compile_pipeline(pipeline(family, rules))))
-        known = [Loaded("xdpkit", program.fd, program.info()["xlated_bytes"] // 8)]
+        known: list[Loaded | None] = [Loaded("xdpkit", program.fd, program.info()["xlated_bytes"] // 8)]
         if rules <= MOST_BY_HAND:
             known.append(by_hand(stack, family, rules))
             known.append(xdp_filter(stack, rules) if family == "ports" else None)

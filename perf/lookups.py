@@ -25,7 +25,7 @@ from rich.table import Table
 
 from xdpkit import COUNT, DROP, Mark, Pipeline, ip, limit, sample, udp
 from xdpkit.compiler.built import Built
-from xdpkit.kernel.program import Program
+from xdpkit.kernel.loaded import LoadedProgram
 from xdpkit.link.ruleset import Ruleset
 from xdpkit.sets.columns import Columns
 from xdpkit.terminal import make_console
@@ -49,12 +49,12 @@ def members(size: int, *, prefixes: bool) -> Columns:
     return Columns(keys, bits.astype(np.uint32), np.zeros(size, np.uint32), np.zeros(size))
 
 
-def warm(program: Program, runs: int, source: int) -> float:
+def warm(program: LoadedProgram, runs: int, source: int) -> float:
     """One packet again and again."""
     return statistics.median(program.test_run(frame(source), repeat=REPEAT)[1] for _ in range(runs))
 
 
-def spread(program: Program, runs: int, sources: list[int]) -> float:
+def spread(program: LoadedProgram, runs: int, sources: list[int]) -> float:
     """Many packets in turn."""
 
     def one() -> float:

@@ -94,7 +94,7 @@ def ours(spec: SetSpec, folder: Path) -> tuple[dict[str, Times], float]:
 def peer(name: str, folder: Path, limit: float) -> Times | None:
     """One run of ``nft -f`` or ``ipset restore``; None if it failed or took longer than ``limit``."""
     tool = name.split(maxsplit=1)[0]
-    command = ["nft", "-f", folder / "nft"] if tool == "nft" else ["ipset", "restore", "-file", folder / "ipset"]
+    command = ["nft", "-f", f"{folder}/nft"] if tool == "nft" else ["ipset", "restore", "-file", f"{folder}/ipset"]
     with Namespace("peer") as namespace:
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         try:

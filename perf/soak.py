@@ -138,8 +138,8 @@ def receive(result: Result, seconds: float, tick: Callable[[float], None]) -> No
                     run(result, seconds, step, tick)
                 result.done += sum(map(len, sockets.batches(timeout=0)))
             else:
-                options = {"cpus": [CPUS[1]]}
-                workers = sockets.count(**options) if result.name == "count" else sockets.write("/dev/null", **options)
+                cpus = [CPUS[1]]
+                workers = sockets.count(cpus=cpus) if result.name == "count" else sockets.write("/dev/null", cpus=cpus)
                 with workers, flood(left, result):
                     run(result, seconds, lambda: time.sleep(0.5), tick)
                 result.done = workers.stats().packets

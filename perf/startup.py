@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from xdpkit import Pipeline, attach
 from xdpkit.lab import Lab
@@ -98,7 +99,7 @@ def main():
         "run reflect.py: first packet back": lambda lab: judged(lab, [str(PIPELINES / "reflect.py")], 9, False),
         "run dns.py -c 1 -w -: all of it": lambda lab: judged(lab, [str(PIPELINES / "dns.py"), "-c1", "-w-"], 53, True),
     }
-    rows = {name: [] for name in kinds}
+    rows: dict[str, list[Any]] = {name: [] for name in kinds}
     for _ in range(args.runs):
         for name, measure in kinds.items():
             with Lab() as lab:

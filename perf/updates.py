@@ -34,6 +34,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
@@ -276,8 +277,8 @@ def updates(link: Link, count: int, runs: int, traffic: bool) -> dict[str, Any]:
         k: [] for k in ("declare", "compile", "load", "swap", "settle", "update", "update, CPU")
     }
     for run in range(runs):
-        declare, _, pipe = timed(lambda run=run: rules(count, run))
-        wall, cpu, update = timed(lambda pipe=pipe: link.update(pipe))
+        declare, _, pipe = timed(partial(rules, count, run))
+        wall, cpu, update = timed(partial(link.update, pipe))
         values = (
             declare,
             *(getattr(update, f"{p}_ns") / 1e9 for p in ("compile", "load", "swap", "settle")),
@@ -310,7 +311,7 @@ def set_changes(link: Link, count: int, runs: int, traffic: bool) -> list[dict[s
         }
         rows = []
         for name, do in kinds.items():
-            took = [timed(lambda do=do, run=run: do(run))[:2] for run in range(runs)]
+            took = [timed(partial(do, run))[:2] for run in range(runs)]
             wall, cpu = (spread([t[i] for t in took]) for i in (0, 1))
             rows.append(
                 {"members": count, "change": name, "traffic": traffic, "runs": runs, "seconds": wall, "CPU": cpu}

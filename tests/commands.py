@@ -28,6 +28,7 @@ def xdpkit(port, *args):
         patch.setattr(sys, "argv", ["xdpkit", *map(str, args)])
         with pytest.raises(SystemExit) as caught:
             main()
+    assert isinstance(caught.value.code, int)
     return subprocess.CompletedProcess(args, caught.value.code, out.getvalue(), err.getvalue())
 
 

@@ -160,8 +160,8 @@ def other(rng: Random, hosts: list[bytes], tags: tuple[int, ...], sent: list[byt
         inside = quoted[at : at + rng.choice((20, 28, 48, 60, 60, 60))]
         if len(inside) >= 40 and (inside[0] >> 4 == 4) == v4 and rng.random() < 0.8:
             target = inside[12:16] if v4 else inside[8:24]
-        types = (3, 4, 5, 11, 12) if v4 else (1, 2, 3, 4)
-        proto, body = icmp, struct.pack("!BBHI", rng.choice(types), 0, 0, 0) + inside
+        errors = [3, 4, 5, 11, 12] if v4 else [1, 2, 3, 4]
+        proto, body = icmp, struct.pack("!BBHI", rng.choice(errors), 0, 0, 0) + inside
     elif kind == 3:
         proto = rng.choice((132, 47, 50, 41, 58 if v4 else 1))
         body = struct.pack("!HHII", *ports, 5, 6)

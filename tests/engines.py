@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from xdpkit.kernel.core import check, ffi, lib
-from xdpkit.kernel.program import Program
+from xdpkit.kernel.loaded import LoadedProgram
 from xdpkit.lab import Port
 from xdpkit.language.metadata import Metadata
 from xdpkit.language.pipeline import Pipeline
@@ -31,7 +31,7 @@ def expected(
     return Counter(rule.name for outcome in outcomes for rule in (*outcome.passed, outcome.rule))
 
 
-def counted(program: Program) -> Counter[str]:
+def counted(program: LoadedProgram) -> Counter[str]:
     """The same, from the counters of a loaded program."""
     return Counter({count.rule.name: count.packets for count in program.counts() if count.packets})
 
@@ -51,7 +51,7 @@ def live(batch: list[bytes]) -> list[bytes]:
 
 
 @contextmanager
-def packet_socket(port: Port, program: Program, kind: int) -> Iterator[object]:
+def packet_socket(port: Port, program: LoadedProgram, kind: int) -> Iterator[object]:
     config = ffi.new("struct xk_packet_config *")
     config.kind, config.filter_prog_fd, config.buffer_bytes = kind, program.fd, 1 << 24
     config.block_size, config.blocks, config.retire_ms = 1 << 18, 8, 1
@@ -78,7 +78,7 @@ def drain(sock: object, count: int) -> list[bytes]:
 
 
 @contextmanager
-def attached(program: Program, port: Port, *, egress: bool = False) -> Iterator[None]:
+def attached(program: LoadedProgram, port: Port, *, egress: bool = False) -> Iterator[None]:
     with port.namespace:
         if program.hook == "tc":
             link = check(lib.xk_link_tcx(program.fd, port.index, egress))

@@ -20,6 +20,7 @@ from xdpkit import Pipeline, attach
 from xdpkit.kernel.core import check, lib
 from xdpkit.lab import Port
 from xdpkit.meaning.walk import EXTENSIONS, FRAGMENT, MAX_EXTENSIONS, TAGS, TRANSPORT, walk
+from xdpkit.sockets.options import Mode
 
 #: The device in rulesets, as the documentation names it.
 DEVICE = "eth1"
@@ -100,7 +101,7 @@ class Both:
 
 
 @contextmanager
-def beside(left: Port, right: Port, pipe: Pipeline, mode: str, ruleset: str) -> Iterator[Both]:
+def with_nftables(left: Port, right: Port, pipe: Pipeline, mode: Mode, ruleset: str) -> Iterator[Both]:
     """Both on ``right``.  What xdpkit drops never gets to nftables: give it ``pipe.shadow()``, or rules that pass."""
     nft = Nft(right, ruleset)
     with right.namespace, attach(pipe, right.name, mode=mode) as link:
@@ -172,7 +173,8 @@ def is_plain(frame: bytes) -> bool:
 
 def _chain(frame: bytes, start: int) -> list[int]:
     """The extension headers of the IPv6 packet at ``start``, by number, in the order they come in."""
-    chain, kind, at = [], frame[start + 6], start + 40
+    chain: list[int] = []
+    kind, at = frame[start + 6], start + 40
     while kind in EXTENSIONS and at + 8 <= len(frame) and len(chain) <= MAX_EXTENSIONS:
         chain.append(kind)
         kind, at = frame[at], at + (8 if kind == FRAGMENT else 8 * (frame[at + 1] + 1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 from struct import pack
+from typing import Any
 
 from scapy.compat import raw
 from scapy.contrib.geneve import GENEVE
@@ -56,7 +57,7 @@ def _transports() -> list[Packet]:
 
 def _ipv4() -> list[Packet]:
     ip = IP(src="192.0.2.1", dst="192.0.2.2")
-    out = [ip / transport for transport in _transports()]
+    out: list[Packet] = [ip / transport for transport in _transports()]
     out += [
         IP(src=s, dst=d, ttl=t, tos=t) / UDP(sport=53, dport=443)
         for s, d, t in zip(HOSTS, HOSTS[::-1], (1, 2, 5, 64, 128, 255), strict=True)
@@ -88,7 +89,7 @@ def _ipv4() -> list[Packet]:
 
 def _ipv6() -> list[Packet]:
     ip = IPv6(src="2001:db8::1", dst="2001:db8::2")
-    out = [ip / transport for transport in _transports()]
+    out: list[Packet] = [ip / transport for transport in _transports()]
     out += [IPv6(src=s, dst=d) / UDP(sport=53, dport=443) for s, d in zip(HOSTS6, HOSTS6[::-1], strict=True)]
     out += [ip / ICMPv6EchoRequest(), ip / ICMPv6ND_NS(), ip / ICMPv6ND_RA(), IPv6(dst="ff02::1") / Raw(b"\x81\0\0\0")]
     chains: list[list[Packet]] = [
@@ -148,7 +149,7 @@ def _decnet() -> list[bytes]:
 
 
 def _others() -> list[Packet | bytes]:
-    addresses = {"psrc": "192.0.2.1", "pdst": "192.0.2.2"}
+    addresses: dict[str, Any] = {"psrc": "192.0.2.1", "pdst": "192.0.2.2"}
     e = bytes.fromhex("020000000002020000000001")
     return [
         ethernet(A, BROADCAST) / ARP(op=1, **addresses), ethernet() / ARP(op=2, **addresses),
@@ -176,7 +177,7 @@ def _encapsulated() -> list[Packet]:
         IPv6() / UDP(dport=53),
         ARP(),
     ]
-    out = []
+    out: list[Packet] = []
     for packet in inner:
         out += [
             ethernet() / Dot1Q(vlan=5) / packet,

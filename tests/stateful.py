@@ -66,7 +66,7 @@ def sets(draw: st.DrawFn, pipe: Pipeline, name: str, timed: bool, chains: Sequen
     is_map = draw(of((True, False, False)))
     made = {}
     for _ in range(draw(of((0, 4, 12)))):
-        member = [draw(of(pool(f))) for f in fields]
+        member: list[object] = [draw(of(pool(f))) for f in fields]
         if intervals and fields[-1].spec.kind != "bytes":
             member[-1] = draw(_prefixes(fields[-1]))
         made[tuple(member)] = draw(of(tuple(verdicts)))
@@ -117,7 +117,7 @@ def _remembering(draw: st.DrawFn, known: list[Set], timed: bool) -> Expr:
             return draw(of(tuple(alike))).isin(chosen)
         return chosen.condition()
     if kind == 2:
-        choices = [sample(draw(of((1, 2, 3, 1 << 16, 1 << 32))))]
+        choices: list[Expr] = [sample(draw(of((1, 2, 3, 1 << 16, 1 << 32))))]
         mod = draw(of((2, 3, 7, 1000)))
         number = numgen(draw(of(("inc", "random"))), mod)
         choices += [number == draw(of((0, 1))), number != 1, number.isin([0, mod - 1]), number < draw(of((1, 2)))]

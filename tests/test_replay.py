@@ -238,6 +238,7 @@ def test_a_capture_is_read_from_a_pipe(files, name, pack):
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:
         command = [sys.executable, "-m", "xdpkit.cli.main", "replay", "rules.py", name, "--json"]
         done = subprocess.Popen(command, cwd=files, stdin=cat.stdout, stdout=subprocess.PIPE, text=True)
+        assert cat.stdin is not None
         cat.stdin.write(pack((files / "day.pcap").read_bytes()))
         cat.stdin.close()
         out, _ = done.communicate(timeout=60)

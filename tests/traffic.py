@@ -79,7 +79,8 @@ def detach_by_force(port, pid="self"):
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         with suppress(FileNotFoundError):
             texts.append(path.read_text())
-    found = [re.search(r"link_id:\s*(\d+)", text)[1] for text in texts if re.search(r"link_type:\s*(xdp|tcx)", text)]
+    links = [text for text in texts if re.search(r"link_type:\s*(xdp|tcx)", text)]
+    found = [number for text in links for number in re.findall(r"link_id:\s*(\d+)", text)]
     assert found
     for number in found:
         port.namespace.run(["bpftool", "link", "detach", "id", number])

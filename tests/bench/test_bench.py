@@ -230,14 +230,16 @@ def test_verdicts_and_the_warning_come_first_and_fit_into_80_columns():
 
 
 def test_what_is_not_known_is_blank_and_a_delay_that_does_not_fit_says_so():
+    from dataclasses import replace
+
     from xdpkit.bench.report import _delay
     from xdpkit.bench.sample import Row
     from xdpkit.bench.verdict import _cpu
 
     assert (_delay(12.34, 1), _delay((2**32 - 1) / 1000, 0)) == ("12.3", "> 4.29 s")
-    row = {"direction": "receive", "size": 64, "attachment": "", "knobs": ""}
+    row = Row(direction="receive", path="", size=64, attachment="", knobs="")
     costs = {"afxdp": 100.0, "tpacket-v3": 300.0, "xdp-drop": 0.0}
-    found = {("receive", name): Row(**row, path=name, machine_ns=ns) for name, ns in costs.items()}
+    found = {("receive", name): replace(row, path=name, machine_ns=ns) for name, ns in costs.items()}
     assert _cpu(found, "machine", "afxdp").measured is None  # xdp-drop costs something: 0 is not known
 
 

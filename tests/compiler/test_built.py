@@ -6,6 +6,7 @@ import copy
 import json
 import zipfile
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,9 @@ from xdpkit.compiler.built import Built, read, write
 pytestmark = pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")
 
 
-OTHER = (None, 7, -1, 1.5, True, "text", [], {}, [1], {"kind": "Rule"}, {"kind": "field", "name": "x"})
+OTHER: tuple[object, ...] = (
+    None, 7, -1, 1.5, True, "text", [], {}, [1], {"kind": "Rule"}, {"kind": "field", "name": "x"},
+)  # fmt: skip
 
 
 def rules() -> Pipeline:
@@ -59,7 +62,7 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
 
 def changed(document: object, path: tuple, new: object) -> object:
     document = copy.deepcopy(document)
-    at = document
+    at: Any = document
     for key in path[:-1]:
         at = at[key]
     at[path[-1]] = new

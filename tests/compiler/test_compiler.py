@@ -17,6 +17,7 @@ from xdpkit.compiler import rule_tables as table
 from xdpkit.compiler.built import Built
 from xdpkit.compiler.conditions import Conditions
 from xdpkit.compiler.linker import longest_jump
+from xdpkit.kernel.loaded import LoadedProgram
 from xdpkit.kernel.program import Program
 from xdpkit.language.actions import COUNT, DROP, PASS, REDIRECT, TX, Mirror
 from xdpkit.language.errors import PipelineError, VerifierError, Where
@@ -236,7 +237,7 @@ def test_an_unknown_hook_is_refused_with_the_known_ones():
 FRAME = bytes.fromhex("02" * 12 + "0800" + "4500001c00000000401100000a0000010a000002" + "0001000000080000")
 
 
-def judged(program: Program, source: int, port: int) -> str:
+def judged(program: LoadedProgram, source: int, port: int) -> str:
     """The rule for a UDP packet, which must be that of the reference."""
     frame = FRAME[:26] + source.to_bytes(4) + FRAME[30:36] + (port & 0xFFFF).to_bytes(2) + FRAME[38:]
     taken, _ = program.judge(frame)

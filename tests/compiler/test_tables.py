@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategies import again, batches, examples, listing, rule_lists
 
 from xdpkit.compiler import HOOKS, built, compile_pipeline
@@ -18,6 +19,7 @@ from xdpkit.compiler import rule_tables as table
 from xdpkit.compiler.boxes import MAX_BOXES, MAX_WORDS, plain, runs
 from xdpkit.compiler.plan import reachable
 from xdpkit.compiler.tree import LISTED, NO_RULE, Array, Tree, build, descend
+from xdpkit.kernel.loaded import LoadedProgram
 from xdpkit.kernel.program import Program
 from xdpkit.language.actions import DROP, PASS, REDIRECT, TX
 from xdpkit.language.check import PipelineWarning
@@ -66,7 +68,7 @@ def space(seed: int) -> tuple[Array, Array, Array, Array, Array]:
 
 def first(low: Array, high: Array, rule: Array, points: Array) -> Array:
     """The rule of the first box that holds each point."""
-    inside = ((points[:, None] >= low) & (points[:, None] <= high)).all(2)
+    inside: NDArray[np.bool_] = np.all((points[:, None] >= low) & (points[:, None] <= high), axis=2)
     return np.where(inside.any(1), rule[inside.argmax(1)], NO_RULE)
 
 
@@ -195,7 +197,7 @@ def pairs(count: int) -> Pipeline:
     return pipe
 
 
-def sources(pipe: Pipeline, program: Program) -> None:
+def sources(pipe: Pipeline, program: LoadedProgram) -> None:
     """The first rules, the last ones and some between, each with its neighbours' values."""
     count = len(pipe.rules)
     for n in {0, 1, 249, 250, count // 2, count - 2, count - 1}:

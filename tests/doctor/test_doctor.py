@@ -343,7 +343,9 @@ def test_clean_refuses_what_is_pinned_and_names_the_pin(veth_pair, pin, what):
 
 def link_id(fd):
     with open(f"/proc/self/fdinfo/{fd}") as file:
-        return re.search(r"link_id:\s*(\d+)", file.read())[1]
+        found = re.search(r"link_id:\s*(\d+)", file.read())
+        assert found
+        return found[1]
 
 
 def test_attaching_beside_a_program_without_a_process_says_that_it_has_none(veth_pair):

@@ -75,7 +75,7 @@ def refused(tmp_path: Path, data: bytes) -> tuple[int, str]:
         for _ in read_captures([path]):
             count += 1
     assert caught.value.filename == str(path)
-    return count, caught.value.strerror
+    return count, str(caught.value.strerror)
 
 
 FORMS: dict[str, tuple[bytes, int]] = {

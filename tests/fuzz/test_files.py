@@ -99,7 +99,7 @@ def test_a_spoiled_capture_is_read_or_refused_by_name(tmp_path_factory, seed, da
         list(read_captures([path]))
     except OSError as error:
         assert error.filename == str(path)
-        assert "\n" not in error.strerror
+        assert "\n" not in str(error.strerror)
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,7 @@ def test_a_pace_that_was_missed_is_made_up_by_two_chunks_or_a_burst_alone(monkey
     assert pace.chunk == 10
     for pause in (0, 0, 1, 0, 0, 0, 0):
         now[0] += pause
-        pace.wait(Stop())
+        pace.wait(Stop())  # type: ignore[arg-type]
         pace.sent(pace.chunk)
     assert [seconds for seconds in waited if seconds] == [1e-4] * waits
 

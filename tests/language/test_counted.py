@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from nft import beside, table
+from nft import table, with_nftables
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from xdpkit import COUNT, DROP, PASS, Pipeline, PipelineError, ip, numgen, quota, src, tcp, udp
 from xdpkit.meaning.evaluate import State, run
+from xdpkit.sockets.options import Mode
 
 FRAME = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:09") / IP(src="192.0.2.1") / UDP() / bytes(58))
 OTHER = bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:09") / IP(src="192.0.2.2") / TCP() / bytes(46))
@@ -51,7 +52,7 @@ def test_numgen_counts_packets_from_0_on():
     [
         (lambda: quota("10"), 'quota \'10\': a size is written "10 GB" or "500 mbytes"'),
         (lambda: quota("10 parsecs"), "a size is written"),
-        (lambda: quota("10 GB", per=[7]), "7 is no field"),
+        (lambda: quota("10 GB", per=[7]), "7 is no field"),  # type: ignore[list-item]
         (lambda: numgen("up", 2), 'the kind is "inc" or "random"'),
         (lambda: numgen("inc", 0), "mod is a whole number of 1"),
         (lambda: numgen("inc", 2) == 2, "can never match: the numbers are 0 to 1"),
@@ -66,7 +67,7 @@ def test_what_cannot_be_counted_is_refused(write, said: str):
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", ["native", "tc_ingress"])
-def test_nftables_counts_the_same(veth_pair, mode: str):
+def test_nftables_counts_the_same(veth_pair, mode: Mode):
     """nftables' bytes have no Ethernet header: 86 of 100."""
     pipe = Pipeline("counted")
     pipe.rule(numgen("inc", 3) == 0, COUNT, name="third")
@@ -78,7 +79,7 @@ def test_nftables_counts_the_same(veth_pair, mode: str):
         quota 860 bytes counter comment "quota"
         quota over 860 bytes counter comment "over" """
     left, right = veth_pair
-    with beside(left, right, pipe, mode, table(rules)) as both:
+    with with_nftables(left, right, pipe, mode, table(rules)) as both:
         both.send([FRAME, OTHER] * 20)
         ours, theirs = both.counts()
     assert ours == theirs == {"third": 14, "half": 10, "quota": 10, "over": 30}

@@ -32,4 +32,4 @@ def test_what_is_no_pipeline_is_named(wrong):
 
 def test_a_shadow_that_is_a_file_name_says_so_too():
     with pytest.raises(TypeError, match="load_file"):
-        as_built(Pipeline("p"), "new.py")
+        as_built(Pipeline("p"), "new.py")  # type: ignore[arg-type]

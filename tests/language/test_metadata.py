@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
 import pytest
@@ -46,9 +46,11 @@ from xdpkit.compiler import Compiled
 from xdpkit.compiler.built import build, needs, read, write
 from xdpkit.doctor.device import examine_device
 from xdpkit.kernel.core import lib
+from xdpkit.kernel.loaded import LoadedProgram
 from xdpkit.kernel.program import Program
 from xdpkit.lab import Lab, Port
 from xdpkit.lab.generator import udp_frame
+from xdpkit.language.expr import Expr
 from xdpkit.language.fields import METADATA
 from xdpkit.language.headers import field_object
 from xdpkit.language.metadata import Metadata
@@ -84,7 +86,9 @@ TIMES = (0, 1, 2**32, 2**63, 2**64 - 1)
 def questions(draw: st.DrawFn):
     field, pool = draw(st.sampled_from([(meta.hash, HASHES), (meta.vlan, VLANS[2:]), (meta.timestamp, TIMES)]))
     value = draw(st.sampled_from(pool))
-    made = [lambda: field == value, lambda: field != value, lambda: field <= value, lambda: field >= value]
+    made: list[Callable[[], Expr]] = [
+        lambda: field == value, lambda: field != value, lambda: field <= value, lambda: field >= value,
+    ]  # fmt: skip
     made += [lambda: field.isin(pool[:2]), lambda: field >= 0]
     condition = draw(st.sampled_from(made))()
     return ~condition if draw(st.booleans()) else condition
@@ -113,7 +117,7 @@ def sent(hashes: tuple[int | None, ...]) -> st.SearchStrategy[list[Sent]]:
     return st.integers(0, 2**32 - 1).map(batch)
 
 
-def judged(program: Program, count: int) -> Counter[str]:
+def judged(program: LoadedProgram, count: int) -> Counter[str]:
     """What the program counted once it has seen ``count`` frames."""
     until(lambda: counted(program).total() >= count, f"{count} frames")
     return counted(program)
@@ -166,7 +170,7 @@ def test_the_socket_filter_reads_what_the_skb_carries(wire: Port, pipe: Pipeline
         assert judged(program, len(batch)) == expected(pipe, in_the_skb(batch))
 
 
-def verdict_with_time(program: Program, frame: bytes, timestamp: int) -> int:
+def verdict_with_time(program: LoadedProgram, frame: bytes, timestamp: int) -> int:
     """BPF_PROG_TEST_RUN with a hardware time stamp: struct __sk_buff as context, hwtstamp at 184."""
     packet, context = (
         ctypes.create_string_buffer(frame),

@@ -429,7 +429,7 @@ def test_an_array_of_packets_is_sent_row_by_row(make_veth):
             got.wait(201, timeout=20)
             for bad in (rows.astype(np.uint16), rows[0]):
                 with pytest.raises(ValueError, match="rows of a uint8 array of 2 dimensions"):
-                    sockets.send(bad)
+                    sockets.send(bad)  # type: ignore[arg-type]
     assert got[:200] == sent
     assert got[200] == sent[0][::-1]
 
@@ -503,7 +503,7 @@ def test_workers_say_how_they_waited(make_veth, wait):
     assert stats.cpus == (0,)
     with right.namespace, attach(DNS, right.name) as link, link.sockets() as sockets:
         with pytest.raises(ValueError, match="wait 'never': adaptive, busy, sleep, nap"):
-            sockets.count(wait="never")
+            sockets.count(wait="never")  # type: ignore[arg-type]
 
 
 def test_workers_are_pinned_to_cpus_that_they_may_use(make_veth):

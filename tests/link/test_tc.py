@@ -20,7 +20,9 @@ from scapy.utils import rdpcap
 from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, Redirect, SocketOptions, attach, eth, icmp, udp
 from xdpkit.kernel import features
 from xdpkit.kernel.attachment import Got
+from xdpkit.lab import Port
 from xdpkit.lab.generator import udp_frame
+from xdpkit.sockets.options import Mode
 
 pytestmark = pytest.mark.needs("tcx")
 
@@ -116,7 +118,7 @@ def sender(port, to="10.0.0.2"):
 
 def receive(sockets, count, timeout=5.0):
     """``count`` packets as (bytes, rule)."""
-    got = []
+    got: list[tuple[bytes, int]] = []
     for batch in sockets.batches(timeout=timeout):
         got += zip(map(bytes, batch.frames), batch.rules.tolist(), strict=True)
         if len(got) >= count:
@@ -290,7 +292,8 @@ def test_the_ledger_sums_under_a_flood(veth_pair, generator, ring_size):
 def test_a_capture_is_read_by_tcpdump_and_says_which_way_its_packets_went(ports, tmp_path):
     left, right = ports
     frames = [frame(left, TAKEN, bytes([n]) * 20, tags) for n in range(5) for tags in ((), ((0x8100, 4),))]
-    for mode, port, name in (("tc_ingress", right, "right"), ("tc_egress", left, "left")):
+    directions: tuple[tuple[Mode, Port, str], ...] = (("tc_ingress", right, "right"), ("tc_egress", left, "left"))
+    for mode, port, name in directions:
         file = tmp_path / f"{mode}.pcapng"
         with port.namespace, attach(pipeline(), name, mode=mode) as link:
             with link.sockets() as sockets, sockets.write(file):

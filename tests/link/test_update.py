@@ -381,12 +381,15 @@ def test_a_shadow_is_tried_beside_the_live_rules_and_then_takes_over(make_veth):
         passed.wait(12)
         until(lambda: link.ledger().seen == 12, "12 packets")
         shadow = link.ledger().shadow
+        assert shadow is not None
         assert {r.name: r.packets for r in shadow.rules} == {"bad": 0, "web": 5, "default": 7}
         assert (shadow.differences, shadow.differing) == ((("PASS", "DROP", 5),), 5)
         link.sets["blocked"].update(add=["198.51.100.1"])  # one set for both
         left.send(frames(left, right, range(3)))
         until(lambda: link.ledger().seen == 15, "15 packets")
-        assert link.ledger().shadow.differing == 5
+        later = link.ledger().shadow
+        assert later is not None
+        assert later.differing == 5
         link.update(new)
         assert link.ledger().shadow is None
         left.send(frames(left, right, range(4), dport=80))

@@ -18,6 +18,7 @@ from traffic import until
 from xdpkit import DROP, PASS, Pipeline, PipelineError, attach, compile_pipeline, meta, udp
 from xdpkit.kernel.program import Program, tai_seconds
 from xdpkit.meaning.evaluate import Metadata, State, evaluate, run
+from xdpkit.sockets.options import Mode
 
 FRAME = bytes(Ether() / IP() / UDP())
 DAY_NS = 86_400 * 10**9
@@ -83,7 +84,7 @@ def test_the_kernel_knows_day_and_time_as_the_reference_does(hook: str, a: int, 
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", ["native", "generic", "tc_ingress"])
-def test_a_rule_holds_at_the_time_that_it_is(make_veth, mode: str):
+def test_a_rule_holds_at_the_time_that_it_is(make_veth, mode: Mode):
     left, right = make_veth()
     now, pipe = int(time.time()), Pipeline("now")
     day, second = (now // 86_400 + 4) % 7, now % 86_400

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
-from nft import Both, Nft, beside, pairs, plain_frames, rows, table
+from nft import Both, Nft, pairs, plain_frames, rows, table, with_nftables
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -27,6 +27,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
+from scapy.packet import Packet
 from strategies import again, examples, listing
 from traffic import until
 
@@ -35,6 +36,7 @@ from xdpkit import COUNT, DROP, PASS, RETURN, Limit, Pipeline, PipelineError, ip
 from xdpkit.lab import Lab
 from xdpkit.language.sets import Add
 from xdpkit.meaning.evaluate import evaluate
+from xdpkit.sockets.options import Mode
 
 PAGE = "docs/nftables.md"
 MODES = ("native", "generic", "tc_ingress")
@@ -50,7 +52,7 @@ def known_frames() -> list[bytes]:
     four = [IP(src=src, dst=dst) for src in ("10.0.0.1", "192.0.2.1", "192.0.2.129", "198.51.100.9", "203.0.113.5")
             for dst in ("192.0.2.1", "192.0.2.2", "198.51.100.10")]  # fmt: skip
     six = [IPv6(src=src, dst="2001:db8::9", fl=1, tc=4) for src in ("2001:db8::1", "2001:db8:0:1::1", "fe80::1")]
-    above = [UDP(sport=53, dport=port) / b"0123456789AB" for port in (22, 23, 53)]
+    above: list[Packet] = [UDP(sport=53, dport=port) / b"0123456789AB" for port in (22, 23, 53)]
     above += [TCP(dport=port, flags="S", options=[("MSS", 1460)]) for port in (53, 443, 1024)]
     found = [net / up for net in (*four, *six) for up in above]
     found += [net / ICMP(type=8, id=53) for net in four] + [net / ICMPv6EchoRequest() for net in six]
@@ -80,7 +82,7 @@ def translated(request) -> Iterator[Both]:
     for number, (_, python) in enumerate(CONDITIONS):
         pipe.rule(eval(python, dict(SCOPE)), COUNT, name=str(number))
     rules = "\n".join(f'{nft} counter comment "{number}"' for number, (nft, _) in enumerate(CONDITIONS))
-    with Lab.pair() as (left, right), beside(left, right, pipe, request.param, table(rules)) as both:
+    with Lab.pair() as (left, right), with_nftables(left, right, pipe, request.param, table(rules)) as both:
         yield both
 
 
@@ -133,8 +135,8 @@ def acting(pipe: Pipeline) -> Pipeline:
 @pytest.mark.root
 @modes
 @pytest.mark.parametrize(("nft", "python"), [p[1:] for p in PAIRS], ids=[p[0] for p in PAIRS])
-def test_a_ruleset_of_the_page_counts_what_its_translation_counts(veth_pair, nft: str, python: str, mode: str):
-    with beside(*veth_pair, acting(declared(python)), mode, nft) as both:
+def test_a_ruleset_of_the_page_counts_what_its_translation_counts(veth_pair, nft: str, python: str, mode: Mode):
+    with with_nftables(*veth_pair, acting(declared(python)), mode, nft) as both:
         for seed in range(3):
             both.send(KNOWN + plain_frames(seed, 700))
         ours, theirs = both.counts()
@@ -246,10 +248,10 @@ pipe.rule(~limit("1/day", burst=40) & (udp.dport == 53), DROP, name="many")
 @pytest.mark.root
 @modes
 @pytest.mark.parametrize(("outside", "rules", "python"), [r[1:] for r in RULESETS], ids=[r[0] for r in RULESETS])
-def test_sets_maps_and_limits_of_every_kind_count_alike(veth_pair, outside: str, rules: str, python: str, mode: str):
+def test_sets_maps_and_limits_of_every_kind_count_alike(veth_pair, outside: str, rules: str, python: str, mode: Mode):
     pipe = Pipeline("peer")
     exec(compile(python, "declaration", "exec"), SCOPE | {"pipe": pipe})
-    with beside(*veth_pair, acting(pipe), mode, table(rules, outside)) as both:
+    with with_nftables(*veth_pair, acting(pipe), mode, table(rules, outside)) as both:
         both.send(KNOWN + plain_frames(1, 3000))
         ours, theirs = both.counts()
     assert ours == theirs
@@ -345,11 +347,11 @@ PINNED = [row[0] for row in rows(PAGE, "What is different")]
 @pytest.mark.root
 @modes
 @pytest.mark.parametrize("name", JUDGED)
-def test_a_packet_that_both_judge_differently_is_one_that_the_page_names(veth_pair, name: str, mode: str):
+def test_a_packet_that_both_judge_differently_is_one_that_the_page_names(veth_pair, name: str, mode: Mode):
     frame, nft, theirs, python, ours = JUDGED[name]
     pipe = Pipeline("differs")
     pipe.rule(eval(python, dict(SCOPE)), COUNT, name="rule")
-    with beside(*veth_pair, pipe, mode, table(f'{nft} counter comment "rule"')) as both:
+    with with_nftables(*veth_pair, pipe, mode, table(f'{nft} counter comment "rule"')) as both:
         both.send([frame])
         assert both.counts() == ({"rule": ours}, {"rule": theirs})
     assert name in PINNED
@@ -396,12 +398,12 @@ def sources(count: int, each: int = 1) -> list[bytes]:
 
 @pytest.mark.root
 @modes
-def test_a_full_set_ends_the_rule_of_nftables_and_is_counted_here(veth_pair, mode: str):
+def test_a_full_set_ends_the_rule_of_nftables_and_is_counted_here(veth_pair, mode: Mode):
     pipe = Pipeline("full")
     seen = pipe.set("seen", ip.src, intervals=False, capacity=4)
     pipe.rule(udp, seen.add(), COUNT, name="noted")
     outside = "set seen { type ipv4_addr; size 4; flags dynamic; }"
-    with beside(
+    with with_nftables(
         *veth_pair, pipe, mode, table('udp dport 53 add @seen { ip saddr } counter comment "noted"', outside)
     ) as b:
         b.send(sources(10))
@@ -412,13 +414,13 @@ def test_a_full_set_ends_the_rule_of_nftables_and_is_counted_here(veth_pair, mod
 
 @pytest.mark.root
 @modes
-def test_a_full_meter_forgets_a_source_here_and_takes_no_new_one_there(veth_pair, mode: str):
+def test_a_full_meter_forgets_a_source_here_and_takes_no_new_one_there(veth_pair, mode: Mode):
     """With room for all, both let one packet of each source pass."""
     pipe = Pipeline("meter")
     pipe.rule((udp.dport == 53) & limit("1/day", burst=1, per=ip.src, capacity=64), COUNT, name="first")
     outside = "set m { type ipv4_addr; size 64; flags dynamic; }"
     rule = 'udp dport 53 add @m { ip saddr limit rate 1/day burst 1 packets } counter comment "first"'
-    with beside(*veth_pair, pipe, mode, table(rule, outside)) as both:
+    with with_nftables(*veth_pair, pipe, mode, table(rule, outside)) as both:
         both.send(sources(16, each=3))
         assert both.counts() == ({"first": 16}, {"first": 16})
         both.send(sources(2048, each=1)[16:])
@@ -428,14 +430,14 @@ def test_a_full_meter_forgets_a_source_here_and_takes_no_new_one_there(veth_pair
 
 @pytest.mark.root
 @modes
-def test_a_member_that_packets_added_ends_by_itself_in_both(veth_pair, mode: str):
+def test_a_member_that_packets_added_ends_by_itself_in_both(veth_pair, mode: Mode):
     pipe = Pipeline("ends")
     seen = pipe.set("seen", ip.src, intervals=False, timeouts=True)
     pipe.rule(seen, COUNT, name="known")
     pipe.rule(udp, seen.add(timeout=0.7), name="noted")
     rules = """ip saddr @seen counter comment "known"
         udp dport 53 update @seen { ip saddr timeout 700ms } counter comment "noted" """
-    with beside(
+    with with_nftables(
         *veth_pair, pipe, mode, table(rules, "set seen { type ipv4_addr; size 99; flags dynamic,timeout; }")
     ) as b:
         b.send(sources(3))
@@ -447,14 +449,14 @@ def test_a_member_that_packets_added_ends_by_itself_in_both(veth_pair, mode: str
 
 @pytest.mark.root
 @modes
-def test_adding_a_member_that_is_there_starts_its_time_out_anew_here_and_only_with_update_there(veth_pair, mode: str):
+def test_adding_a_member_that_is_there_starts_its_time_out_anew_here_and_only_with_update_there(veth_pair, mode: Mode):
     pipe = Pipeline("anew")
     seen = pipe.set("seen", ip.src, intervals=False, timeouts=True)
     pipe.rule(udp, seen.add(timeout=3600), name="first")
     pipe.rule(udp, seen.add(timeout=7200), name="again")
     rules = """udp dport 53 add @seen { ip saddr timeout 1h } counter comment "first"
         udp dport 53 add @seen { ip saddr timeout 2h } counter comment "again" """
-    with beside(
+    with with_nftables(
         *veth_pair, pipe, mode, table(rules, "set seen { type ipv4_addr; size 99; flags dynamic,timeout; }")
     ) as b:
         b.send(sources(1))
@@ -466,13 +468,13 @@ def test_adding_a_member_that_is_there_starts_its_time_out_anew_here_and_only_wi
 
 @pytest.mark.root
 @modes
-def test_a_limit_in_bytes_holds_a_burst_here_and_a_unit_of_the_rate_more_there(veth_pair, mode: str):
+def test_a_limit_in_bytes_holds_a_burst_here_and_a_unit_of_the_rate_more_there(veth_pair, mode: Mode):
     """Also: nftables measures the packet without its Ethernet header."""
     pipe = Pipeline("bytes")
     pipe.rule(limit("100 bytes/minute", burst=1000), COUNT, name="within")
     frame = ether(FOUR / UDP() / bytes(72))
     assert len(frame) == 114
-    with beside(
+    with with_nftables(
         *veth_pair, pipe, mode, table('limit rate 100 bytes/minute burst 1000 bytes counter comment "within"')
     ) as b:
         b.send([frame] * 20)
@@ -482,7 +484,7 @@ def test_a_limit_in_bytes_holds_a_burst_here_and_a_unit_of_the_rate_more_there(v
 
 @pytest.mark.root
 @modes
-def test_limits_let_the_same_number_of_packets_through_as_time_goes_on(veth_pair, mode: str):
+def test_limits_let_the_same_number_of_packets_through_as_time_goes_on(veth_pair, mode: Mode):
     """The two look at the clock a little after one another: a packet at the edge may be on this side or that."""
     left, right = veth_pair
     pipe = Pipeline("rates")
@@ -491,7 +493,7 @@ def test_limits_let_the_same_number_of_packets_through_as_time_goes_on(veth_pair
     rules = """limit rate 500/second burst 20 packets counter comment "within"
         limit rate over 9000/minute burst 1 packets counter comment "over" """
     frame = ether(FOUR / DNS).ljust(64, b"\0")
-    with left.generator([frame]) as generator, beside(left, right, pipe, mode, table(rules)) as both:
+    with left.generator([frame]) as generator, with_nftables(left, right, pipe, mode, table(rules)) as both:
         generator.start(4000, rate_pps=8000)
         both.sent = generator.wait()
         generator.settle()
@@ -511,10 +513,10 @@ def test_what_is_different_is_all_held_to_a_test():
 
 @pytest.mark.root
 @modes
-def test_counters_have_the_bytes_of_the_frame_here_and_those_of_the_packet_there(veth_pair, mode: str):
+def test_counters_have_the_bytes_of_the_frame_here_and_those_of_the_packet_there(veth_pair, mode: Mode):
     pipe = Pipeline("bytes")
     pipe.rule(udp, COUNT, name="udp")
-    with beside(*veth_pair, pipe, mode, table('udp dport 53 counter comment "udp"')) as both:
+    with with_nftables(*veth_pair, pipe, mode, table('udp dport 53 counter comment "udp"')) as both:
         both.send([ether(FOUR / DNS / bytes(30))])
         ours = next(r.bytes for r in both.link.ledger().rules if r.name == "udp")
         assert (ours, both.nft.counts("bytes")["udp"]) == (72, 58)

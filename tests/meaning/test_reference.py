@@ -104,7 +104,7 @@ def test_the_first_rule_that_matches_takes_the_frame_and_else_the_default():
 def test_a_range_has_both_its_ends_and_a_prefix_its_first_and_last_address():
     for port, inside in ((99, False), (100, True), (200, True), (201, False)):
         assert true(udp.dport.between(100, 200), ETHER / IP() / UDP(dport=port)) == inside
-    for host, inside in (("192.0.1.255", 0), ("192.0.2.0", 1), ("192.0.2.255", 1), ("192.0.3.0", 0)):
+    for host, inside in (("192.0.1.255", False), ("192.0.2.0", True), ("192.0.2.255", True), ("192.0.3.0", False)):
         assert true(ip.src.within("192.0.2.0/24"), ETHER / IP(src=host)) == bool(inside)
 
 

@@ -41,7 +41,9 @@ def listed(live):
 def inner_map(live):
     """The map of the members, as a program finds it."""
     with Map(os.dup(live.fd)) as outer:
-        return Map.by_id(int.from_bytes(outer.get(bytes(4)), sys.byteorder))
+        number = outer.get(bytes(4))
+        assert number is not None
+        return Map.by_id(int.from_bytes(number, sys.byteorder))
 
 
 def add_as_a_packet_does(live, key, *, seconds):
@@ -336,12 +338,15 @@ def test_processes_that_change_a_pinned_set_at_once_lose_no_member(name, how):
             for start, way in ((1000, "update"), (2000, how))
         ]  # fmt: skip
         for p in processes:
+            assert p.stdout is not None
             assert p.stdout.readline() == "ready\n"
         for p in processes:
+            assert p.stdin is not None
             p.stdin.write("\n")
             p.stdin.flush()
         for p in processes:
             with p:
+                assert p.stdin is not None
                 p.stdin.close()
                 assert p.wait(60) == 0
         assert sorted(map(int, listed(live))) == [*range(1000, 1060), *range(2000, 2060)]

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from typing import Any
 
 import pytest
 import zstandard
@@ -204,7 +205,8 @@ def test_the_parser_in_c_takes_and_refuses_what_the_one_in_python_does(spec, lin
     text = end.join(lines).encode()
     if setfiles.sniff(spec, text) != "list":
         return
-    fast = slow = None
+    fast: Any = None
+    slow: Any = None
     try:
         fast = read(spec, io.BytesIO(text))
     except PipelineError as error:

@@ -2,6 +2,7 @@
 
 import ipaddress
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def expected(frame):
     ethertype = tags[0] if tags else 0
     if ethertype in (0x8100, 0x88A8) and not {"vlan", "vlan2"} <= packet.present:
         ethertype = 0  # the tag is cut short
-    row = {"ethertype": ethertype, "version": 0, "protocol": 0, "src": 0, "dst": 0, "ports": None}
+    row: dict[str, Any] = {"ethertype": ethertype, "version": 0, "protocol": 0, "src": 0, "dst": 0, "ports": None}
     if "ip" in packet.starts:
         at = packet.starts["ip"]
         row |= {"version": 4, "protocol": frame[at + 9]}

@@ -160,7 +160,7 @@ def test_the_descriptor_is_readable_when_packets_are_there(make_veth, source):
         for turn in range(3):
             assert poll.poll(0) == []
             left.send(frames(left, right, range(5)))
-            got = []
+            got: list[int] = []
             while len(got) < 5:
                 assert poll.poll(5000), f"turn {turn}: not readable"
                 while (batch := sockets.receive(2)) is not None:
@@ -224,7 +224,7 @@ def test_an_async_reader_ends_after_a_silent_timeout(make_veth):
 
 def test_a_cancelled_reader_loses_no_packet_and_another_one_goes_on(make_veth):
     left, right = make_veth()
-    got = []
+    got: list[int] = []
 
     async def read(sockets):
         async for batch in sockets.batches_async(limit=1):

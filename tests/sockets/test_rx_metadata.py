@@ -31,6 +31,7 @@ from xdpkit.language.actions import Mark
 from xdpkit.language.metadata import READER_METADATA, Metadata, choose_reader_metadata
 from xdpkit.link.forward import forward
 from xdpkit.sockets.batch import NO_RULE, NO_VLAN
+from xdpkit.sockets.options import Bind
 
 pytestmark = [pytest.mark.needs("VLAN kfunc"), pytest.mark.filterwarnings("ignore::xdpkit.PipelineWarning")]
 
@@ -61,7 +62,7 @@ def numbered(wire: Port, count: int) -> list[bytes]:
 
 def columns(sockets, count: int) -> dict[int, tuple[int, int, int]]:
     """{number of the frame: (device time, hash, TCI)} of `count` packets."""
-    got = {}
+    got: dict[int, tuple[int, int, int]] = {}
     for batch in sockets.batches(timeout=5):
         kinds = (batch.device_times.dtype, batch.hashes.dtype, batch.vlans.dtype)
         assert kinds == (np.uint64, np.uint32, np.uint32)
@@ -93,7 +94,7 @@ def a_batch(seed: int, count: int = 50) -> list[Metadata]:
 
 
 @pytest.mark.parametrize("bind", ["auto", "copy"])
-def test_readers_get_hash_and_tag_of_every_packet(wire: Port, bind: str):
+def test_readers_get_hash_and_tag_of_every_packet(wire: Port, bind: Bind):
     known = [Metadata(hash=h, vlan=v) for h in HASHES for v in TAGS]
     with wire.namespace, attach(every(), wire.name, bind=bind, options=ALL) as link, link.sockets() as sockets:
         assert link.attachment.rx_metadata == READER_METADATA
@@ -172,7 +173,7 @@ def test_frames_may_be_laid_out_in_any_way(wire: Port, options: SocketOptions):
     known = a_batch(1, 300)
     sent = numbered(wire, 300)
     with wire.namespace, attach(every(), wire.name, options=options) as link, link.sockets() as sockets:
-        got = {}
+        got: dict[int, tuple[int, int, int]] = {}
         for n in range(0, 300, 30):
             send(wire.peer, zip(sent[n : n + 30], known[n : n + 30], strict=True))
             got |= columns(sockets, 30)

@@ -63,7 +63,7 @@ def test_rings_of_4_wrap_around_many_times(tiny):
     for start in range(0, 600, 3):
         sent = frames(left, right, range(start, start + 3), size=60 + start)
         left.send(sent)
-        got = []
+        got: list[bytes] = []
         while len(got) < 3:
             with receive(socket, 2) as batch:
                 assert len(batch) <= 2
@@ -365,7 +365,9 @@ def test_timestamps_increase_within_a_queue_and_rules_are_those_that_matched(mak
     pipe.rule(udp.dport == 2, REDIRECT, name="two")
     pipe.rule(udp.dport == 53, REDIRECT, name="dns")
     by_port = [frames(left, right, range(200), dport=port) for port in (1, 2, 53)]
-    times, rules, numbers = {0: [], 1: []}, [], []
+    times: dict[int, list[int]] = {0: [], 1: []}
+    rules: list[int] = []
+    numbers: list[int] = []
     with right.namespace, attach(pipe, right.name, timestamps=True) as link, link.sockets() as sockets:
         before = time.time_ns()
         for queue in (0, 1):
@@ -426,7 +428,7 @@ def test_ctrl_c_ends_the_wait_for_packets(make_veth, mode):
     def interrupts():
         waiting = ("7 ", "271 ")  # poll, ppoll
         until(lambda: Path(f"/proc/self/task/{me}/syscall").read_text().startswith(waiting), "poll()")
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupts)
     with right.namespace, attach(DNS, right.name, mode=mode) as link, link.sockets() as sockets:

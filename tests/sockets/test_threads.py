@@ -82,7 +82,7 @@ def test_a_thread_that_sends_while_another_reads_gets_an_error_and_sends_nothing
 
 def test_queues_are_read_in_threads_of_their_own(make_veth):
     left, right = make_veth(queues=2)
-    got = {0: [], 1: []}
+    got: dict[int, list[int]] = {0: [], 1: []}
     with right.namespace, attach(DNS, right.name, mode="native") as link, link.sockets() as sockets:
 
         def reader(queue):

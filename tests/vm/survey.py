@@ -17,6 +17,7 @@ from xdpkit import PASS, REDIRECT, NotSupported, Pipeline, VerifierError, attach
 from xdpkit.compiler.built import Built, build
 from xdpkit.kernel.features import FEATURES, has
 from xdpkit.lab import Lab
+from xdpkit.sockets.options import Bind, Mode
 
 LOOPING = "ip6 protochain 17"  # libpcap compiles it to a loop
 
@@ -31,7 +32,7 @@ def pipeline(condition: object) -> Built:
 PIPELINE = pipeline(udp.dport == 53)
 
 
-def veth(mode: str, bind: str = "auto") -> None:
+def veth(mode: Mode, bind: Bind = "auto") -> None:
     """Ten packets through a veth pair, in this mode and no other."""
     with Lab.pair() as (left, right):
         sent = frames(left, right, range(10))

@@ -420,6 +420,7 @@ def igb():
 def xdpkit_run(near, *options):
     command = [XDPKIT, "run", DNS_FILE, "-i", near.name, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     return process, process.stderr.readline()
 
 

@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, overload
 
 from .errors import PipelineError
 from .expr import Always, EitherFamily, Expr, Keyed, Named, Present, Test, complement, here, merge
@@ -153,6 +153,10 @@ class Field(Named):
             )
         return Test(self.spec, (self.spec.alone,), self.spec.name, where=here())
 
+    @overload
+    def __and__(self, other: int) -> Masked: ...  # type: ignore[overload-overlap]
+    @overload
+    def __and__(self, other: object) -> Expr: ...
     def __and__(self, other: object) -> Masked | Expr:
         if isinstance(other, int) and not isinstance(other, bool):
             return Masked(self.spec, parse_value(self.spec, other))
@@ -271,7 +275,11 @@ class EitherField(Field):
         number = parse_value(self.spec, value)
         return self._test([(number, number)], f"{self.spec.name} == {value}")
 
-    def __and__(self, other: object) -> Masked | Expr:
+    @overload
+    def __and__(self, other: int) -> NoReturn: ...
+    @overload
+    def __and__(self, other: object) -> Expr: ...
+    def __and__(self, other: object) -> Expr:
         if isinstance(other, int):
             raise PipelineError(f"{self.spec.name} & {other}: an address of either family has no bits to test", here())
         return super().__and__(other)
