@@ -114,7 +114,7 @@ def test_an_update_changes_both_sides_or_none(wire):
         before = joined.inside.program.info()["id"], joined.outside.program.info()["id"]
         other = rules()
         other.rule(udp.dport == 11, DROP, name="eleven")
-        joined.outside._swap = refuse
+        joined.outside._swap = refuse  # type: ignore[method-assign]
         with pytest.raises(OSError, match="refused"):
             joined.update(other)
         assert (joined.inside.program.info()["id"], joined.outside.program.info()["id"]) == before
