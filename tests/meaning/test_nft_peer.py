@@ -289,7 +289,7 @@ def test_jumps_gotos_and_returns_at_random_count_as_those_of_nftables(mode: str,
     note(again("meaning/test_nft_peer.py"))
     pipe, ruleset = branching(seed)
     note(f"{listing(pipe)}\n{ruleset}")
-    with Lab.pair() as (left, right), beside(left, right, pipe.shadow(), mode, ruleset) as both:
+    with Lab.pair() as (left, right), with_nftables(left, right, pipe.shadow(), mode, ruleset) as both:
         both.send(KNOWN + plain_frames(seed, 300))
         ours, theirs = both.counts()
     assert ours == theirs
