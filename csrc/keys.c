@@ -97,8 +97,8 @@ static void skip(struct cursor *c)
 		c->at++;
 }
 
-/* low..high of what is written, the whole of it. */
-static int interval(struct cursor c, int kind, uint32_t width, int intervals, u128 *low, u128 *high)
+/* low..high of what is written, the whole of it, of a kind other than XK_IP. */
+static int plain_interval(struct cursor c, int kind, uint32_t width, int intervals, u128 *low, u128 *high)
 {
 	u128 length;
 
@@ -127,6 +127,23 @@ static int interval(struct cursor c, int kind, uint32_t width, int intervals, u1
 		}
 	}
 	return c.at == c.end;
+}
+
+/* An IPv4 address as one of IPv6: ::ffff:192.0.2.1 (RFC 4291, 2.5.5.2). */
+#define MAPPED ((u128)0xffff << 32)
+
+/* low..high of what is written; a range is within one family. */
+static int interval(struct cursor c, int kind, uint32_t width, int intervals, u128 *low, u128 *high)
+{
+	if (kind != XK_IP)
+		return plain_interval(c, kind, width, intervals, low, high);
+	if (memchr(c.at, ':', (size_t)(c.end - c.at)))
+		return plain_interval(c, XK_IPV6, 128, intervals, low, high);
+	if (!plain_interval(c, XK_IPV4, 32, intervals, low, high))
+		return 0;
+	*low |= MAPPED;
+	*high |= MAPPED;
+	return 1;
 }
 
 /* Bits that are free in the largest prefix that starts at `low` and does not go beyond `high`. */

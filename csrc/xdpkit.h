@@ -198,7 +198,8 @@ int xk_map_expire_many(int fd, uint32_t key_size, const uint8_t *keys, uint32_t 
 
 /* ---- keys of sets, in bulk (keys.c): no kernel ---- */
 
-enum { XK_IPV4, XK_IPV6, XK_NUMBER };
+/* XK_IP: IPv6 addresses, and IPv4 ones as ::ffff:192.0.2.1, with the prefix lengths that they have as such. */
+enum { XK_IPV4, XK_IPV6, XK_IP, XK_NUMBER };
 
 struct xk_list {
 	uint64_t offset; /* of the next line in the text */

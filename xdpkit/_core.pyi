@@ -14,6 +14,7 @@ class _Lib:
     XK_HOOK_SOCKET: int
     XK_HOOK_TC: int
     XK_HOOK_XDP: int
+    XK_IP: int
     XK_IPV4: int
     XK_IPV6: int
     XK_NUMBER: int

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Columns", "Source", "read"]
 
 
-_FAST = {"ipv4": lib.XK_IPV4, "ipv6": lib.XK_IPV6, "uint": lib.XK_NUMBER}
+_FAST = {"ipv4": lib.XK_IPV4, "ipv6": lib.XK_IPV6, "ip": lib.XK_IP, "uint": lib.XK_NUMBER}
 #: Most lines of a list that Python parses one by one because the C core does not understand them.
 _MANY = 1000
 
