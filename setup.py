@@ -48,6 +48,8 @@ def variants() -> Iterator[tuple[str, tuple[str, ...], str]]:
         yield "tunnel.bpf.c", defines, f"{hook}_tunnel.bc"
         yield "mirror.bpf.c", defines, f"{hook}_mirror.bc"
         yield "reject.bpf.c", defines, f"{hook}_reject.bc"
+        if "-DXDP" in defines:
+            yield "inspect.bpf.c", defines, f"{hook}_inspect.bc"
         if hook != "socket":  # what it hands out is a copy: no packet goes or is held back
             yield "track.bpf.c", defines, f"{hook}_track.bc"
         if "-DXDP" in defines:

@@ -24,6 +24,7 @@ __u64 now(void);
 __u64 coarse_now(void);
 __u32 random_bits(void);
 __u32 on_device(const struct packet *p, __u32 number);
+__u32 inspect_room(__u32 queue);
 void count_passed(const struct packet *p, __u32 rule);
 void count_failed(__u32 rule);
 

@@ -48,6 +48,9 @@ __u32 verdicts(void);
 __u32 marks(void);
 __u32 mirrors(void);
 
+/* Generated, a constant: the group of sockets of an inspector; 0 where no rule has the action Inspect. */
+__u32 inspect_group(void);
+
 /* Generated, a constant: the first of the counters of pairs of verdicts, 0 without a shadow. */
 __u32 pairs(void);
 #define MAY(verdict) (verdicts() & 1u << (verdict))

@@ -164,39 +164,6 @@ static __always_inline __u32 socket_of(struct xdp_md *ctx, __u32 target)
 	return place * spread + (__u32)((__u64)hash * spread >> 32);
 }
 
-/*
- * What a REDIRECT or FORWARD falls back to.  On a bridge PASS is FORWARD: out of the other device, which is always the
- * first of `devices`.  bpf_redirect_map() takes no such number.
- */
-static __always_inline __u32 flags_of(__u32 outcome)
-{
-	return MAY(FORWARD) && otherwise_of(outcome) == FORWARD ? XDP_DROP : otherwise_of(outcome);
-}
-
-static __always_inline int fall_back(__u32 outcome, int verdict)
-{
-	if (MAY(FORWARD) && otherwise_of(outcome) == FORWARD)
-		return bpf_redirect_map(&devices, 0, XDP_DROP);
-	return verdict;
-}
-
-static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome, __u32 mark)
-{
-	int verdict;
-
-	if (want_meta)
-		put_meta(ctx, rule_of(outcome), mark);
-	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), flags_of(outcome));
-	if (verdict != XDP_REDIRECT) {
-		if (c)
-			c->no_socket++;
-		if (want_meta) /* PASS hands the metadata to the stack, where it can break GRO: take it back */
-			bpf_xdp_adjust_meta(ctx, meta_room());
-		return fall_back(outcome, verdict);
-	}
-	return verdict;
-}
-
 /* Put back the VLAN tag that the driver took out: it would not go with a packet that leaves by a device. */
 static __always_inline void restore_tag(struct xdp_md *ctx)
 {
@@ -213,12 +180,56 @@ static __always_inline void restore_tag(struct xdp_md *ctx)
 }
 
 /* What a packet is to have that leaves by a device, and that is not in its bytes. */
-static __always_inline void finish_packet(struct xdp_md *ctx)
+static __always_inline void finish_packet(struct xdp_md *ctx, int lacks_tag)
 {
 	if (completes)
 		complete_checksum(ctx);
-	if (restores_tags)
+	if (restores_tags && lacks_tag)
 		restore_tag(ctx);
+}
+
+/*
+ * What a REDIRECT or FORWARD falls back to.  On a bridge PASS is FORWARD: out of the other device, which is always the
+ * first of `devices`.  bpf_redirect_map() takes no such number.
+ */
+static __always_inline __u32 flags_of(__u32 outcome)
+{
+	return MAY(FORWARD) && otherwise_of(outcome) == FORWARD ? XDP_DROP : otherwise_of(outcome);
+}
+
+static __always_inline int fall_back(struct xdp_md *ctx, __u32 outcome, int verdict, int lacks_tag)
+{
+	if (!MAY(FORWARD) || otherwise_of(outcome) != FORWARD)
+		return verdict;
+	verdict = bpf_redirect_map(&devices, 0, XDP_DROP);
+	if (verdict == XDP_REDIRECT)
+		finish_packet(ctx, lacks_tag);
+	return verdict;
+}
+
+static __always_inline int redirect(struct xdp_md *ctx, struct counter *c, __u32 outcome, __u32 mark)
+{
+	__u32 inspects = inspect_group() && target_of(outcome) == inspect_group();
+	int verdict;
+
+	if (inspects && !inspect_room(ctx->rx_queue_index)) {
+		if (c)
+			c->no_socket++;
+		return fall_back(ctx, outcome, otherwise_of(outcome), 1);
+	}
+	if (inspects && restores_tags)
+		restore_tag(ctx); /* user space sends the frame on as it gets it */
+	if (want_meta)
+		put_meta(ctx, rule_of(outcome), mark);
+	verdict = bpf_redirect_map(&xsks, socket_of(ctx, target_of(outcome)), flags_of(outcome));
+	if (verdict != XDP_REDIRECT) {
+		if (c)
+			c->no_socket++;
+		if (want_meta) /* PASS hands the metadata to the stack, where it can break GRO: take it back */
+			bpf_xdp_adjust_meta(ctx, meta_room());
+		return fall_back(ctx, outcome, verdict, !inspects);
+	}
+	return verdict;
 }
 
 /* Out of another device.  What its driver then drops is not known here (tracepoint xdp:xdp_devmap_xmit). */
@@ -227,12 +238,12 @@ static __always_inline int forward(struct xdp_md *ctx, struct counter *c, __u32 
 	int verdict = bpf_redirect_map(&devices, target_of(outcome), flags_of(outcome));
 
 	if (verdict == XDP_REDIRECT) {
-		finish_packet(ctx);
+		finish_packet(ctx, 1);
 		return verdict;
 	}
 	if (c)
 		c->no_socket++;
-	return fall_back(outcome, verdict);
+	return fall_back(ctx, outcome, verdict, 1);
 }
 
 /* TX: back out of the device of arrival, with the Ethernet addresses exchanged so that the sender takes it. */
@@ -240,7 +251,7 @@ static __always_inline int transmit(struct xdp_md *ctx)
 {
 	__u16 *m;
 
-	finish_packet(ctx);
+	finish_packet(ctx, 1);
 	m = (void *)(long)ctx->data;
 	if ((void *)(m + 6) <= (void *)(long)ctx->data_end) {
 		__u16 a = m[0], b = m[1], c = m[2];

@@ -19,13 +19,20 @@
 #include "umem.h"
 
 #define STALLED_MS 1	 /* look again after this long where packets or frames are stuck in a TX ring */
+#define LOST_MS 100	 /* look again for packets that took room and were lost */
 #define PARTS 18	 /* buffers of a packet whose checksum is completed: MAX_SKB_FRAGS and the head */
 #define PATIENCE_MS 1000 /* with a device that does not transmit, once told to stop */
 
 struct direction {
+	int number;
 	struct xk_xsk *from, *to;
 	struct xk_worker_stats stats;
 	int complete; /* checksums that senders left to their device */
+	/* of an inspector, or NULL */
+	xk_decide decide;
+	void *context;
+	struct xk_room *room;
+	uint64_t lost; /* packets that the kernel dropped on their way to the socket */
 };
 
 struct xk_forwarder {
@@ -105,6 +112,98 @@ static int move(struct direction *d)
 	return (int)whole;
 }
 
+static void free_frame(struct direction *d, uint64_t addr)
+{
+	pass_frame(d->from->umem, data_offset(d->from->umem, addr), OWNER_FILL, OWNER_FREE);
+	pool_give(d->from->pool, frame_base(d->from->umem, addr));
+}
+
+static void give_room(struct direction *d)
+{
+	__atomic_store_n(&d->room->taken, d->stats.packets + d->lost, __ATOMIC_RELEASE);
+}
+
+/* What the kernel dropped takes no room any more: asked where there is nothing else to do. */
+static void forget_lost(struct direction *d)
+{
+	struct xk_xsk_stats s;
+
+	if (!d->decide || xk_xsk_stats(d->from, &s))
+		return;
+	d->lost = s.rx_dropped + s.rx_ring_full;
+	give_room(d);
+}
+
+/* A batch of whole packets to be judged, and those that go on from RX to TX: how many buffers, or -EFAULT. */
+static int inspect(struct direction *d)
+{
+	struct xk_ring *rx = &d->from->rx, *tx = &d->to->tx;
+	const struct xdp_desc *received = rx->entries, *r;
+	struct xdp_desc *sent = tx->entries;
+	struct xk_umem *u = d->from->umem;
+	uint32_t want = rx->size > XK_BATCH && !(d->from->config.bind_flags & XDP_USE_SG) ? XK_BATCH : rx->size;
+	uint32_t n = xk_ring_peek(rx, xk_ring_reserve(tx, want < XK_BATCH ? want : XK_BATCH)), packets = 0, taken = 0;
+	uint32_t sizes[XK_BATCH], first[XK_BATCH + 1], passed = 0;
+	uint8_t *data[XK_BATCH], verdicts[XK_BATCH] = { 0 };
+	uint64_t bytes = 0, completed = 0;
+	struct iovec parts[PARTS];
+	int start = 1;
+
+	for (uint32_t i = 0; i < n; i++) {
+		r = &received[(rx->consumer + i) & rx->mask];
+		if (data_offset(u, r->addr) + r->len > u->size)
+			return xk_fail("RX descriptor check", EFAULT);
+		if (start) {
+			data[packets] = u->memory + data_offset(u, r->addr);
+			sizes[packets] = r->len;
+			first[packets] = i;
+		}
+		start = !(r->options & XDP_PKT_CONTD);
+		packets += (uint32_t)start;
+		if (start)
+			first[packets] = i + 1;
+	}
+	if (!packets)
+		return 0;
+	d->decide(d->context, d->number, data, sizes, packets, verdicts);
+	for (uint32_t p = 0; p < packets; p++) {
+		uint32_t count = 0;
+
+		for (uint32_t i = first[p]; i < first[p + 1]; i++) {
+			r = &received[(rx->consumer + i) & rx->mask];
+			bytes += r->len;
+			if (!verdicts[p]) {
+				free_frame(d, r->addr);
+				continue;
+			}
+			if (u->owners && !pass_frame(u, data_offset(u, r->addr), OWNER_FILL, OWNER_TX))
+				return xk_fail("RX descriptor check", EFAULT);
+			sent[(tx->producer + taken++) & tx->mask] =
+				(struct xdp_desc){ r->addr, r->len, r->options & XDP_PKT_CONTD };
+			if (count < PARTS)
+				parts[count] = (struct iovec){ u->memory + data_offset(u, r->addr), r->len };
+			count++;
+		}
+		if (verdicts[p] && d->complete && count <= PARTS)
+			completed += (uint32_t)xk_complete_checksum(parts, count);
+		passed += verdicts[p] != 0;
+	}
+	if (taken)
+		xk_ring_submit(tx, taken);
+	xk_ring_release(rx, first[packets]);
+	__atomic_store_n(&d->from->received, d->from->received + packets, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->to->transmitted, d->to->transmitted + passed, __ATOMIC_RELAXED);
+	add(&d->stats.packets, packets);
+	add(&d->stats.written, passed);
+	add(&d->stats.refused, packets - passed);
+	add(&d->stats.bytes, bytes);
+	add(&d->stats.batches, 1);
+	if (completed)
+		add(&d->stats.completed, completed);
+	give_room(d);
+	return (int)first[packets];
+}
+
 /* Kick, collect, refill: frames that were transmitted go back to where packets come from.  How many came back. */
 static int turn_around(struct direction *d)
 {
@@ -146,7 +245,7 @@ static void *run(void *self)
 		int moved = 0, back = 0, stopping = __atomic_load_n(&f->stop, __ATOMIC_ACQUIRE), error = 0;
 
 		for (int i = 0; i < f->count && !error; i++) {
-			int n = move(&d[i]), came = n < 0 ? n : turn_around(&d[i]);
+			int n = d[i].decide ? inspect(&d[i]) : move(&d[i]), came = n < 0 ? n : turn_around(&d[i]);
 
 			error = came < 0 ? came : 0;
 			moved += n > 0 ? n : 0;
@@ -177,6 +276,8 @@ static void *run(void *self)
 			continue;
 		}
 		add(&d[0].stats.waits, 1);
+		for (int i = 0; i < f->count; i++)
+			forget_lost(&d[i]);
 		if (f->wait == XK_WAIT_NAP && idle < XK_NAPS && !stopping) {
 			idle++;
 			for (int i = 0; i < f->count; i++)
@@ -185,7 +286,7 @@ static void *run(void *self)
 			continue;
 		}
 		looks = xk_sleep(fds + stopping, (nfds_t)(1 + f->count - stopping),
-				 stopping || stalled(f) ? STALLED_MS : -1, looks);
+				 stopping || stalled(f) ? STALLED_MS : d->decide ? LOST_MS : -1, looks);
 		idle = 0;
 		for (int i = 1; i <= f->count; i++)
 			if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL) && !(fds[i].revents & POLLIN))
@@ -194,7 +295,8 @@ static void *run(void *self)
 	return NULL;
 }
 
-int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, struct xk_forwarder **out)
+static int forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, xk_decide decide,
+			 void *context, struct xk_room *const rooms[2], struct xk_forwarder **out)
 {
 	struct xk_forwarder *f;
 	int error;
@@ -207,6 +309,12 @@ int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait,
 	f->directions[0] = (struct direction){ .from = a, .to = b, .stats.cpu = cpu, .complete = complete & 1 };
 	f->directions[1] = (struct direction){ .from = b, .to = a, .stats.cpu = cpu, .complete = complete & 2 };
 	f->count = a == b ? 1 : 2;
+	for (int i = 0; i < 2; i++) {
+		f->directions[i].number = i;
+		f->directions[i].decide = decide;
+		f->directions[i].context = context;
+		f->directions[i].room = decide ? rooms[i] : NULL;
+	}
 	a->keep = b->keep = 0; /* nothing is sent but what was received */
 	f->wait = wait;
 	f->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -224,6 +332,19 @@ int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait,
 	return 0;
 }
 
+int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, struct xk_forwarder **out)
+{
+	return forward_start(a, b, complete, wait, cpu, NULL, NULL, NULL, out);
+}
+
+int xk_inspect_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, xk_decide decide, void *context,
+		     struct xk_room *const rooms[2], struct xk_forwarder **out)
+{
+	if (a == b)
+		return xk_fail("inspect: the sockets of two devices", EINVAL);
+	return forward_start(a, b, complete, wait, cpu, decide, context, rooms, out);
+}
+
 int xk_forward_complete(uint8_t *data, uint32_t size)
 {
 	struct iovec part = { data, size };
@@ -239,6 +360,7 @@ void xk_forward_stats(const struct xk_forwarder *f, int direction, struct xk_wor
 	*out = (struct xk_worker_stats){ .packets = __atomic_load_n(&s->packets, __ATOMIC_RELAXED),
 					 .bytes = __atomic_load_n(&s->bytes, __ATOMIC_RELAXED),
 					 .written = __atomic_load_n(&s->written, __ATOMIC_RELAXED),
+					 .refused = __atomic_load_n(&s->refused, __ATOMIC_RELAXED),
 					 .batches = __atomic_load_n(&s->batches, __ATOMIC_RELAXED),
 					 .looks = __atomic_load_n(&both->looks, __ATOMIC_RELAXED),
 					 .nudges = __atomic_load_n(&both->nudges, __ATOMIC_RELAXED),

@@ -548,6 +548,23 @@ struct xk_forwarder;
  * checksums that senders left to their device.
  */
 int xk_forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, struct xk_forwarder **out);
+/* Room for packets that are to be inspected on a queue: struct room of bpf/inspect.bpf.c, in memory shared with it. */
+struct xk_room {
+	uint64_t sent, taken, size;
+};
+/*
+ * Judge `count` packets that came from `a` (direction 0) or `b` (1): verdicts[i] becomes 1 for those that go on, 0 for
+ * those that are dropped.  `data[i]` and `sizes[i]` are the first buffer of packet i; it may be changed in place.  Called
+ * in the thread of the queues, which does nothing else meanwhile.
+ */
+typedef void (*xk_decide)(void *context, int direction, uint8_t *const *data, const uint32_t *sizes, uint32_t count,
+			  uint8_t *verdicts);
+/*
+ * The same as xk_forward_start() for packets that `decide` judges; what is dropped goes back to the pool, and is
+ * `refused` in the counts.  `rooms`: those of the queues of `a` and of `b`; their `taken` is written here.
+ */
+int xk_inspect_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, xk_decide decide, void *context,
+		     struct xk_room *const rooms[2], struct xk_forwarder **out);
 /* The packet in `data`, of `size` bytes: complete its checksum; 1 if it was not complete. */
 int xk_forward_complete(uint8_t *data, uint32_t size);
 /* Counts of one direction, 0: a to b, 1: b to a; `written` is what was handed to TX, looks and waits are of both. */

@@ -162,3 +162,37 @@ def test_the_recipe_for_ssh_limits_new_connections_of_both_families_and_nobody_o
         assert names(other, "A") == ["default"] * 5
     for own in (IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8:1::2", dst="2001:db8:1::1")):
         assert names(own, "S") == ["own-ssh"] * 5
+
+
+@pytest.mark.root
+def test_the_examples_of_the_bridge_carry_traffic(lab, tmp_path):
+    whole, inspecting = blocks("docs/bridge.md")
+    middle = lab.namespace("middle")
+    left, _ = lab.veth(lab.namespace("left"), middle, names=("left", "eth1"))
+    _, right = lab.veth(middle, lab.namespace("right"), names=("eth2", "right"))
+    script = tmp_path / "wire.py"
+    script.write_text(whole)
+    process = middle.popen([sys.executable, "-u", str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("native, queue 0, veth")
+    ether = Ether(src=left.mac, dst=right.mac)
+    with right.capture() as got:
+        left.send(
+            [bytes(ether / IP(dst="192.0.2.1") / TCP(dport=80)), bytes(ether / IP(dst="192.0.2.1") / UDP(dport=1))]
+        )
+        got.wait(1, timeout=20)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert re.search(r"out +1 +PASS", out)
+    assert re.search(r"default +1 +DROP", out)
+
+    def serve(wire):
+        with right.capture() as got:
+            left.send([bytes(ether / IP(dst="192.0.2.1") / UDP(dport=53) / bytes(n)) for n in (30, 70)])
+            until(lambda: wire.ledger().written == wire.ledger().refused == 1, "one crosses, one does not")
+            got.wait(1, timeout=20)
+
+    scope: dict[str, object] = {"serve": serve}
+    exec("from xdpkit import *", scope)
+    with middle:
+        exec(inspecting, scope)

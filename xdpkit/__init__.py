@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TX,
         Action,
         Forward,
+        Inspect,
         Mark,
         Mirror,
         Redirect,
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from .link.bridge import Bridge, BridgeMode, Fail, bridge, detach_bridge
     from .link.events import Event
     from .link.forward import Forwarder, forward
+    from .link.inspect import Decide, Inspected, Inspector
     from .link.ledger import Ledger, LedgerRule, ShadowLedger
     from .link.link import Update, open_link
     from .link.pin import pinned_links
@@ -123,6 +125,7 @@ __all__ = [
     "Compiled",
     "CopiedBatch",
     "Copies",
+    "Decide",
     "Device",
     "Entry",
     "Event",
@@ -142,6 +145,9 @@ __all__ = [
     "Group",
     "Header",
     "HeaderColumns",
+    "Inspect",
+    "Inspected",
+    "Inspector",
     "Jump",
     "Keyed",
     "Ledger",
@@ -246,7 +252,8 @@ _MODULES = {
     "kernel.attachment": "Attachment Got",
     "kernel.loaded": "LoadedProgram RuleCount SourceLine",
     "kernel.program": "Program",
-    "language.actions": "COUNT DROP PASS REDIRECT REJECT TX Action Forward Mark Mirror Redirect Reject Step Verdict",
+    "language.actions": "COUNT DROP PASS REDIRECT REJECT TX Action Forward Inspect Mark Mirror Redirect Reject Step"
+    " Verdict",
     "language.chains": "RETURN ChainSpec Goto Jump",
     "language.check": "Finding PipelineWarning",
     "language.devices": "OnDevice dev",
@@ -267,6 +274,7 @@ _MODULES = {
     "link.bridge": "Bridge BridgeMode Fail bridge detach_bridge",
     "link.events": "Event",
     "link.forward": "Forwarder forward",
+    "link.inspect": "Decide Inspected Inspector",
     "link.ledger": "Ledger LedgerRule ShadowLedger",
     "link.link": "Update open_link",
     "link.pin": "pinned_links",

@@ -58,6 +58,8 @@ def link_module(rules: Lowered, hook: str) -> llvm.ModuleRef:
     module = llvm.parse_bitcode(shipped(f"{hook}_shadow.bc" if rules.packet_in_map else f"{hook}.bc"), context)
     parts = (*rules.parts, *(("checksum",) if rules.sends and hook.startswith("xdp") else ()))
     for part in parts:
+        if part == "inspect" and not hook.startswith("xdp"):
+            continue  # sockets that hand packets on are there at XDP alone
         module.link_in(llvm.parse_bitcode(shipped(f"{hook}_{part}.bc"), context))
     for symbol, template in rules.templates.items():
         module.link_in(copy_of(template, symbol, context))

@@ -19,7 +19,7 @@ from itertools import groupby
 
 from llvmlite import ir
 
-from ..language.actions import Mark, Mirror, Verdict
+from ..language.actions import INSPECTORS, Mark, Mirror, Redirect, Verdict
 from ..language.chains import Goto, Jump, Return
 from ..language.errors import Where
 from ..language.expr import And
@@ -84,11 +84,14 @@ def lower(pipeline: Pipeline, reader_metadata: Sequence[str] = ()) -> Lowered:
     parts = ("tunnel",) * plan.tunnels + ("mirror",) * copies + ("track",) * tracks
     rejects = "REJECT" in pipeline.verdicts
     parts += ("reject",) * rejects
+    parts += ("inspect",) * (INSPECTORS in pipeline.targets(Redirect))
     _constants(classify, rules.reader, reader_metadata)
     if "tunnel" not in parts:
         classify.empty("walk_tunnel", POINTER, POINTER, I32, I32, I32)
     if "mirror" not in parts:
         classify.empty("mirror", POINTER, POINTER, POINTER, I32)
+    if "inspect" not in parts:
+        classify.empty("inspect_room", I32, result=I32)
     if "track" not in parts:
         classify.empty("track_find", POINTER, POINTER, result=POINTER)
         classify.empty("track_judge", POINTER, result=I32)
@@ -127,6 +130,9 @@ def _constants(classify: Classify, reader: Reader, reader_metadata: Sequence[str
     full = pipeline.full_outcome
     classify.constant("tracks", I32(int(pipeline.tracking is not None)))
     classify.constant("full_outcome", I32(0 if full is None else classify.outcome(full, pipeline.outcomes[full])))
+    groups = pipeline.targets(Redirect)
+    inspectors = groups.index(INSPECTORS) if INSPECTORS in groups else 0
+    classify.constant("inspect_group", I32(inspectors))
     classify.constant("pairs", I32(len(pipeline.every_rule) if plan.shadow else 0))
 
 

@@ -75,7 +75,7 @@ class Program(LoadedProgram):
                 for name, value in settings(self.pipeline.tracking).items():
                     check(lib.xk_program_set_u32(self._program, name.encode(), value), name)
             if self.is_xdp:
-                self._configure_xdp(metadata, completes)
+                self._configure_xdp(metadata, completes, maps)
             self._load()
         except BaseException:
             self.close()
@@ -104,11 +104,13 @@ class Program(LoadedProgram):
             if self._lacks(ring, maps):
                 check(lib.xk_copies_prepare(self._program, ring.encode()), ring)
 
-    def _configure_xdp(self, metadata: bool, completes: bool) -> None:
+    def _configure_xdp(self, metadata: bool, completes: bool, maps: Mapping[str, int]) -> None:
         """Set what only an XDP program has: sockets, metadata for readers, the device that it is bound to."""
         groups = len(self.pipeline.targets(Redirect))
         check(lib.xk_program_set_entries(self._program, b"xsks", self.queues * groups * self.spread))
         check(lib.xk_program_set_u32(self._program, b"queues", self.queues))
+        if self._lacks("inspecting", maps):
+            check(lib.xk_program_set_entries(self._program, b"inspecting", self.queues))
         check(lib.xk_program_set_u32(self._program, b"spread", self.spread))
         check(lib.xk_program_set_u32(self._program, b"want_meta", int(metadata)))
         if self.has_map("completed"):  # a rule may FORWARD or TX

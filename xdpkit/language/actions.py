@@ -17,8 +17,8 @@ from .errors import PipelineError
 from .expr import here
 
 __all__ = [
-    "COUNT", "DROP", "PASS", "REDIRECT", "REJECT", "TX", "Action", "Count", "Forward", "Mark", "Mirror", "Redirect",
-    "Reject", "Shadow", "Step", "Verdict",
+    "COUNT", "DROP", "PASS", "REDIRECT", "REJECT", "TX", "Action", "Count", "Forward", "Inspect", "Mark", "Mirror",
+    "Redirect", "Reject", "Shadow", "Step", "Verdict",
 ]  # fmt: skip
 
 #: A mirror copies at most this many bytes of a packet: a whole packet fits, also one that GRO has merged.
@@ -81,6 +81,27 @@ class Redirect(Action):
     def __str__(self) -> str:
         name = f"REDIRECT to {self.group}" if self.group else "REDIRECT"
         return name if self.otherwise.verdict is not Verdict.DROP else f"{name} else {self.otherwise}"
+
+
+#: The group of sockets of an inspector.
+INSPECTORS = "/inspect"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect(Redirect):
+    """On a bridge: a decision in user space, that of :meth:`Bridge.inspect`, passes the packet to the other device or
+    drops it.  ``otherwise`` is the verdict while nobody inspects, and where the inspector is so slow that it has no
+    room for more packets: PASS (fail open, the default) or DROP (fail closed)."""
+
+    group: str = INSPECTORS
+
+    def __post_init__(self) -> None:
+        Redirect.__post_init__(self)
+        if self.group != INSPECTORS:
+            raise PipelineError("Inspect has no groups", here())
+
+    def __str__(self) -> str:
+        return "INSPECT" if self.otherwise.verdict is not Verdict.DROP else f"INSPECT else {self.otherwise}"
 
 
 @dataclass(frozen=True, slots=True, init=False)

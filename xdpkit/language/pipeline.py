@@ -24,6 +24,7 @@ from .actions import (
     Across,
     Action,
     Forward,
+    Inspect,
     Redirect,
     Shadow,
     Step,
@@ -397,7 +398,7 @@ class Pipeline:
     def verdicts(self) -> frozenset[str]:
         """The names of all verdicts that the pipeline can give."""
         actions = [rule.action for rule in self.outcomes if not rule.goes_on]
-        crossing = [a.fallback for a in actions if isinstance(a.fallback, Across)]
+        crossing = [Across() for a in actions if isinstance(a.fallback, Across) or isinstance(a, Inspect)]
         return frozenset(action.verdict.name for action in (*actions, *crossing))
 
     @property

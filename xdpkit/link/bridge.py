@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from threading import RLock
@@ -34,10 +34,11 @@ from ..language.devices import INSIDE, OUTSIDE
 from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sets.live import LiveSet
-from ..sockets.options import Bind, SocketOptions
+from ..sockets.options import Bind, SocketOptions, Wait
 from ..sockets.sockets import Copies
 from .attach import BINDS, Request, attach, attach_first, clear_if_gone, parse_choice, queues_of
 from .events import Event
+from .inspect import Decide, Inspector, inspect
 from .ledger import Ledger
 from .link import CHECK_SECONDS, Link, Side, Update, open_link
 from .pin import LinkPin
@@ -424,6 +425,21 @@ class Bridge:
         with a._lock, b._lock:
             both = a.ledger().joined(b.ledger())
         return replace(both, notes=self.notes)
+
+    def inspect(
+        self, decide: Decide | int, *, context: int = 0, wait: Wait = "adaptive", cpus: Sequence[int] | None = None
+    ) -> Inspector:
+        """Judge the packets that rules with the action ``Inspect`` send to user space, until the Inspector is closed.
+
+        ``decide`` gets a batch of packets of one side (:class:`xdpkit.Inspected`) and returns an array of bool, or one
+        for all: True lets a packet go on to the other device.  It is called in the C threads of the queues, one for
+        each pair, and nothing of these queues moves meanwhile.  A decision in C is the address of a function
+        ``xk_decide`` (csrc/xdpkit.h), and ``context`` the address that it gets first.  ``wait``, ``cpus``: as for
+        :func:`xdpkit.forward`.
+
+        Raises ValueError where no rule inspects or the devices have different numbers of queues, NotSupported in mode
+        tc_ingress, OSError that names call, device and queue; nothing stays open then."""
+        return inspect(self.inside, self.outside, decide, context=context, wait=wait, cpus=cpus)
 
     def copies(self) -> Copies:
         """The copies that rules mirror on both sides; see :meth:`Link.copies`."""

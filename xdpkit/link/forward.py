@@ -71,6 +71,9 @@ class Forwarder:
     sockets.  It ends by itself when a link is lost (:attr:`xdpkit.Link.lost`): :meth:`wait` and ``close()`` then raise
     the OSError that says why."""
 
+    #: What the ledger calls the packets that were handed to the other device.
+    sink: str = "forwarded"
+
     def __init__(self, a: Link, b: Link, wait: int, cpus: Sequence[int] | None):
         self._links = (a,) if a is b else (a, b)
         self.ring_size: int = a.options.ring_size
@@ -133,7 +136,8 @@ class Forwarder:
         for number, cpu in enumerate(cpus):
             a, b = self._queues[0].sockets[number], self._queues[-1].sockets[number]
             out = ffi.new("struct xk_forwarder **")
-            check(lib.xk_forward_start(a.xsk, b.xsk, complete, wait, cpu, out), f"forwarder of {a._pool.name}")
+            started = self._start_thread(a.xsk, b.xsk, number, complete, wait, cpu, out)
+            check(started, f"forwarder of {a._pool.name}")
             self._threads.append(out[0])
         for number, sockets in enumerate(self._sockets):
             sockets._started(_Direction(self, number))
@@ -156,6 +160,11 @@ class Forwarder:
     def _fail(self, number: int, why: str) -> None:
         names = " and ".join(link.device.name for link in self._links)
         self._failed = self._failed or OSError(number, f"forwarding on {names}: {why}")
+
+    def _start_thread(self, a: Any, b: Any, number: int, complete: int, wait: int, cpu: int, out: Any) -> int:
+        """The thread of a pair of queues, by its ``number``."""
+        started: int = lib.xk_forward_start(a, b, complete, wait, cpu, out)
+        return started
 
     def _completed(self, direction: int) -> int:
         return self.stats(direction).completed
@@ -215,7 +224,7 @@ class Forwarder:
         if error := self.stats().error:
             self._fail(error, os.strerror(error))
         for number, sockets in enumerate(self._sockets):
-            sockets._ended(_Direction.name, self.stats(number))
+            sockets._ended(self.sink, self.stats(number))
 
     def close(self) -> None:
         """Stop, and close the sockets; OSError if a link was lost or a thread ended on an error."""
@@ -247,10 +256,9 @@ def _takes_several(link: Link) -> bool:
 class _Direction:
     """A direction as what drains the sockets of a link."""
 
-    name = "forwarded"
-
     def __init__(self, forwarder: Forwarder, number: int):
         self._forwarder, self._number = forwarder, number
+        self.name = forwarder.sink
 
     @property
     def ended(self) -> bool:

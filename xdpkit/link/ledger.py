@@ -255,9 +255,8 @@ class Ledger:
             if self.sink != "none":
                 rows += [(f"    {self.sink}", self.written, "")]
                 rows += [("    read in batches", self.read, "")] * bool(self.read)
-                rows += [("    refused by the sink", self.refused, "beyond the limit, or a failed write")] * bool(
-                    self.refused
-                )
+                why = "by the decision" if self.sink == "inspected" else "beyond the limit, or a failed write"
+                rows += [("    refused by the sink", self.refused, why)] * bool(self.refused)
         rows += [
             ("checksums completed", self.completed, "left to the device by their sender; in the sums above")
         ] * bool(self.completed)

@@ -25,7 +25,7 @@ from ..kernel.core import check, ffi, lib
 from ..kernel.flowmaps import FlowMaps
 from ..kernel.loaded import LoadedProgram, PinnedProgram
 from ..kernel.program import Program
-from ..language.actions import OTHER, Forward
+from ..language.actions import OTHER, Forward, Inspect
 from ..language.devices import SIDES, OnDevice
 from ..language.errors import NotSupported, PipelineError
 from ..language.pipeline import Pipeline
@@ -37,7 +37,7 @@ __all__ = ["Ruleset", "folder_of", "lasting", "refuse_sides"]
 
 
 #: The maps that a program has for its own device; programs on the two devices of a bridge share all others.
-OWN_MAPS = frozenset({"counters", "xsks", "devices", "completed"})
+OWN_MAPS = frozenset({"counters", "xsks", "devices", "completed", "inspecting"})
 
 
 class Ruleset:
@@ -76,6 +76,8 @@ class Ruleset:
                 if before is not None:
                     reuse |= self._buckets(before) | before.rings()
                 reuse |= self._flows(before, tables)
+            if before is not None and before.program.has_map("inspecting"):
+                reuse["inspecting"] = before.program.map_fd("inspecting")
             targets = [devices[OTHER] if name == OTHER else _device(name) for name in self.pipeline.targets(Forward)]
             self.program = Program(
                 compiled,
@@ -262,12 +264,15 @@ def lasting(members: Columns) -> Columns:
 
 
 def refuse_sides(pipe: Pipeline) -> None:
-    """PipelineError where rules ask for a side (``dev.inside``): a single device has none."""
+    """PipelineError where rules ask for a side (``dev.inside``) or inspect: a single device has no other side."""
     for rule in pipe.every_rule:
         for node in rule.nodes():
             if isinstance(node, OnDevice) and node.names[0] in SIDES:
                 said = f"{node} has a meaning on a bridge only: name the device, as in dev.name == 'eth1'"
                 raise PipelineError(said, node.where)
+        if isinstance(rule.action, Inspect):
+            said = "Inspect has a meaning on a bridge only: REDIRECT brings packets to sockets of your own"
+            raise PipelineError(said, rule.where)
 
 
 def folder_of(built: Built) -> Path:
