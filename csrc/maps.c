@@ -194,14 +194,14 @@ int xk_map_expire_many(int fd, uint32_t key_size, const uint8_t *keys, uint32_t 
 	*removed = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		const uint8_t *key = keys + (size_t)i * key_size;
-		struct xk_member member;
+		union { struct xk_member member; uint8_t room[XK_MAX_VALUE]; } value;
 
-		if (bpf_map_lookup_elem(fd, key, &member)) {
+		if (bpf_map_lookup_elem(fd, key, &value)) {
 			if (errno != ENOENT)
 				return xk_fail("bpf(BPF_MAP_LOOKUP_ELEM)", errno);
 			continue;
 		}
-		if (!member.expires_ns || member.expires_ns > now_ns) /* a packet came by: it stays */
+		if (!value.member.expires_ns || value.member.expires_ns > now_ns) /* a packet came by: it stays */
 			continue;
 		if (!bpf_map_delete_elem(fd, key))
 			++*removed;

@@ -193,7 +193,12 @@ struct xk_member {
 	uint32_t action;
 	uint32_t mark; /* 0: a packet added it; else 1 + bits of the key that count */
 };
-/* Delete those of `n` members whose time is over at `now_ns`, looked at again just before: *removed were. */
+/* Bytes of a value that begins with `expires_ns`, at most. */
+#define XK_MAX_VALUE 256
+/*
+ * Delete those of `n` members, or of other entries whose values begin as theirs do, whose time is over at `now_ns`, looked
+ * at again just before: *removed were.
+ */
 int xk_map_expire_many(int fd, uint32_t key_size, const uint8_t *keys, uint32_t n, uint64_t now_ns, uint32_t *removed);
 
 /* ---- keys of sets, in bulk (keys.c): no kernel ---- */

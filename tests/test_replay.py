@@ -499,3 +499,30 @@ def test_options_of_a_packet_that_cannot_be_are_no_damage(tmp_path):
         (tmp_path / "odd.pcapng").write_bytes(pcapng.section("test") + pcapng.interface("lan") + block)
         (packet,) = read_captures([tmp_path / "odd.pcapng"])
         assert (packet.data, packet.outbound) == (data, False)
+
+
+TRACKING = """
+from xdpkit import DROP, PASS, Pipeline, ct, udp
+pipe = Pipeline("tracks", default=DROP)
+pipe.track(capacity=1, timeouts={"udp": 2})
+pipe.rule(ct.established, PASS, name="known")
+pipe.rule(ct.new & (udp.dport == 53), PASS, name="dns")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("engine", ["kernel", "reference"])
+def test_connections_last_by_the_clock_of_the_capture(tmp_path, engine):
+    """A query and its answer every ten seconds, each from another host: the table has room for one, and room again."""
+
+    def pair(n):
+        ask = IP(src=f"10.0.0.{n + 1}", dst="10.9.9.9") / UDP(sport=4000, dport=53)
+        answer = IP(src="10.9.9.9", dst=f"10.0.0.{n + 1}") / UDP(sport=53, dport=4000)
+        return [((1_700_000_000 + 10 * n, at), bytes(Ether() / above)) for at, above in ((0, ask), (1000, answer))]
+
+    (tmp_path / "rules.py").write_text(TRACKING)
+    late = [((1_700_000_100, 0), pair(0)[1][1])]
+    (tmp_path / "day.pcap").write_bytes(pcap([record for n in range(5) for record in pair(n)] + late))
+    out = told(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=tmp_path))
+    found = {r["name"]: r["packets"] for r in out["rules"]}
+    assert found == {"known": 5, "dns": 5, "flow table full": 0, "default": 1}

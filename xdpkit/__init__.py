@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .link.attach import Link, attach
     from .link.bridge import Bridge, BridgeMode, Fail, bridge, detach_bridge
     from .link.events import Event
+    from .link.flows import Flow, FlowCounts, Flows
     from .link.forward import Forwarder, forward
     from .link.inspect import Decide, Inspected, Inspector
     from .link.ledger import Ledger, LedgerRule, ShadowLedger
@@ -135,6 +136,9 @@ __all__ = [
     "Field",
     "FieldSpec",
     "Finding",
+    "Flow",
+    "FlowCounts",
+    "Flows",
     "Forward",
     "Forwarder",
     "Forwarding",
@@ -273,6 +277,7 @@ _MODULES = {
     "link.attach": "Link attach",
     "link.bridge": "Bridge BridgeMode Fail bridge detach_bridge",
     "link.events": "Event",
+    "link.flows": "Flow FlowCounts Flows",
     "link.forward": "Forwarder forward",
     "link.inspect": "Decide Inspected Inspector",
     "link.ledger": "Ledger LedgerRule ShadowLedger",

@@ -17,6 +17,7 @@ from types import MappingProxyType
 
 from .compiler.built import Built
 from .files.reader import CapturedPacket
+from .kernel.flowmaps import FlowMaps
 from .kernel.program import Program
 from .language.devices import OUTBOUND, SIDES
 from .language.errors import PipelineError
@@ -31,6 +32,7 @@ ENGINES = ("kernel", "reference")
 #: What BPF_PROG_TEST_RUN takes for XDP: an Ethernet header at least, one page less headroom and tailroom at most.
 TEST_RUN_BYTES = range(14, 3521)
 EXAMPLES = 3
+SECOND_NS = 1_000_000_000
 
 
 class Judge:
@@ -47,14 +49,17 @@ class Judge:
         self._program: Program | None = None
         self._state = reference.State(self.pipeline)
         self._passed: dict[str, tuple[int, int]] = {}
+        self._tables: FlowMaps | None = None
+        self._next_sweep = 0
         wanted = [name for name in self.pipeline.devices if name in SIDES]
         if wanted and not set(wanted) <= sides.keys():
             said = "rules ask for dev.inside or dev.outside: say which interface of the capture that is"
             raise PipelineError(f"{said} (replay --inside NAME --outside NAME)", self.pipeline.where)
         self._sides = {name: tuple(side for side in sides if sides[side] == name) for name in sides.values()}
         if engine == "kernel":
-            program = self._stack.enter_context(Ruleset(built, "xdp", explain=True)).program
-            self._program = program if isinstance(program, Program) else None
+            ruleset = self._stack.enter_context(Ruleset(built, "xdp", explain=True))
+            self._program = ruleset.program if isinstance(ruleset.program, Program) else None
+            self._tables = ruleset.tables
         else:
             self._state.load({s.name: lasting(declared(s, folder_of(built))).entries() for s in self.pipeline.sets})
 
@@ -65,6 +70,9 @@ class Judge:
             packet.number * 2_654_435_761 & 0xFFFFFFFF,
         )  # as good as any, and the same again
         devices = (packet.interface, *self._sides.get(packet.interface, ()), *(OUTBOUND,) * packet.outbound)
+        if self.pipeline.tracking is not None and now_ns >= self._next_sweep:
+            self._next_sweep = now_ns + SECOND_NS
+            self._sweep(now_ns)
         if self._program is not None:
             if len(packet.data) in TEST_RUN_BYTES and packet.wire_bytes == len(packet.data):
                 return self._program.judge(packet.data, now_ns=now_ns, random=random, devices=devices)[0]
@@ -78,6 +86,15 @@ class Judge:
             packets, size = self._passed.get(rule.name, (0, 0))
             self._passed[rule.name] = packets + 1, size + packet.wire_bytes
         return outcome.rule
+
+    def _sweep(self, now_ns: int) -> None:
+        """Forget connections whose time is over, by the clock of the capture, as a link does by its own."""
+        if self._tables is not None:
+            from .link.flows import sweep
+
+            sweep(self._tables, now_ns + SECOND_NS)
+        elif self._state.flows is not None:
+            self._state.flows.sweep(now_ns)
 
     def passed(self) -> dict[str, tuple[int, int]]:
         """Packets and bytes that passed the rules which go on, by name."""

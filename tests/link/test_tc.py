@@ -1,6 +1,5 @@
 """Pipelines at TC ingress and egress, on veth pairs in namespaces of the test's own."""
 
-import ctypes
 import errno
 import os
 import signal
@@ -16,6 +15,7 @@ from pyroute2 import IPRoute
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import rdpcap
+from tcx import EGRESS, INGRESS, tcx_programs
 
 from xdpkit import DROP, PASS, REDIRECT, TX, NotSupported, Pipeline, Redirect, SocketOptions, attach, eth, icmp, udp
 from xdpkit.kernel import features
@@ -26,7 +26,6 @@ from xdpkit.sockets.options import Mode
 
 pytestmark = pytest.mark.needs("tcx")
 
-INGRESS, EGRESS = 46, 47  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 PASSED, DROPPED, TAKEN, ECHOED = 1001, 1002, 1003, 1004
 LAST = 1009  # passes: what was sent before it has been judged
 
@@ -132,17 +131,6 @@ def until(condition, what, timeout=10.0):
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         os.sched_yield()
     return value
-
-
-def tcx_programs(port, where):
-    """How many programs are at a TCX hook: BPF_PROG_QUERY."""
-    query = ctypes.create_string_buffer(struct.pack("IIIIQI", port.index, where, 0, 0, 0, 0).ljust(128, b"\0"), 128)
-    libc = ctypes.CDLL(None, use_errno=True)
-    with port.namespace:
-        if libc.syscall(321, 16, query, 128) < 0:
-            assert ctypes.get_errno() == errno.ENOENT, os.strerror(ctypes.get_errno())
-            return 0
-    return struct.unpack_from("I", query, 24)[0]
 
 
 # ---- ingress ----

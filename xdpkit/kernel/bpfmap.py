@@ -123,13 +123,14 @@ class Map:
         check(result, f"map {self.info.name}")
         return values, found
 
-    def read(self) -> tuple[Bytes, Values]:
-        """Every element: keys (n, key_bytes) of uint8 and values (n,) of VALUE, in the kernel's order."""
+    def read(self, kind: Any = None) -> tuple[Bytes, Values]:
+        """Every element: keys (n, key_bytes) of uint8 and values (n,) of the dtype ``kind`` (default: VALUE), in the
+        kernel's order."""
         cursor, chunk = ffi.new("struct xk_map_cursor *"), _CHUNK
         keys: list[Bytes] = []
         values: list[Values] = []
         while not cursor.end:
-            k, v = np.empty((chunk, self.info.key_bytes), np.uint8), np.empty(chunk, VALUE)
+            k, v = np.empty((chunk, self.info.key_bytes), np.uint8), np.empty(chunk, kind or VALUE)
             n = lib.xk_map_read(self.fd, k.shape[1], v.itemsize, cursor, _rows(k), _rows(v), chunk)
             if n == -28 and chunk < self.info.capacity:  # ENOSPC: a bucket that is larger than the chunk
                 chunk *= 4

@@ -5,33 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-
-import numpy as np
+from typing import Any
 
 from ..language.tracking import Timeouts, Tracking
 from .bpfmap import ARRAY, HASH, Map
 
-__all__ = ["FLOW", "FLOW_COUNTED", "FLOW_KEY", "FULL", "LEARNED", "LEARN_UNTIL", "FlowMaps", "settings"]
+__all__ = [
+    "COUNTED_BYTES", "FLOW", "FLOW_BYTES", "FLOW_COUNTED", "FLOW_KEY", "FULL", "KEY_BYTES", "LEARNED", "LEARN_UNTIL",
+    "FlowMaps", "settings",
+]  # fmt: skip
 
 LRU_HASH = 9
-#: ``struct flow_key`` and ``struct flow`` of bpf/track.bpf.c and bpf/flow.h.
-FLOW_KEY = np.dtype(
-    [
-        ("low", np.uint8, 16), ("high", np.uint8, 16), ("low_port", ">u2"), ("high_port", ">u2"), ("vlan", "=u2"),
-        ("vlan2", "=u2"), ("family", np.uint8), ("proto", np.uint8), ("extra", "=u2"),
-    ]
-)  # fmt: skip
-SIDE = np.dtype(
-    [("end", "=u4"), ("max_end", "=u4"), ("max_window", "=u4"), ("scale", np.uint8), ("flags", np.uint8), ("", "=u2")]
-)
-FLOW = np.dtype(
-    [
-        ("expires_ns", "=u8"), ("created", "=u4"), ("stage", np.uint8), ("flags", np.uint8), ("", "=u2"),
-        ("side", SIDE, 2),
-    ]
-)  # fmt: skip
-FLOW_COUNTED = np.dtype([*FLOW.descr, ("packets", "=u8", 2), ("bytes", "=u8", 2)])
-assert (FLOW_KEY.itemsize, FLOW.itemsize, FLOW_COUNTED.itemsize) == (44, 48, 80)
+#: ``struct flow_key`` and ``struct flow`` of bpf/track.bpf.c and bpf/flow.h, as numpy has them: a dtype of names, types
+#: and shapes.
+FLOW_KEY: list[Any] = [
+    ("low", "u1", 16), ("high", "u1", 16), ("low_port", ">u2"), ("high_port", ">u2"), ("vlan", "=u2"),
+    ("vlan2", "=u2"), ("family", "u1"), ("proto", "u1"), ("extra", "=u2"),
+]  # fmt: skip
+_SIDE: list[Any] = [
+    ("end", "=u4"), ("max_end", "=u4"), ("max_window", "=u4"), ("scale", "u1"), ("flags", "u1"), ("unused", "=u2"),
+]  # fmt: skip
+FLOW: list[Any] = [
+    ("expires_ns", "=u8"), ("created", "=u4"), ("stage", "u1"), ("flags", "u1"), ("unused", "=u2"), ("side", _SIDE, 2),
+]  # fmt: skip
+FLOW_COUNTED: list[Any] = [*FLOW, ("packets", "=u8", 2), ("bytes", "=u8", 2)]
+KEY_BYTES, FLOW_BYTES, COUNTED_BYTES = 44, 48, 80
 #: The maps, as programs name them.
 NAMES = ("flows", "half_open", "fragments", "flow_notes")
 #: Entries of ``flow_notes``.
@@ -49,11 +47,11 @@ class FlowMaps:
         """Make them.  OSError: EPERM without CAP_BPF, ENOMEM where they are too large for this machine."""
         self.spec = spec
         self._closing = ExitStack()
-        value = (FLOW_COUNTED if spec.count else FLOW).itemsize
+        value = COUNTED_BYTES if spec.count else FLOW_BYTES
         try:
-            self.flows: Map = self._make(HASH, "flows", FLOW_KEY.itemsize, value, spec.capacity)
-            self.half_open: Map = self._make(LRU_HASH, "half_open", FLOW_KEY.itemsize, value, spec.half_open)
-            self.fragments: Map = self._make(LRU_HASH, "fragments", FLOW_KEY.itemsize, 8, FRAGMENTS)
+            self.flows: Map = self._make(HASH, "flows", KEY_BYTES, value, spec.capacity)
+            self.half_open: Map = self._make(LRU_HASH, "half_open", KEY_BYTES, value, spec.half_open)
+            self.fragments: Map = self._make(LRU_HASH, "fragments", KEY_BYTES, 8, FRAGMENTS)
             self.notes: Map = self._make(ARRAY, "flow_notes", 4, 8, NOTES)
         except BaseException:
             self.close()

@@ -36,7 +36,7 @@ from ..language.pipeline import Pipeline
 from ..logs import logger
 from ..sockets import options as choices
 from ..sockets.options import L2_BYTES, NATIVE_FRAME_BYTES, Bind, Mode, SocketOptions
-from .link import Link, Side, names_of, open_link, redirect_counter
+from .link import Link, Side, names_of, open_link, redirect_counter, tracker_for
 from .pin import LinkPin, link_program
 from .ruleset import Ruleset, refuse_sides, require_ethernet
 
@@ -61,6 +61,7 @@ def attach(
     options: SocketOptions | None = None,
     shadow: Pipeline | None = None,
     pin: str | None = None,
+    learn: float = 0.0,
 ) -> Link:
     """Load ``pipeline`` (compiled now unless it was built ahead) and attach it to ``device``, a device of the calling
     thread's network namespace.
@@ -70,7 +71,9 @@ def attach(
     another pipeline that judges and counts every packet, and acts on none; ``link.ledger().shadow`` says where its
     verdicts differ.  ``pin``: a name under which the link outlives this process (:meth:`Link.pin`).  Where a link is
     pinned under that name already, this one takes over: the pipeline that runs there is updated, no packet meets no
-    rules in between, and sets, limits and counters go on.
+    rules in between, and sets, limits and counters go on.  ``learn``: where the pipeline tracks connections, for so
+    many seconds packets in the middle of unknown ones are taken for established; the connections of this host's own
+    sockets are known from the start.
 
     Raises OSError (the message names the call, and the program that holds a busy device); VerifierError; NotSupported
     for what this kernel or device cannot do: TC where the kernel has no tcx (before 6.6), zero-copy in another mode
@@ -85,7 +88,7 @@ def attach(
     built = as_built(pipeline, shadow)
     refuse_sides(built.pipeline)
     stamps = timestamps or Mark in built.pipeline.steps  # a mark reaches sockets with the time stamp
-    request = Request(built, found, modes, binds, wanted, stamps, options)
+    request = Request(built, found, modes, binds, wanted, stamps, options, learn=learn)
     if pin is not None and LinkPin(pin).exists and not clear_if_gone(pin):
         return _take_over(pin, request)
     link = attach_first(request)
@@ -105,6 +108,7 @@ class Request:
     timestamps: bool
     options: SocketOptions
     side: Side | None = None
+    learn: float = 0.0
 
     @property
     def pipeline(self) -> Pipeline:
@@ -240,8 +244,9 @@ def _attach(request: Request, mode: str, hook: str) -> Link:
         twin=request.side.twin if request.side is not None else None,
         completes=completes_checksums(mode, device.driver),
     )
-    fd, redirects = -1, None
+    fd, redirects, tracker = -1, None, None
     try:
+        tracker = tracker_for(ruleset, device, mode, request.side, request.learn)
         redirects = redirect_counter(pipe, device, mode)  # it must count from the first packet on
         fd = _link_program(ruleset.program, device, mode)
         at_tc = mode in TC_MODES
@@ -250,12 +255,14 @@ def _attach(request: Request, mode: str, hook: str) -> Link:
             device.name, device.driver, mode, None, () if at_tc else request.queues, timestamps or at_tc, missing,
             absent=absent, rx_metadata=rx_metadata,
         )  # fmt: skip
-        return Link(ruleset, device, fd, attachment, request.binds, options, redirects, request.side)
+        return Link(ruleset, device, fd, attachment, request.binds, options, redirects, request.side, tracker)
     except BaseException:
         if fd >= 0:
             os.close(fd)
         if redirects is not None:
             redirects.close()
+        if tracker is not None:
+            tracker.close()
         ruleset.close()
         raise
 

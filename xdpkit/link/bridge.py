@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from threading import RLock
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..compiler import Compiled
 from ..compiler.built import Built, as_built
@@ -44,6 +44,9 @@ from .link import CHECK_SECONDS, Link, Side, Update, open_link
 from .pin import LinkPin
 from .presence import namespace_id
 from .ruleset import folder_of, require_ethernet
+
+if TYPE_CHECKING:
+    from .flows import Flows
 
 __all__ = ["Bridge", "BridgeMode", "Fail", "bridge", "detach_bridge"]
 
@@ -67,6 +70,7 @@ def bridge(
     timestamps: bool = False,
     options: SocketOptions | None = None,
     shadow: Pipeline | None = None,
+    learn: float = 0.0,
 ) -> Bridge:
     """Join two devices to a wire, with ``pipeline`` in it.  PASS, also as a default and as what REDIRECT falls back to,
     sends a packet out of the other device, and DROP while that is not there; nothing goes to the host's own stack.
@@ -81,7 +85,9 @@ def bridge(
     ``mode``: "native", "generic", "tc_ingress" (merged segments and VLAN tags beside the frame go through as they are),
     or "auto", which tries them in this order.  ``mirror_carrier``: when one device loses its carrier, the other is
     taken down until it is back, so that both ends of the wire see it; it needs :meth:`Bridge.check`.  ``bind``,
-    ``timestamps``, ``options``, ``shadow``: as for :func:`xdpkit.attach`.
+    ``timestamps``, ``options``, ``shadow``: as for :func:`xdpkit.attach`.  ``learn``: where the pipeline tracks
+    connections, for so many seconds packets in the middle of unknown ones are taken for established, so that those
+    which cross already are not cut.
 
     Raises what :func:`xdpkit.attach` raises, and ValueError for one device twice.  Then nothing stays attached."""
     if fail not in FAILS:
@@ -90,7 +96,7 @@ def bridge(
     options, built = options or SocketOptions(), crossing(as_built(pipeline, shadow))
     request = _BridgeRequest(
         built, devices, parse_choice("mode", mode, MODES), parse_choice("bind", bind, BINDS),
-        timestamps or Mark in built.pipeline.steps, options,
+        timestamps or Mark in built.pipeline.steps, options, learn,
     )  # fmt: skip
     names = BridgeNames(inside, outside)
     with ExitStack() as undo:
@@ -107,7 +113,7 @@ def bridge(
             closing.callback(link.close)
         wire = Bridge(links, fail, mirror_carrier=mirror_carrier)
         if there is not None:
-            wire._update(built)
+            wire._update(built, learn)
         elif fail == "open":
             for link, name in zip(links, names.links, strict=True):
                 link.pin(name)
@@ -207,6 +213,7 @@ class _BridgeRequest:
     binds: tuple[str, ...]
     timestamps: bool
     options: SocketOptions
+    learn: float
     lock: RLock = field(default_factory=RLock)
 
     def side(self, number: int, twin: Link | None) -> Side:
@@ -224,7 +231,15 @@ class _BridgeRequest:
         largest = max(d.mtu for d in self.devices)
         modes = self.modes if twin is None else (twin.attachment.mode,)
         return Request(
-            self.built, replace(device, mtu=largest), modes, self.binds, queues, self.timestamps, options, side
+            self.built,
+            replace(device, mtu=largest),
+            modes,
+            self.binds,
+            queues,
+            self.timestamps,
+            options,
+            side,
+            self.learn,
         )
 
 
@@ -382,18 +397,20 @@ class Bridge:
                 (self._taken_down.discard if now.carrier else self._taken_down.add)(other.index)
         self._note(f"{device.name} {state}{done}")
 
-    def update(self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None) -> Update:
+    def update(
+        self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None, learn: float = 0.0
+    ) -> Update:  # fmt: skip
         """Put another pipeline in the place of this one on both sides, or on neither: no packet meets both or none.
         Otherwise as :meth:`Link.update`."""
-        return self._update(crossing(as_built(pipeline, shadow)))
+        return self._update(crossing(as_built(pipeline, shadow)), learn)
 
-    def _update(self, built: Built) -> Update:
+    def _update(self, built: Built, learn: float = 0.0) -> Update:
         a, b = self.links
         with a._lock, b._lock:
             start, olds = time.perf_counter_ns(), (a._ruleset, b._ruleset)
             built = b._next(a._next(built))
             built.compiled(olds[0].program.hook)
-            first = a._load_next(built)
+            first = a._load_next(built, learn=learn)
             try:
                 second = b._load_next(built, first)
             except BaseException:
@@ -417,6 +434,18 @@ class Bridge:
             took = Update(0, loaded - start, swapped - loaded, time.perf_counter_ns() - swapped)
             logger.info("%s replaces %s on %s: %s", built.pipeline.name, olds[0].pipeline.name, self.name, took)
             return took
+
+    def flows(self) -> Flows:
+        """The connections that cross; see :meth:`Link.flows`."""
+        return self.inside.flows()
+
+    def forget(self, flows: Flows) -> int:
+        """Forget some of them; see :meth:`Link.forget`."""
+        return self.inside.forget(flows)
+
+    def learn(self, seconds: float) -> None:
+        """Take connections that nobody knows for established; see :meth:`Link.learn`."""
+        self.inside.learn(seconds)
 
     def ledger(self) -> Ledger:
         """Where every packet of both directions went so far; after close() the final one.  ``inside.ledger()`` and

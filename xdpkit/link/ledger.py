@@ -12,9 +12,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 from ..kernel.attachment import Attachment
 from .tally import Forwarding, Totals
+
+if TYPE_CHECKING:
+    from .flows import FlowCounts
 
 __all__ = ["Ledger", "LedgerRule", "ShadowLedger"]
 
@@ -113,6 +117,7 @@ class Ledger:
     final: bool
     earlier: int = 0
     shadow: ShadowLedger | None = None
+    flows: FlowCounts | None = None
     notes: tuple[str, ...] = ()
     mirror_full_on: dict[int, int] = field(default_factory=dict)
     ring_full_on: dict[int, int] = field(default_factory=dict)
@@ -265,6 +270,7 @@ class Ledger:
             ("device missed", self.device_missed, "before the program, for want of a buffer; not in the sums"),
         ]
         rows += [row for row in before if row[1]]
+        rows += self.flows.rows() if self.flows is not None else []
         return rows + (self.shadow.rows() if self.shadow is not None else [])
 
     def _forwarding_rows(self) -> list[tuple[str, int, str]]:

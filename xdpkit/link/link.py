@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from threading import RLock
 from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING
 
 from ..compiler import Compiled
 from ..compiler.built import Built, as_built
@@ -46,6 +47,10 @@ from .ruleset import Ruleset, refuse_sides
 from .sweeper import Sweeper
 from .tally import Forwarding, RuleTotal, Tally, totals
 from .watcher import Watcher
+
+if TYPE_CHECKING:
+    from .flows import Flows
+    from .tracker import Tracker
 
 __all__ = ["Link", "Update", "open_link", "redirect_counter"]
 
@@ -90,17 +95,29 @@ def names_of(device: Device, side: Side | None, mode: str) -> Mapping[str, int]:
     return {**names, OUTBOUND: device.index} if mode == "tc_egress" else names
 
 
+def tracker_for(ruleset: Ruleset, device: Device, mode: str, side: Side | None, learn: float) -> Tracker | None:
+    """What tracks the connections of ``ruleset``, started; None where it tracks none, or the other side of the bridge
+    does for both."""
+    if ruleset.tables is None or ruleset.is_twin:
+        return None
+    from .tracker import Tracker
+
+    return Tracker.start(ruleset.tables, device, mode, learn, is_bridge=side is not None)
+
+
 class Link:
     """A pipeline on a device.  Context manager; ``close()`` detaches and is idempotent, and the ledger stays."""
 
     def __init__(
         self, ruleset: Ruleset, device: Device, fd: int, attachment: Attachment, binds: tuple[str, ...],
         options: SocketOptions, redirects: RedirectCounter | None = None, side: Side | None = None,
+        tracker: Tracker | None = None,
     ):  # fmt: skip
         self._side = side
         self._pin: LinkPin | None = None
         self._redirects_id: int | None = None
         self._earlier = 0
+        self._tracker = self._next_tracker = tracker
         self._ruleset = ruleset
         self.device: Device = device
         self.options: SocketOptions = options
@@ -285,12 +302,16 @@ class Link:
             note += ": packets that are longer than a frame are lost: start again"
         return note
 
-    def update(self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None) -> Update:
+    def update(
+        self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None, learn: float = 0.0
+    ) -> Update:  # fmt: skip
         """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
         ``shadow``: rules to try beside it, as in :func:`xdpkit.attach`.
 
         Rules count on under their names.  Sets keep their members, but for what is declared differently now; limits
-        that are the same in a rule of the same name keep their buckets.  Sockets stay open.  If it is refused
+        that are the same in a rule of the same name keep their buckets.  Connections stay, in tables of the size that
+        they have.  Where the pipeline is the first here to track, those of this host's sockets are known from the
+        start, and ``learn`` is as in :func:`xdpkit.attach`.  Sockets stay open.  If it is refused
         (PipelineError, VerifierError, OSError, NotSupported), the old one runs on, and nothing has changed.  A batch's
         ``rules`` are numbers of the pipeline that the packet met: for packets under way meanwhile, the old one."""
         if self._side is not None:
@@ -299,7 +320,7 @@ class Link:
             start = time.perf_counter_ns()
             built = self._next(as_built(pipeline, shadow))
             compiled = time.perf_counter_ns()
-            old, new = self._ruleset, self._load_next(built)
+            old, new = self._ruleset, self._load_next(built, learn=learn)
             loaded = time.perf_counter_ns()
             try:
                 self._swap(new)
@@ -328,7 +349,7 @@ class Link:
         self._may_follow(built.pipeline)
         return built.with_reader_metadata(self._ruleset.program.hook, self.attachment.rx_metadata)
 
-    def _load_next(self, built: Built, twin: Ruleset | None = None) -> Ruleset:
+    def _load_next(self, built: Built, twin: Ruleset | None = None, learn: float = 0.0) -> Ruleset:
         """The ruleset that is to follow, loaded, with the sockets in its reach; where it is refused, nothing stays."""
         old = self._ruleset
         new = Ruleset(
@@ -338,6 +359,7 @@ class Link:
             completes=completes_checksums(self.attachment.mode, self.device.driver),
         )  # fmt: skip
         try:
+            self._next_tracker = self._tracker_of(new, learn)
             if self._sockets is not None:
                 self._sockets._reach(new.program)
             if self._redirects is None:
@@ -352,6 +374,9 @@ class Link:
 
     def _withdraw(self, new: Ruleset) -> None:
         """``new`` will not follow after all."""
+        if self._next_tracker is not None and self._next_tracker is not self._tracker:
+            self._next_tracker.close()
+        self._next_tracker = self._tracker
         new.abandon(self._ruleset)
         if self._pin is not None:
             self._pin.withdraw()
@@ -376,9 +401,55 @@ class Link:
         if self._pin is not None:
             self._pin.write(self._record(self._pin, new), new)
             new.share(Turns(self._pin))
+        self._track(new)
         new.commit(old)
         self._sweeps()
         self._warn_of_other_devices()
+
+    def _tracker_of(self, new: Ruleset, learn: float) -> Tracker | None:
+        """What tracks the connections of ``new``: started before its rules act, if nothing does yet."""
+        if new.tables is None or self._tracker is not None:
+            if self._tracker is not None and learn:
+                self._tracker.learn(learn)
+            return self._tracker
+        tracker = tracker_for(new, self.device, self.attachment.mode, self._side, learn)
+        if tracker is not None and self._pin is not None:
+            tracker.pin(self._pin.pins)
+        return tracker
+
+    def _track(self, ruleset: Ruleset) -> None:
+        """Another ruleset runs: what tracks connections follows it, or ends."""
+        spec, tables, self._tracker = ruleset.pipeline.tracking, ruleset.tables, self._next_tracker
+        if self._tracker is None:
+            return
+        if spec is None or tables is None:
+            self._tracker.close()
+            self._tracker = self._next_tracker = None
+            return
+        if (tables.spec.capacity, tables.spec.half_open) != (spec.capacity, spec.half_open):
+            sizes = f"{tables.flows.info.capacity} flows and {tables.half_open.info.capacity} half-open ones"
+            self._note(f"{self.device.name}: the tables of connections keep their room for {sizes}: attach again")
+        self._tracker.follow(tables, spec)
+
+    def flows(self) -> Flows:
+        """The connections that the pipeline tracks, as they are now.  ValueError if it tracks none."""
+        return self._tracking().flows()
+
+    def forget(self, flows: Flows) -> int:
+        """Forget ``flows``, which :meth:`flows` or its ``where()`` gave: their next packets are judged as those of
+        unknown connections.  Returns how many were still there.  ValueError if the pipeline tracks none."""
+        return self._tracking().forget(flows)
+
+    def learn(self, seconds: float) -> None:
+        """For ``seconds`` from now, take packets in the middle of unknown connections for established; 0 ends it.
+        ValueError if the pipeline tracks none."""
+        self._tracking().learn(seconds)
+
+    def _tracking(self) -> Tracker:
+        if self._tracker is None or self._final is not None:
+            closed = "the link is closed" if self._final is not None else "call pipe.track()"
+            raise ValueError(f"{self.device.name}: pipeline {self.pipeline.name!r} tracks no connections: {closed}")
+        return self._tracker
 
     @property
     def pinned(self) -> str | None:
@@ -405,6 +476,8 @@ class Link:
             try:
                 pin.pin(self._fd, self._record(pin, self._ruleset), self._ruleset)
                 self._pin_redirects(pin)
+                if self._tracker is not None:
+                    self._tracker.pin(pin.pins)
                 pin.write(self._record(pin, self._ruleset), self._ruleset)
             except BaseException:
                 pin.remove()
@@ -461,7 +534,14 @@ class Link:
                 redirects = RedirectCounter.opened(pin.pins, record.redirects, native=native)
                 stack.callback(redirects.close)
             attachment = replace(record.attachment, bind=None)
-            link = cls(ruleset, device, fd, attachment, ("zerocopy", "copy"), SocketOptions(), redirects)
+            tracker = None
+            if ruleset.tables is not None:
+                from .tracker import Tracker
+
+                tracker = Tracker.opened(ruleset.tables, pin.pins)
+                stack.callback(tracker.close, stays=True)
+            binds = ("zerocopy", "copy")
+            link = cls(ruleset, device, fd, attachment, binds, SocketOptions(), redirects, tracker=tracker)
             link._pin, link._redirects_id = pin, record.redirects
             link._tally, link._updates = record.tally, record.updates
             link._start, link._dropped_before = record.start, record.device_dropped
@@ -497,7 +577,8 @@ class Link:
         """Keep sets that packets add to from filling up with members whose time is over."""
         if self._ruleset.is_twin:
             return  # the other side of the bridge does it
-        if self._sweeper is None and Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets):
+        adds = Add in self.pipeline.steps and any(s.timeouts for s in self.pipeline.sets)
+        if self._sweeper is None and (adds or self._tracker is not None):
             self._sweeper = Sweeper(self._sweep)
 
     def _end_threads(self) -> None:
@@ -510,6 +591,8 @@ class Link:
             for live in self.sets.values() if self._final is None else ():
                 if live.spec.timeouts:
                     live.sweep()
+            if self._tracker is not None and self._final is None:
+                self._tracker.sweep()
 
     def sockets(self) -> Sockets:
         """Open the sockets of all queues, fill their FILL rings and let REDIRECT find them: a context manager.  One at
@@ -622,6 +705,7 @@ class Link:
             final=final,
             earlier=self._earlier,
             shadow=self._shadow_ledger(),
+            flows=None if self._tracker is None else self._tracker.counts(),
             notes=self._notes,
             mirror_full_on=mirrored.lost_on,
             ring_full_on=stats.lost_on,
@@ -675,6 +759,8 @@ class Link:
                 self._pin.disown()
             if self._redirects is not None:
                 self._redirects.close()
+            if self._tracker is not None:
+                self._tracker.close(stays=self._pin is not None)
             self._ruleset.close()
             what = "detached from" if self._pin is None else f"stays, pinned as {self._pin.name}, on"
             logger.info("%s %s %s: %d packets seen", self.pipeline.name, what, self.device.name, self._final.seen)
