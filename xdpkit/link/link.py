@@ -117,7 +117,8 @@ class Link:
         self._pin: LinkPin | None = None
         self._redirects_id: int | None = None
         self._earlier = 0
-        self._tracker = self._next_tracker = tracker
+        self._tracker: Tracker | None = tracker
+        self._next_tracker: Tracker | None = tracker
         self._ruleset = ruleset
         self.device: Device = device
         self.options: SocketOptions = options

@@ -27,7 +27,7 @@ class OtherWay:
     """The second program of a link.  Close it: it is detached, unless its bpf_link is pinned."""
 
     def __init__(self, fd: int, program: Program | None):
-        self.fd = fd
+        self.fd: int = fd
         self._program = program
 
     @classmethod

@@ -25,8 +25,8 @@ class Tracker:
     """What a link has beside its program where its pipeline tracks.  The tables belong to the link's ruleset."""
 
     def __init__(self, maps: FlowMaps, other_way: OtherWay | None):
-        self.maps = maps
-        self.other_way = other_way
+        self.maps: FlowMaps = maps
+        self.other_way: OtherWay | None = other_way
         self._flows, self._next_sweep = 0, 0.0
         self._place: Path | None = None
 
