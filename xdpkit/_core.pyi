@@ -17,6 +17,7 @@ class _Lib:
     XK_IP: int
     XK_IPV4: int
     XK_IPV6: int
+    XK_MAX_VALUE: int
     XK_NUMBER: int
     XK_RECVFROM: int
     XK_RECVMMSG: int
