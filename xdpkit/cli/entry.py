@@ -32,6 +32,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _install(signal.SIG_IGN)  # one exception is enough: a second one would break into the clean-up after the first
     raise Interrupted(number)
 
 
@@ -54,7 +55,6 @@ def _open_standard_streams() -> None:
 
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here: no threads and no memory for it
-sys.unraisablehook = lambda _: None  # errors of destructors; they follow one that is reported
 _install(_leave)
 for _number in (signal.SIGUSR1, signal.SIGUSR2):  # to read the rules again, to confirm them: nothing runs yet
     signal.signal(_number, signal.SIG_IGN)
