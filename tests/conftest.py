@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from xdpkit.kernel.features import FEATURES, has, kernel_version
 from xdpkit.lab import Lab, Port
+from xdpkit.lab.generator import Generator
+from xdpkit.lab.pytest_plugin import MakeVeth
 
 # A shell that starts the tests in the background has them ignore SIGINT, and every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,6 +55,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if kernel_version() >= feature.since:
                 pytest.fail(f"Linux {os.uname().release} should have {name}, and the probe does not find it")
             pytest.skip(f"{name} came with Linux {feature.version}, this is {os.uname().release}")
+
+
+@pytest.fixture
+def lab(xdp_lab: Lab) -> Lab:
+    """The fixtures of the plugin by shorter names: this, and the three below."""
+    return xdp_lab
+
+
+@pytest.fixture
+def make_veth(xdp_make_veth: MakeVeth) -> MakeVeth:
+    return xdp_make_veth
+
+
+@pytest.fixture
+def veth_pair(xdp_veth_pair: tuple[Port, Port]) -> tuple[Port, Port]:
+    return xdp_veth_pair
+
+
+@pytest.fixture
+def generator(xdp_generator: Callable[..., Generator]) -> Callable[..., Generator]:
+    return xdp_generator
 
 
 @pytest.fixture(scope="module")

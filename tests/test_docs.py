@@ -48,6 +48,22 @@ def test_the_readme_example_receives_packets_and_accounts_for_them(make_veth, tm
 
 
 @pytest.mark.root
+def test_the_first_example_of_the_lab_sends_and_receives():
+    source, _ = blocks("docs/lab.md")
+    exec(source, {})
+
+
+@pytest.mark.root
+def test_the_test_file_of_the_lab_passes(tmp_path):
+    _, source = blocks("docs/lab.md")
+    (tmp_path / "test_blocks.py").write_text(source)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_blocks.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("source", blocks("docs/library.md"))
 def test_examples_for_programs_run(make_veth, tmp_path, monkeypatch, source):
     left, right = make_veth(names=("eth0", "eth1"))

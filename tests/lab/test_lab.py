@@ -307,7 +307,7 @@ def test_a_killed_owner_leaves_no_namespace_behind(lab):
         owner.stdout.close()
 
 
-PLUGIN_TEST = "def test_needs_a_lab(veth_pair): pass"
+PLUGIN_TEST = "def test_needs_a_lab(xdp_veth_pair): pass"
 
 
 def test_without_privilege_the_fixtures_fail_with_one_line(tmp_path):

@@ -286,6 +286,22 @@ app.add_typer(bench)
 app.add_typer(firewall)
 
 
+@app.command("example")
+def example(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The one to print; without it: a list.")] = "",
+) -> None:
+    """List the pipelines that come with xdpkit, or print one to start from.
+
+    Example: xdpkit example dns > dns.py
+    """
+    from .example import list_examples, print_example
+
+    if name:
+        print_example(name)
+    else:
+        list_examples()
+
+
 @app.command("version")
 def show_version() -> None:
     """Print the version."""
