@@ -7,6 +7,7 @@ from cffi import FFI
 
 CSRC = Path(__file__).parent
 SOURCES = (
+    "base",
     "umem",
     "xsk",
     "receive",
@@ -16,6 +17,9 @@ SOURCES = (
     "packet",
     "copies",
     "sink",
+    "block",
+    "merge",
+    "write",
     "worker",
     "loader",
     "maps",
@@ -36,7 +40,7 @@ ffibuilder.set_source(
     "xdpkit._core",
     '#include "xdpkit.h"',
     sources=[f"csrc/{name}.c" for name in SOURCES],
-    depends=["csrc/xdpkit.h", "csrc/ring.h", "csrc/umem.h", "csrc/sink.h", "csrc/checksum.h"],
+    depends=[str(path.relative_to(CSRC.parent)) for path in sorted(CSRC.glob("*.h"))],
     include_dirs=["csrc"],
     libraries=["bpf", "pthread"],
     extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],

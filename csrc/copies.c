@@ -29,7 +29,9 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include "xdpkit.h"
+#include "ring.h"
+#include "shared.h"
+#include "source.h"
 
 struct ring {
 	int fd;

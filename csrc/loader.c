@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "base.h"
 #include "xdpkit.h"
 
 struct xk_program {

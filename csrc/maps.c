@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/vfs.h>
+#include "base.h"
 #include "xdpkit.h"
 
 int xk_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t entries,

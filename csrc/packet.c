@@ -19,7 +19,8 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
-#include "xdpkit.h"
+#include "ring.h"
+#include "source.h"
 
 #define SLOT 65536u /* bytes per message buffer of the plain paths, offloads included */
 #define TAG 4u

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* RX and FILL: packets of one or more buffers, held until their frames are recycled; and a socket as a worker's source. */
+/* RX: packets of one or more buffers, held until their frames are recycled; and a socket as a worker's source. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
@@ -7,25 +7,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
+#include "shared.h"
 #include "umem.h"
-
-int xk_refill(struct xk_xsk *x, uint32_t least)
-{
-	struct xk_ring *fill = &x->queue->fill;
-	uint32_t free = pool_free(x->pool), spare = free > x->keep + least ? free - x->keep : least < free ? least : free;
-	uint32_t n = spare ? xk_ring_reserve(fill, spare) : 0;
-
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t addr = pool_take(x->pool);
-
-		if (!pass_frame(x->umem, addr, OWNER_FREE, OWNER_FILL))
-			return xk_fail("frame check", EFAULT);
-		*xk_ring_addr(fill, fill->producer + i) = addr;
-	}
-	if (n)
-		xk_ring_submit(fill, n);
-	return 0;
-}
 
 /* What the program wrote before a packet, once; the batch's defaults where it wrote nothing. */
 static inline void take_metadata(const struct xk_xsk *x, struct xk_batch *b, uint32_t packet, uint64_t addr,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Inside of sinks: what a worker (worker.c) does with its part of a sink (sink.c). */
 #pragma once
-#include "xdpkit.h"
+#include "source.h"
 
 struct xk_writer;
 

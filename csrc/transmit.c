@@ -22,13 +22,15 @@ struct tx_metadata { /* struct xsk_tx_metadata */
 		} request;
 		uint64_t tx_timestamp; /* what the kernel writes there when the packet has left */
 	};
-	uint64_t launch_time; /* not asked for, so ours: what `tx_timestamp` is while nobody has written it */
+	/* The kernel leaves this alone, because we ask for no launch time.  We keep here what `tx_timestamp` was at first:
+	 * where both are still equal, nobody has written a time. */
+	uint64_t launch_time;
 };
 _Static_assert(sizeof(struct tx_metadata) == 24 && offsetof(struct tx_metadata, tx_timestamp) == 8 &&
 		       offsetof(struct tx_metadata, launch_time) == 16,
 	       "the kernel's");
 
-/* When the packet in a completed frame left, for the socket that asked; what finds no room is counted. */
+/* Keep the time at which the packet in a completed frame left, for the socket that asked; a time without room is counted. */
 static void keep_time(struct xk_umem *u, uint64_t base)
 {
 	struct xk_sender *s = &u->senders[base / u->config.chunk_size];
@@ -43,7 +45,7 @@ static void keep_time(struct xk_umem *u, uint64_t base)
 	s->socket = NULL;
 }
 
-/* Of the next `n` entries of a COMPLETION ring. */
+/* Keep the times of the next `n` entries of a COMPLETION ring. */
 static void keep_times(struct xk_umem *u, const struct xk_ring *completion, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* UMEM and the pools that own its frames.  Kernel interface: Documentation/networking/af_xdp.rst, mbind(2). */
+/* UMEM, the pools that own its frames, and the FILL ring that they feed.  Kernel interface: Documentation/networking/af_xdp.rst, mbind(2). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
@@ -149,4 +149,22 @@ void xk_pool_close(struct xk_pool *p)
 	pthread_mutex_destroy(&p->lock);
 	free(p->free);
 	free(p);
+}
+
+int xk_refill(struct xk_xsk *x, uint32_t least)
+{
+	struct xk_ring *fill = &x->queue->fill;
+	uint32_t free = pool_free(x->pool), spare = free > x->keep + least ? free - x->keep : least < free ? least : free;
+	uint32_t n = spare ? xk_ring_reserve(fill, spare) : 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t addr = pool_take(x->pool);
+
+		if (!pass_frame(x->umem, addr, OWNER_FREE, OWNER_FILL))
+			return xk_fail("frame check", EFAULT);
+		*xk_ring_addr(fill, fill->producer + i) = addr;
+	}
+	if (n)
+		xk_ring_submit(fill, n);
+	return 0;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Inside of UMEM, pools and sockets: shared by umem.c, xsk.c and forward.c.  What it means is at the head of xdpkit.h. */
+/* Inside of UMEM, pools and sockets: for umem.c, xsk.c, receive.c, transmit.c and forward.c.  xdpkit.h has the theory. */
 #pragma once
-#include "xdpkit.h"
+#include "ring.h"
+#include "source.h"
 
 #ifndef AF_XDP
 #define AF_XDP 44
@@ -153,13 +154,13 @@ static inline void pool_unlock(struct xk_pool *p)
 		pthread_mutex_unlock(&p->lock);
 }
 
-/* Of xsk.c, for forward.c; the caller has the pool's lock or is its only thread. */
+/* What these files do for each other; the caller has the pool's lock or is its only thread. */
 
-/* Move free frames into the FILL ring, as many as it takes; those kept for TX stay free, but for `least` of them. */
+/* umem.c.  Move free frames into the FILL ring, as many as it takes; those kept for TX stay free, but for `least` of them. */
 int xk_refill(struct xk_xsk *x, uint32_t least);
-/* Take completed frames back into the pool; how many. */
+/* transmit.c.  Take completed frames back into the pool; returns how many. */
 int xk_collect(struct xk_xsk *x);
-/* Let the kernel send what is in the TX ring, if it has to be told; no error where the device is busy. */
+/* transmit.c.  Let the kernel send what is in the TX ring, if it has to be told; a busy device is no error. */
 int xk_kick(struct xk_xsk *x);
-/* Nothing was there: busy poll, or wake the driver if it waits for FILL; 1 if a system call was made. */
+/* receive.c.  Nothing was there: busy poll, or wake the driver if it waits for FILL; 1 if a system call was made. */
 int xk_nudge(struct xk_xsk *x);

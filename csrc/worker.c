@@ -142,43 +142,6 @@ static void *run(void *self)
 	return NULL;
 }
 
-uint32_t xk_sleep(struct pollfd *fds, unsigned long n, int timeout_ms, uint32_t looks)
-{
-	uint64_t start = xk_clock_ns(CLOCK_MONOTONIC);
-
-	poll(fds, n, timeout_ms);
-	return xk_clock_ns(CLOCK_MONOTONIC) - start < XK_SHORT_NS ? XK_LOOKS : looks / 2;
-}
-
-void xk_nap(int stop_fd)
-{
-	struct pollfd stop = { .fd = stop_fd, .events = POLLIN };
-	struct timespec nap = { .tv_nsec = XK_NAP_NS };
-
-	ppoll(&stop, 1, &nap, NULL);
-}
-
-int xk_start_thread(pthread_t *thread, int cpu, void *(*run)(void *), void *self)
-{
-	pthread_attr_t attributes;
-	sigset_t all, before;
-	cpu_set_t set;
-	int error;
-
-	pthread_attr_init(&attributes);
-	if (cpu >= 0) {
-		CPU_ZERO(&set);
-		CPU_SET((size_t)cpu, &set);
-		pthread_attr_setaffinity_np(&attributes, sizeof(set), &set);
-	}
-	sigfillset(&all); /* signals are for the threads that Python knows */
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(thread, &attributes, run, self);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attributes);
-	return error ? xk_fail("pthread_create", error) : 0;
-}
-
 int xk_worker_start(const struct xk_source *source, struct xk_sink *sink, uint32_t interface, int wait, int cpu,
 		    struct xk_worker **out)
 {

@@ -27,14 +27,12 @@
  */
 #pragma once
 #include <linux/if_xdp.h>
-#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "ring.h"
 
 /* cdef begin */
 
-/* ---- errors ---- */
+/* ---- errors (base.c) ---- */
 
 /* The call that the last failing function of this thread was making, e.g. "bind(AF_XDP)". */
 const char *xk_failed_call(void);
@@ -276,7 +274,7 @@ int xk_pool_open(struct xk_umem *u, uint32_t frames, struct xk_pool **out);
 void xk_pool_frames(const struct xk_pool *p, struct xk_frames *out);
 void xk_pool_close(struct xk_pool *p);
 
-/* ---- AF_XDP sockets (xsk.c) ---- */
+/* ---- AF_XDP sockets (xsk.c, receive.c, transmit.c) ---- */
 
 struct xk_xsk_config {
 	uint32_t fill_size;       /* ring sizes, powers of two */
@@ -341,12 +339,12 @@ struct xk_packets {
 	uint32_t length;
 };
 
-/* What is asked for each packet of a call: struct xsk_tx_metadata. */
+/* What the caller wants for each packet of a call; the kernel reads it as struct xsk_tx_metadata. */
 struct xk_tx_ask {
-	uint8_t checksum;  /* the device (or the kernel, software_checksum) sums it from `start` on and stores that */
-	uint8_t timestamp; /* note when it left; the socket keeps times (tx_times) */
-	uint32_t start;
-	uint32_t offset; /* of the checksum behind `start` */
+	uint8_t checksum;  /* the device (with software_checksum the kernel) sums the packet from `start` on */
+	uint8_t timestamp; /* the kernel notes when the packet left; the socket keeps these times (tx_times) */
+	uint32_t start;    /* byte of the packet where the sum begins */
+	uint32_t offset;   /* bytes behind `start` where the sum is stored */
 };
 
 struct xk_xsk;
@@ -364,26 +362,26 @@ int xk_xsk_fd(const struct xk_xsk *x);
 int xk_xsk_got(const struct xk_xsk *x, struct xk_xsk_got *out);
 int xk_xsk_stats(const struct xk_xsk *x, struct xk_xsk_stats *out);
 /*
- * Take packets off the RX ring: their frames are held until recycled.  How many packets; -EFAULT when the kernel's
- * descriptor or a frame's owner is wrong, -EMSGSIZE for a packet of more than max_buffers buffers.
+ * Take packets off the RX ring, whose frames are held until they are recycled; returns how many packets.  -EFAULT: the
+ * kernel's descriptor or a frame's owner is wrong; -EMSGSIZE: a packet has more than max_buffers buffers.
  */
 int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *batch);
 /* Give held frames back, by any address inside: to the FILL ring while it has room, else to the pool. */
 int xk_xsk_recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n);
 /*
- * Copy the packets into free frames and hand them to TX; how many were taken.  Completions are collected first.  A packet
- * longer than a frame takes several where the socket is bound with XDP_USE_SG.  What is asked for goes into the UMEM's
- * tx_metadata.
- * -EMSGSIZE, -EINVAL for a packet that is longer than a frame or shorter than an Ethernet header; none is sent then.
+ * Copy the packets into free frames and hand them to the TX ring; returns how many of them were taken, from the first on.
+ * Completions are collected before.  A packet that is longer than a frame takes several, where the socket is bound with
+ * XDP_USE_SG.  What `ask` wants is written into the UMEM's tx_metadata.  -EMSGSIZE: a packet is longer than a frame;
+ * -EINVAL: one is shorter than an Ethernet header; no packet is sent then.
  */
 int xk_xsk_transmit(struct xk_xsk *x, const struct xk_packets *packets, const struct xk_tx_ask *ask);
 /*
- * Up to `max` of the times at which packets left that were sent with `timestamp`, in the order of completion, as far as
- * completions were collected; how many.  number[i]: of the socket's packets, from 0 on; time_ns[i]: 0 where the device
- * gave none.
+ * Read up to `max` of the times at which packets left that were sent with `timestamp`; returns how many.  They come in
+ * the order of completion, as far as completions were collected.  number[i]: which of the socket's packets it was, from 0
+ * on; time_ns[i]: 0 where the device gave no time.
  */
 int xk_xsk_times(struct xk_xsk *x, uint64_t *number, uint64_t *time_ns, uint32_t max);
-/* Let the kernel send what still waits in the TX ring, and collect completions; how many frames. */
+/* Let the kernel send what still waits in the TX ring, and collect completions; returns how many frames came back. */
 int xk_xsk_complete(struct xk_xsk *x);
 /*
  * Wait until one of `n` sockets has packets to receive: 1, or 0 after timeout_ms (-1: for ever) or when stop_fd (-1:
@@ -468,7 +466,7 @@ int xk_copies_stats(const struct xk_copies *c, uint64_t *packets, uint64_t *lost
 /* Quiet, unmap, free. */
 void xk_copies_close(struct xk_copies *c);
 
-/* ---- sinks (sink.c) ---- */
+/* ---- sinks (sink.c, block.c) ---- */
 
 struct xk_sink;
 
@@ -580,146 +578,3 @@ void xk_forward_stop(struct xk_forwarder *f);
 void xk_forward_join(struct xk_forwarder *f, struct xk_worker_stats *there, struct xk_worker_stats *back);
 
 /* cdef end */
-
-/* In front of each packet that xdp.bpf.c redirects with want_meta set; the same struct there. */
-struct xk_meta {
-	uint64_t time_ns; /* CLOCK_MONOTONIC */
-	uint16_t rule;
-	uint16_t vlan; /* TCI; of struct xk_known */
-	uint32_t mark;
-	uint32_t hash; /* of struct xk_known */
-	uint32_t magic;
-};
-/* The same, written by a program that tells what the driver knows: 32 bytes, all that Linux before 6.9 takes. */
-struct xk_known {
-	uint64_t device_ns; /* the device's clock, 63 bits (ktime_t is signed); 0: none.  The last bit: there is a tag */
-	struct xk_meta meta;
-};
-#define XK_KNOWN_VLAN (1ull << 63)
-#define XK_META_MAGIC 0x786b6d33u
-#define XK_NO_RULE UINT32_MAX
-#define XK_NO_VLAN UINT32_MAX
-_Static_assert(sizeof(struct xk_meta) == 24 && offsetof(struct xk_meta, vlan) == 10 &&
-		       offsetof(struct xk_meta, hash) == 16 && offsetof(struct xk_meta, magic) == 20,
-	       "shared with bpf/xdp_meta.h");
-_Static_assert(sizeof(struct xk_known) == 32 && offsetof(struct xk_known, meta) == 8, "shared with bpf/xdp_meta.h");
-
-/* A record of bpf/copies.h and what its reader tells the program; the same structs there. */
-struct xk_copy {
-	uint64_t time_ns; /* CLOCK_MONOTONIC */
-	uint32_t rule;
-	uint32_t len; /* bytes that follow */
-	uint32_t wire_len;
-	uint16_t queue;
-	uint8_t verdict; /* enum xdp_action; 0: not known yet */
-	uint8_t unused;
-	uint32_t mark;
-	uint32_t reserved;
-};
-struct xk_reader {
-	uint32_t mode;
-	uint32_t asleep;
-	uint32_t snaplen;
-	uint32_t unused;
-};
-enum { XK_READER_NONE, XK_READER_WAITS, XK_READER_NAPS };
-_Static_assert(sizeof(struct xk_copy) == 32 && sizeof(struct xk_reader) == 16, "shared with bpf/copies.h");
-
-/* A further buffer of a packet. */
-struct xk_part {
-	const uint8_t *data;
-	uint32_t len;
-};
-
-/* One packet on its way from a source to a sink. */
-struct xk_view {
-	const uint8_t *data; /* the first buffer */
-	uint32_t len;
-	uint32_t wire_len;
-	uint64_t time_ns; /* CLOCK_REALTIME */
-	uint32_t rule;
-	uint32_t verdict; /* enum xdp_action */
-	uint32_t more; /* further buffers */
-	const struct xk_part *parts;
-	uint32_t queue; /* on which it was received */
-};
-#define XK_BATCH 256u
-
-/* What is known of all packets of a source: the options of their pcapng blocks. */
-struct xk_label {
-	int hook;     /* XK_HOOK_*: whose verdicts they are; XK_HOOK_SOCKET: none */
-	int outbound; /* they were leaving the host */
-	int queues;   /* their queue is known */
-};
-
-/* A source as a worker sees it. */
-struct xk_source {
-	/* Next batch, at most XK_BATCH; 0 when there is nothing. */
-	int (*receive)(void *self, struct xk_view *out);
-	/* Give back the batch of the last receive(). */
-	int (*release)(void *self);
-	int fd;
-	/* After the order to stop, wait this long for what the kernel still holds back (a TPACKET_V3 block). */
-	int linger_ms;
-	void *self;
-	/*
-	 * Called before sleeping in poll(), where the producer wakes only those who ask: 1 if the worker must not sleep,
-	 * because something is there; NULL: the producer wakes always.
-	 */
-	int (*sleep)(void *self);
-	/* Called when there was nothing: let the driver go on, where it asks for that; 1 if a system call did. */
-	int (*nudge)(void *self);
-	struct xk_label label;
-	/* A packet may come after one whose time is so much younger. */
-	uint64_t disorder_ns;
-	/* A packet may come so much later than its time. */
-	uint64_t delay_ns;
-	/* Whether nothing waits: called by any thread while the worker rests; NULL: it is when it was. */
-	int (*empty)(const void *self);
-	/* Packets that user space was too slow for, so far: called by any thread; NULL: not known. */
-	uint64_t (*lost)(const void *self);
-};
-/* Start a worker on any source, of which it keeps a copy. */
-int xk_worker_start(const struct xk_source *source, struct xk_sink *sink, uint32_t interface, int wait, int cpu,
-		    struct xk_worker **out);
-void xk_xsk_source(struct xk_xsk *x, uint32_t queue, struct xk_source *out);
-/* Whether nobody reads what comes, which says in what order frames are best used: see struct xk_pool. */
-void xk_xsk_unread(struct xk_xsk *x, int unread);
-void xk_packet_source(struct xk_packet *p, struct xk_source *out);
-void xk_copies_source(struct xk_copies *c, struct xk_source *out);
-/* Whether the reader looks by itself, at least every 0.1 s: then the program spares the wake-ups and what they need. */
-void xk_copies_nap(struct xk_copies *c, int nap);
-
-/*
- * XK_WAIT_ADAPTIVE: empty looks at a ring before sleeping, some 20 us where no look is a system call.  Where packets come
- * further apart than that, looking is in vain: each sleep that was not short halves the looks before the next.
- */
-#define XK_LOOKS 2000u
-#define XK_SHORT_NS 50000 /* what looks would have bridged, and what it takes to wake up */
-struct pollfd;
-/* poll(), and how many looks to make before the next one. */
-uint32_t xk_sleep(struct pollfd *fds, unsigned long n, int timeout_ms, uint32_t looks);
-/*
- * XK_WAIT_NAP: a wake-up costs as much as tens of packets, so a worker that nobody waits for wakes up by itself.  A ring
- * of 2048 takes 4 million packets a second meanwhile.
- */
-#define XK_NAPS 20u
-#define XK_NAP_NS 500000
-/* Sleep for a nap, or until stop_fd is readable. */
-void xk_nap(int stop_fd);
-#if defined(__x86_64__) || defined(__i386__)
-#define xk_relax() __builtin_ia32_pause()
-#else
-#define xk_relax() __atomic_signal_fence(__ATOMIC_SEQ_CST)
-#endif
-
-/* Start a thread that takes no signals, pinned to `cpu` unless that is negative. */
-int xk_start_thread(pthread_t *thread, int cpu, void *(*run)(void *), void *self);
-int xk_fail(const char *call, int error);
-uint64_t xk_clock_ns(int clock);
-/*
- * Real time minus monotonic time: what turns the program's clock into the capture's.  The clocks are read one after the
- * other, so it is known within some ns, or within ms where a thread loses its CPU in between.  All threads keep to one
- * value while it can be right: times of packets stay in the order of the program's clock, across batches and queues.
- */
-uint64_t xk_clock_offset(void);

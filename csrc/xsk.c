@@ -28,41 +28,6 @@ struct umem_reg { /* struct xdp_umem_reg of Linux 6.8 */
 };
 _Static_assert(sizeof(struct umem_reg) == 32, "the kernel's");
 
-static _Thread_local const char *failed_call = "";
-
-const char *xk_failed_call(void)
-{
-	return failed_call;
-}
-
-int xk_fail(const char *call, int error)
-{
-	failed_call = call;
-	return -error;
-}
-
-uint64_t xk_clock_ns(int clock)
-{
-	struct timespec t;
-
-	clock_gettime(clock, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-uint64_t xk_clock_offset(void)
-{
-	static int64_t known;
-	int64_t before = (int64_t)xk_clock_ns(CLOCK_MONOTONIC), real = (int64_t)xk_clock_ns(CLOCK_REALTIME);
-	int64_t low = real - (int64_t)xk_clock_ns(CLOCK_MONOTONIC), high = real - before;
-	int64_t offset = __atomic_load_n(&known, __ATOMIC_RELAXED);
-
-	if (offset < low || offset > high) {
-		offset = offset < low ? low : high;
-		__atomic_store_n(&known, offset, __ATOMIC_RELAXED);
-	}
-	return (uint64_t)offset;
-}
-
 /* ---- open and close ---- */
 
 static int map_ring(struct xk_xsk *x, struct xk_ring *r, struct mapping *m, const struct xdp_ring_offset *o,
