@@ -2,10 +2,12 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -212,3 +214,22 @@ def test_the_examples_of_the_bridge_carry_traffic(lab, tmp_path):
     exec("from xdpkit import *", scope)
     with middle:
         exec(inspecting, scope)
+
+
+@pytest.mark.root
+def test_the_examples_of_connections_let_a_client_in_and_report(make_veth, capsys):
+    whole, report = blocks("docs/state.md")
+    client, server = make_veth(addresses=("198.51.100.1/24", "198.51.100.2/24"))
+    scope: dict[str, Any] = {}
+    exec(whole, scope)
+    exec(report, scope)
+    with server.namespace, attach(scope["pipe"], server.name) as link:
+        with socket.create_server(("198.51.100.2", 443)) as listener:
+            with client.namespace:
+                connection = socket.create_connection(("198.51.100.2", 443), timeout=5)
+            with connection, listener.accept()[0] as accepted:
+                accepted.sendall(b"hello")
+                assert connection.recv(5) == b"hello"
+                scope["report"](link)
+                assert "1 connections, 0 half open" in capsys.readouterr().out
+                assert len(link.flows()) == 0

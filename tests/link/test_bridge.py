@@ -9,9 +9,11 @@ from contextlib import suppress
 
 import pytest
 from commands import held
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 from traffic import frames, until
 
-from xdpkit import DROP, PASS, Pipeline, attach, bridge, detach_bridge, dev, limit, meta, open_link, src, udp
+from xdpkit import DROP, PASS, Pipeline, attach, bridge, ct, detach_bridge, dev, limit, meta, open_link, src, udp
 from xdpkit.device import netdev
 from xdpkit.link.bridge import BridgeNames
 
@@ -319,3 +321,39 @@ def test_wrong_uses_are_refused_and_nothing_stays(wire):
         with bridge(pipe, inside="a", outside="b") as joined:
             assert repr(joined) == "<Bridge sides on a and b: native, fail detach>"
             assert str(joined.ledger()).startswith("sides on a and b: native")
+
+
+def tracking():
+    pipe = Pipeline("tracks", default=DROP)
+    pipe.track()
+    pipe.rule(ct.established, PASS, name="known")
+    pipe.rule(ct.new & dev.inside & (udp.dport == 53), PASS, name="out")
+    return pipe
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_both_sides_know_the_connections_of_each_and_updates_keep_them(wire, mode):
+    """An answer crosses to whoever asked, also after an update, and nothing else comes in."""
+    left, a, _, right = wire()
+
+    def ask(n):
+        return Ether(src=left.mac, dst=right.mac) / IP(src="10.0.0.1", dst="10.9.9.9") / UDP(sport=n, dport=53)
+
+    def answer(n):
+        return Ether(src=right.mac, dst=left.mac) / IP(src="10.9.9.9", dst="10.0.0.1") / UDP(sport=53, dport=n)
+
+    with a.namespace, bridge(tracking(), inside="a", outside="b", mode=mode) as joined:
+        right.send([answer(1)])
+        left.send([ask(2)])
+        until(lambda: counts(joined.ledger())["out"] == 1, "the question")
+        right.send([answer(2)])
+        until(lambda: counts(joined.ledger())["known"] == 1, "its answer")
+        joined.update(tracking())
+        right.send([answer(2), answer(3)])
+        until(lambda: counts(joined.ledger())["default"] == 2, "those that nobody asked for")
+        assert counts(joined.ledger())["known"] == 2
+        (flow,) = joined.flows()
+        assert (str(flow.source), flow.sport, flow.half_open) == ("10.0.0.1", 2, False)
+        joined.learn(600)
+        right.send([answer(4)])
+        until(lambda: counts(joined.ledger())["known"] == 3, "what goes on, while the bridge learns")
