@@ -1,7 +1,7 @@
 """The logger of the library, ``xdpkit``: silent unless the application configures logging.
 
-INFO: a pipeline is attached, replaced or detached, sockets are opened and closed, each with what the kernel gave.
-WARNING: something else than the best was given and why, or a packet count does not add up.
+INFO: a pipeline is attached, replaced or detached; sockets are opened or closed; each with what the kernel gave.
+WARNING: the kernel did not give the best choice, and why; or packet counts do not add up.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def main() -> NoReturn:
 
 
 def _abandon_output() -> None:
-    """What is still in the buffer of standard output can't be written: it is not tried again when Python ends."""
+    """Drop the buffer of standard output, which cannot be written, so that Python does not try again at its end."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -171,7 +171,7 @@ def run(
     ] = "",
     shadow: Annotated[
         Path | None,
-        typer.Option(metavar="PIPELINE", exists=True, dir_okay=False, help="Try these rules beside: they only count."),
+        typer.Option(metavar="PIPELINE", exists=True, dir_okay=False, help="A shadow: rules that only count."),
     ] = None,
     promisc: Annotated[
         bool, typer.Option("--promisc", help="Receive frames for every MAC address while it runs.")
@@ -263,7 +263,7 @@ def run_doctor(
 
 
 def _clean(device: str, force: bool) -> None:
-    """Take off what nothing holds, if the user says so: it may be a firewall."""
+    """Detach programs that nothing holds, after asking the user, because one may be a firewall."""
     from ..kernel.holders import clean
 
     try:

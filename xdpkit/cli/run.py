@@ -189,13 +189,14 @@ def _finish(ledger: Ledger, failure: OSError | None, console: Console, as_json: 
         sys.exit(1)
 
 
-def _reload(link: Link, pipeline: Path, beside: Pipeline | None) -> str:
-    """Read the pipeline again and put it in place; what to say of it.  One that is refused leaves the old one."""
+def _reload(link: Link, pipeline: Path, shadow: Pipeline | None) -> str:
+    """Read the pipeline again and put it in place.  A pipeline that is refused leaves the old one.  Returns the line to
+    print."""
     try:
         built = load(pipeline)
         if Mirror in built.pipeline.steps and Mirror not in link.pipeline.steps:
             raise ValueError("rules that mirror from now on want a new run, with --copies")
-        took = link.update(built, shadow=beside)
+        took = link.update(built, shadow=shadow)
     except (PipelineError, VerifierError, NotSupported, OSError, ValueError) as error:
         return f"{pipeline} is refused, the old rules go on: {error}"
     return f"{link.pipeline.name} is in place: {took}"

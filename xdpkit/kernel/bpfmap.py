@@ -30,7 +30,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """``struct bpf_map_info``: the kernel's own words about a map."""
+    """``struct bpf_map_info``: what the kernel reports about a map."""
 
     type: int
     id: int
@@ -75,11 +75,11 @@ class Map:
         return cls(check(lib.xk_map_by_id(number), f"map {number}"))
 
     def pin(self, path: str) -> None:
-        """Keep it at ``path`` in a bpffs."""
+        """Pin the map at ``path`` in a bpffs.  OSError."""
         check(lib.xk_map_pin(self.fd, path.encode()), path)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of ``key``."""
+        """The value of ``key``; None if the map does not have it."""
         out = ffi.new("uint8_t[]", self.info.value_bytes)
         return bytes(out) if lib.xk_map_lookup(self.fd, key, out) == 0 else None
 
@@ -89,7 +89,8 @@ class Map:
         check(lib.xk_map_update(self.fd, key, value, 0), f"map {self.info.name}")
 
     def write(self, keys: Bytes, values: Values) -> tuple[int, int]:
-        """Write elements in order: how many were, and the errno that ended it or 0."""
+        """Write elements in order.  Returns how many were written, and the errno that ended it (0: all were
+        written)."""
         done = ffi.new("uint32_t *")
         keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values)
         result = lib.xk_map_update_many(
@@ -98,7 +99,7 @@ class Map:
         return done[0], -result
 
     def remove(self, keys: Bytes) -> int:
-        """Delete ``keys``; how many were there."""
+        """Delete ``keys``.  Returns how many of them were there."""
         removed = ffi.new("uint32_t *")
         keys = np.ascontiguousarray(keys)
         result = lib.xk_map_delete_many(self.fd, self.info.key_bytes, _rows(keys), len(keys), removed)
@@ -106,7 +107,7 @@ class Map:
         return int(removed[0])
 
     def expire(self, keys: Bytes, now_ns: int) -> int:
-        """Delete those of ``keys`` whose ``expires_ns`` has come; how many."""
+        """Delete those of ``keys`` whose ``expires_ns`` is over at ``now_ns``.  Returns how many were deleted."""
         removed = ffi.new("uint32_t *")
         keys = np.ascontiguousarray(keys)
         result = lib.xk_map_expire_many(self.fd, self.info.key_bytes, _rows(keys), len(keys), now_ns, removed)
@@ -114,7 +115,8 @@ class Map:
         return int(removed[0])
 
     def find(self, keys: Bytes) -> tuple[Values, npt.NDArray[np.bool_]]:
-        """The values that the kernel finds for ``keys``, and where there is one; a trie finds the longest prefix."""
+        """The values that the kernel finds for ``keys``, and bool[n]: which keys have one.  A trie finds the longest
+        prefix."""
         keys = np.ascontiguousarray(keys)
         values, found = np.zeros(len(keys), VALUE), np.zeros(len(keys), np.bool_)
         result = lib.xk_map_find_many(
@@ -141,7 +143,7 @@ class Map:
         return np.concatenate(keys), np.concatenate(values)
 
     def close(self) -> None:
-        """Close the descriptor; idempotent.  The map goes with its last user."""
+        """Close the descriptor; idempotent.  The kernel removes the map with its last user."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

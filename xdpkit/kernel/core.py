@@ -1,4 +1,4 @@
-"""The door to the C core: ``ffi``, ``lib`` and ``check``.  Only kernel-facing modules come through here."""
+"""Access to the C core: ``ffi``, ``lib`` and ``check``.  Modules that call the core import it from here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ __all__ = ["check", "ffi", "lib", "text"]
 
 
 def check(result: int, what: str = "", hint: str = "") -> int:
-    """``result`` if it is not negative; else OSError naming the failing call, ``what`` it was for and a ``hint``."""
+    """Return ``result`` if it is not negative.  Otherwise raise OSError, which names the failing call, ``what`` it was
+    for, and a ``hint``."""
     if result >= 0:
         return result
     call = text(lib.xk_failed_call())

@@ -1,9 +1,9 @@
-"""What of the kernel xdpkit can use, tried out rather than read off a version number.
+"""The features of the kernel that xdpkit can use.  They are tried, not derived from the version number.
 
-:func:`has` tries a feature once per process, on no device of yours: programs of two instructions are loaded and let go,
-sockets are bound to a device that does not exist.  :data:`FEATURES` says which Linux each came with, so that a kernel
-that should have one and has not is told from an old kernel.  Probes need the privilege that the feature needs; without
-it they say False.
+:func:`has` tries a feature once per process, and touches no device: it loads programs of two instructions and closes
+them, and binds sockets to a device that does not exist.  :data:`FEATURES` says which Linux brought each feature, so
+that a kernel which should have a feature and lacks it can be distinguished from an old kernel.  A probe needs the
+privilege that the feature needs; without it the result is False.
 
 Sources: linux/bpf.h, linux/if_xdp.h, Documentation/networking/af_xdp.rst and xdp-rx-metadata.rst.
 """
@@ -45,7 +45,7 @@ _RETURN = struct.pack("<BBhiBBhi", 0xB7, 0, 0, _XDP_PASS, 0x95, 0, 0, 0)  # r0 =
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """``since``: the Linux that it came with; ``use``: what xdpkit does with it."""
+    """A feature of the kernel.  ``since``: the Linux version that brought it.  ``use``: what xdpkit uses it for."""
 
     name: str
     since: tuple[int, int]
@@ -54,7 +54,7 @@ class Feature:
 
     @property
     def version(self) -> str:
-        """Since when, as in "6.6"."""
+        """The Linux version that brought it, such as "6.6"."""
         return f"{self.since[0]}.{self.since[1]}"
 
 
@@ -66,7 +66,7 @@ def kernel_version() -> tuple[int, int]:
 
 @cache
 def has(name: str) -> bool:
-    """Whether this kernel has the feature (a key of FEATURES); tried once."""
+    """Whether this kernel has the feature ``name``, a key of FEATURES.  It is tried once."""
     try:
         return FEATURES[name].probe()
     except OSError:
@@ -74,7 +74,7 @@ def has(name: str) -> bool:
 
 
 def require(name: str, what: str) -> None:
-    """NotSupported about ``what`` unless this kernel has the feature."""
+    """Raise NotSupported about ``what`` unless this kernel has the feature ``name``."""
     if not has(name):
         version = FEATURES[name].version
         raise NotSupported(what, f"{name}, Linux {version} or later; this is Linux {os.uname().release}")
@@ -110,7 +110,8 @@ def _ring_buffer() -> bool:
 
 
 def _loop() -> bool:
-    """Where the helper is unknown the verifier says so (EINVAL) before it looks at the arguments (EACCES)."""
+    """Whether the helper is known: for an unknown one the verifier returns EINVAL, before it checks the arguments
+    (EACCES)."""
     code = struct.pack("<BBhi", 0x85, 0, 0, _LOOP_HELPER) + _RETURN
     try:
         return _loads(_XDP, code)
@@ -137,7 +138,7 @@ def _tcx() -> bool:
 
 
 def _multi_buffer() -> bool:
-    """The flag is looked at before the device."""
+    """Whether the kernel knows the flag of bind(2), which it checks before the device."""
     with socket.socket(_AF_XDP, socket.SOCK_RAW, 0) as sock:
         address = struct.pack("HHIII", _AF_XDP, _XDP_USE_SG, _NO_DEVICE, 0, 0)
         libc = ctypes.CDLL(None, use_errno=True)
@@ -146,7 +147,7 @@ def _multi_buffer() -> bool:
 
 
 def _tx_metadata() -> bool:
-    """An older kernel does not know the flag."""
+    """Whether the kernel knows the flag of a UMEM with TX metadata."""
     size = os.sysconf("SC_PAGE_SIZE")
     with socket.socket(_AF_XDP, socket.SOCK_RAW, 0) as sock, mmap.mmap(-1, size) as memory:
         view = ctypes.c_char.from_buffer(memory)

@@ -1,13 +1,13 @@
-"""Who holds the XDP programs of a device, and how to take off those that nobody holds.
+"""Who holds the XDP programs of a device, and how to detach those that nobody holds.
 
-The kernel names programs by id.  What keeps an attachment alive:
+The kernel identifies programs by id.  An attachment stays because of one of these:
 
 * a bpf_link that a process holds: read from /proc/PID/fdinfo, where descriptors of programs and links say their prog_id
   (of other users' processes: CAP_SYS_PTRACE);
 * a bpf_link or a program that is pinned in a bpffs, by whoever wants it to outlive the process; the programs behind a
   libxdp dispatcher are pinned as links whose target it is;
-* nothing: a program attached through netlink (``ip link set dev X xdp``, xdp-loader) stays until somebody takes it off.
-  That no process holds it does not mean that nobody wants it.
+* nothing: a program that was attached through netlink (``ip link set dev X xdp``, xdp-loader) stays until it is
+  detached.  No process holds it, but it may still be wanted.
 
 A bpf_link cannot be replaced through netlink: EBUSY, "Can't replace active BPF XDP link" (dev_xdp_attach in
 net/core/dev.c).
@@ -57,15 +57,15 @@ def owners(prog_id: int) -> tuple[Owner, ...]:
 
 
 def describe(holder: Holder) -> str:
-    """Such as ``native program 'xdp_pass' (id 12)``."""
+    """A program as text, such as ``native program 'xdp_pass' (id 12)``."""
     name = program_name(holder.prog_id)
     return f"{holder.mode} program {f'{name!r} ' if name else ''}(id {holder.prog_id})"
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What keeps a program attached: processes, paths where it or its link is pinned, and whether it is attached by a
-    bpf_link at all (None where that may not be looked at)."""
+    """What keeps a program attached: processes, paths where the program or its link is pinned, and whether a bpf_link
+    attaches it (None where this process may not see that)."""
 
     owners: tuple[Owner, ...]
     pins: tuple[str, ...]
@@ -73,7 +73,7 @@ class Hold:
 
     @property
     def loose(self) -> bool:
-        """Nothing that can be seen holds it: it was attached through netlink."""
+        """Whether nothing visible holds it, because it was attached through netlink."""
         return not (self.owners or self.pins or self.link)
 
     def __str__(self) -> str:
@@ -113,12 +113,13 @@ def bpffs_mounts() -> list[str]:
 
 
 def clean(device: str, *, force: bool = False) -> list[str]:
-    """Detach the XDP programs on ``device`` that nothing holds; says what it did.
+    """Detach the XDP programs on ``device`` that nothing holds.  Returns a line for each.
 
-    They were attached through netlink, and may be a firewall that somebody wants: OSError ECANCELED without ``force``.
-    EBUSY if a process, a pin or a bpf_link holds one of them: then nothing is detached, and the message names which.
-    ENODEV for a missing device, EPERM without CAP_NET_ADMIN.  Not closed: the race with someone who attaches another
-    program now, and processes of other PID namespaces, which cannot be seen (their bpf_links are refused)."""
+    Such programs were attached through netlink, and one may be a firewall that is still wanted.  So without ``force``
+    it raises OSError ECANCELED.  EBUSY if a process, a pin or a bpf_link holds one of them: then nothing is detached,
+    and the message names the holder.  ENODEV for a missing device, EPERM without CAP_NET_ADMIN, ValueError for a name
+    that no device can have.  Two cases remain: another process may attach a program at the same moment, and processes
+    of other PID namespaces cannot be seen (their bpf_links are refused)."""
     index = netdev.device(device).index
     holders = netdev.xdp_holders(index)
     for holder in holders:
@@ -134,7 +135,7 @@ def clean(device: str, *, force: bool = False) -> list[str]:
 
 
 def advice(held: Hold, device: str) -> str:
-    """What to do about a program that is in the way."""
+    """Advice on how to remove a program that holds the device."""
     if held.owners:
         return "stop it"
     if held.pins:
@@ -173,8 +174,9 @@ def _descriptors(prog_id: int) -> Iterator[tuple[int, bool]]:
 
 
 def _leads_to(prog_id: int, fdinfo: str) -> bool:
-    """A descriptor of the program, of a link that attaches it, or of a link that puts a program in its place: that is
-    one of attach type 0 (BPF_PROG_TYPE_EXT); those who only trace it are of others."""
+    """Whether ``fdinfo`` is that of a descriptor of the program, of a link that attaches it, or of a link that replaces
+    it by another program.  The last has attach type 0 (BPF_PROG_TYPE_EXT); links that only trace it have other
+    types."""
     said = dict(re.findall(r"^(\w+):\s*(\S+)$", fdinfo, re.MULTILINE))
     target = said.get("target_obj_id") if said.get("attach_type") == "0" else None
     return str(prog_id) in (said.get("prog_id"), target)

@@ -62,8 +62,8 @@ def _words(fd: int, n: int) -> Any:
 
 
 class LoadedProgram:
-    """What can be asked of a program that is in the kernel; who loaded it, or opened its pin, says how to find it and
-    its maps."""
+    """A program that is in the kernel: its counters, line info and test runs.  A subclass says how the program and its
+    maps are found."""
 
     def __init__(self, pipeline: Pipeline, hook: str, *, queues: int = 1, spread: int = 1):
         self.pipeline: Pipeline = pipeline
@@ -103,12 +103,12 @@ class LoadedProgram:
 
     @property
     def is_xdp(self) -> bool:
-        """It is for XDP, whatever packets it takes."""
+        """Whether it is a program for XDP, with or without packets of several buffers."""
         return self.hook in ("xdp", "xdp_frags")
 
     @property
     def frags(self) -> bool:
-        """It takes packets of several buffers."""
+        """Whether it takes packets of several buffers."""
         return self.hook == "xdp_frags"
 
     def rings(self) -> dict[str, int]:
@@ -117,12 +117,12 @@ class LoadedProgram:
         return {name: self.map_fd(name) for name in names if self.has_map(name)}
 
     def counts(self) -> tuple[RuleCount, ...]:
-        """Counters of every rule and, last, of the default, summed over CPUs."""
+        """The counters of every rule and, as the last, of the default, summed over CPUs."""
         return self._counted(len(self.pipeline.outcomes))
 
     def shadow_counts(self) -> tuple[tuple[RuleCount, ...], dict[tuple[Verdict, Verdict], int]]:
-        """Counters of the shadow's rules, and how many packets met which pair of verdicts: the one they got, and the
-        one they would have got."""
+        """The counters of the shadow's rules, and the number of packets for each pair of verdicts: the one that the
+        live rules gave, and the one that the shadow would have given."""
         first, words = len(self.pipeline.outcomes), self._words(len(self._rules) + MATRIX)
         pairs = {
             (mine, theirs): int(words[4 * (len(self._rules) + 8 * mine + theirs)])

@@ -172,9 +172,9 @@ class Generator:
 
         `rate_pps` paces chunks of what is due within `every` seconds (`xdpkit.lab.pace`): shorter is smoother, longer
         costs less CPU time, as the thread sleeps after each.  Who comes late catches up by `burst` frames at most
-        (default: two chunks): more of them keep the rate, fewer the pace.  `achieved_pps` tells what came of it.  The
-        thread needs the GIL between chunks: a busy Python thread elsewhere in the process holds the pace up.
-        """
+        (default: two chunks): more of them keep the rate, fewer the pace.  `achieved_pps` is the rate that was
+        achieved.  The thread needs the GIL between chunks: a busy Python thread elsewhere in the process holds the pace
+        up."""
         if self._thread:
             raise RuntimeError("the generator runs already: stop() it first")
         pace = Pace(rate_pps, self._stride, burst, every)
@@ -183,7 +183,8 @@ class Generator:
         self._thread.start()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Until what `start(count)` asked for is sent, at most `timeout` seconds (then TimeoutError): how many."""
+        """Wait until the frames of `start(count)` are sent, at most `timeout` seconds (then TimeoutError). Returns how
+        many were sent."""
         if not self._thread:
             return self._run[0]
         self._thread.join(timeout)
@@ -196,12 +197,13 @@ class Generator:
         return self._run[0]
 
     def stop(self) -> int:
-        """End what `start` began; how many frames it sent.  Raises the error that ended it, if one did."""
+        """End the sending that `start` began. Returns how many frames it sent. Raises the error that ended it, if one
+        did."""
         self._stopping.set()
         return self.wait()
 
     def settle(self, timeout: float = 5.0) -> None:
-        """Wait until the peer's XDP hook is done with every frame that got into its ring, sockets filled.
+        """Wait until the peer's XDP hook has processed every frame in its ring, and packets have reached the sockets.
 
         TimeoutError after `timeout` seconds.  Counts what the peer received, so other traffic to it may end the wait
         early.

@@ -26,8 +26,8 @@ from .port import Capture, Port
 
 __all__ = ["Capture", "Lab", "Namespace", "Port"]
 
-# What a network card would do, and a veth peer leaves undone: whoever captures would see frames that no wire
-# carries (partial checksums, segments beyond the MTU, VLAN tags beside the frame).
+# Offloads that a network card would carry out, and a veth does not.  With them a capture would show frames that no wire
+# carries: partial checksums, segments beyond the MTU, VLAN tags that are not in the frame.
 _OFFLOADS = (
     "tx-checksum-ip-generic",
     "tx-checksum-sctp",

@@ -117,7 +117,7 @@ class Port:
     def send(self, packets: Iterable[SupportsBytes], *, queue: int | None = None) -> int:
         """Send whole frames (scapy packets or bytes) in order, as they are; returns how many.
 
-        `queue` names the receive queue of the peer that gets them; without it flows choose. Nothing is lost
+        `queue` names the receive queue of the peer that they arrive on; by default the flow decides. Nothing is lost
         on the way: while a buffer is full it blocks. OSError(EMSGSIZE) for a frame beyond the MTU.
         """
         if queue is not None and not 0 <= queue < self.queues:

@@ -1,4 +1,4 @@
-"""What rules log: a packet's first bytes, when it came, and the rule that logged it."""
+"""Events: the packets that rules log, each with its first bytes, its time, and the name of the rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Event:
 
 
 class Events:
-    """The one reader of a link's events, from now on until it is closed; a context manager."""
+    """The reader of a link's events; a link has one at a time.  It receives what is logged until it is closed.  It is a
+    context manager."""
 
     def __init__(self, attached: Attached):
         """ValueError if no rule logs."""
@@ -46,7 +47,7 @@ class Events:
                 yield Event(int(batch.timestamps[i]), name, bytes(frame), int(batch.wire_lengths[i]))
 
     def close(self) -> None:
-        """Nothing is logged from here on; idempotent."""
+        """Stop the rules from logging; idempotent."""
         self._reader.close()
 
     def __enter__(self) -> Events:

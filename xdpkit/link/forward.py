@@ -1,4 +1,4 @@
-"""Forwarding in user space, without a copy: what one link's sockets receive goes out of another link's device.
+"""Forwarding in user space, without a copy: packets that one link's sockets receive go out of another link's device.
 
     with attach(pipe, "eth1") as a, attach(pipe, "eth2") as b, forward(a, b) as running:
         ...
@@ -194,7 +194,7 @@ class Forwarder:
         return sum(self.each(direction), WorkerStats())
 
     def each(self, direction: int = 0) -> list[WorkerStats]:
-        """The same for each pair of queues."""
+        """The totals of a direction for each pair of queues."""
         if self._final is not None:
             return self._final[direction]
         raw, out = ffi.new("struct xk_worker_stats *"), []

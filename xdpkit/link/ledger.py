@@ -1,11 +1,10 @@
 """The ledger: where every packet went, from the hook to the sink.
 
-Every packet that the program saw is counted under exactly one rule that took it, and under those it passed, whose
-steps it met.  Those with a REDIRECT verdict either fall back (no socket), or are lost at a named stage (FILL empty, RX
-ring full, longer than a frame), wait in the RX ring, or are delivered; delivered ones are what the sink wrote or
-refused.  Forwarded ones were sent by the other device or dropped for a named reason.
-:meth:`Ledger.problems` holds those sums to the packet.
-"""
+Every packet that the program saw is counted under exactly one rule, which took it, and also under each rule that did
+its steps on the packet and let it go on.  A packet with a REDIRECT verdict falls back (no socket), is lost at a named
+stage (FILL empty, RX ring full, longer than a frame), waits in the RX ring, or is delivered.  Delivered packets were
+written or refused by the sink, or were read.  Forwarded packets were sent by the other device, or dropped for a named
+reason.  :meth:`Ledger.problems` checks these sums to the packet."""
 
 from __future__ import annotations
 
@@ -187,7 +186,7 @@ class Ledger:
 
     @property
     def gone_rules(self) -> int:
-        """Packets that were taken by rules which are no longer there."""
+        """Packets that were taken by rules which an update has removed."""
         return self.seen - sum(r.packets for r in self.rules if not r.goes_on)
 
     @property
@@ -201,7 +200,8 @@ class Ledger:
         return self.redirected - self.earlier - self.lost - self.waiting - self.delivered
 
     def problems(self) -> tuple[str, ...]:
-        """The sums that do not hold.  A live ledger is read while packets move, so only a final one is held to all."""
+        """The sums that do not hold, as text.  A live ledger is read while packets move, so some sums are checked only
+        in a final one."""
         found = []
         if self.in_flight < 0 or (self.final and self.in_flight):
             found.append(f"{self.redirected} redirected, but lost + waiting + delivered is off by {-self.in_flight}")
@@ -214,7 +214,7 @@ class Ledger:
         return tuple(found)
 
     def rows(self) -> list[tuple[str, int, str]]:
-        """(stage, packets, remark), in the order of a packet's way."""
+        """The rows to print, as (stage, packets, remark), in the order in which a packet passes the stages."""
         rows = [("seen", self.seen, f"{self.seen_bytes:,} bytes")]
         for r in self.rules:
             failed = f"; {r.failed} not done: full" if r.failed else ""

@@ -27,14 +27,14 @@ from ..kernel.program import program_name
 __all__ = ["Presence", "Unseen", "namespace_id"]
 
 _XDP_MODES = ("native", "generic")
-#: Counters of network cards may lag behind by some seconds (a driver reads them now and then).
+#: Seconds by which the counters of network cards may lag behind, because drivers read them now and then.
 SETTLE_SECONDS = 4.0
-#: Packets that arrive, and are not seen, before it is said.
+#: So many packets must arrive unseen before it is reported.
 UNSEEN_PACKETS = 100
 
 
 class Presence:
-    """Where a link's pipeline is: on its device or not."""
+    """Checks whether the pipeline of a link is still on its device."""
 
     def __init__(self, device: Device, mode: str, fd: int):
         """``fd``: the bpf_link's, -1 for a packet socket.  The namespace is that of the calling thread."""
@@ -75,7 +75,7 @@ class Presence:
         return state
 
     def queues(self, state: State) -> int:
-        """Receive queues in use; as before where the driver does not say."""
+        """The number of receive queues in use; the last known number where the driver does not report it."""
         with suppress(OSError):
             return ethtool.channels(state.name)[0]
         return self.device.rx_queues
@@ -94,7 +94,7 @@ class Presence:
 
 
 class Unseen:
-    """Packets that a device received and a program did not see, while it saw none at all."""
+    """Counts packets that a device received and a program did not see, while the program saw no packet at all."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._seen, self._since = clock, -1, 0.0

@@ -1,4 +1,4 @@
-"""What became of forwarded packets: how many the other devices took, and why they did not take the rest.
+"""The counts of forwarded packets: how many the other devices took, and why they did not take the rest.
 
 A program that forwards only says where a packet shall go.  The kernel reports what comes of it on two tracepoints,
 ``xdp:xdp_devmap_xmit`` and ``xdp:xdp_redirect_err``, where two small programs count (``bpf/redirects.bpf.c``)."""
@@ -21,9 +21,9 @@ _COUNTED = [field.name for field in fields(Forwarding) if field.name != "counts_
 
 
 class RedirectCounter:
-    """Counts what becomes of packets that XDP programs forward from one device, from now on; ``close()`` is idempotent.
+    """Counts the packets that XDP programs forward from one device, by result.  ``close()`` is idempotent.
 
-    Make it before the program is attached: what is forwarded earlier is in no count."""
+    Make it before the program is attached: packets that are forwarded before are in no count."""
 
     def __init__(self, device: str, ifindex: int, namespace: int, *, native: bool):
         """``ifindex`` of the device, in the network ``namespace`` of that inode number; ``native``: the programs run in
@@ -71,7 +71,7 @@ class RedirectCounter:
         return map_id(self._counted)
 
     def counts(self) -> Forwarding:
-        """What became of the packets so far."""
+        """The counts so far."""
         out = ffi.new("uint64_t[]", len(_COUNTED))
         check(lib.xk_counters(self._counted, 1, len(_COUNTED), out), "forwarding")
         counts = {name: int(n) for name, n in zip(_COUNTED, out, strict=True)}

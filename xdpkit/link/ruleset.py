@@ -1,9 +1,9 @@
-"""What runs on a link: a pipeline's program with its sets and buckets, and how the next one takes over from it.
+"""The ruleset that runs on a link: a pipeline's program with its sets and buckets, and how the next one takes over.
 
-A ruleset is made whole before it acts: program loaded, sets filled, devices found.  One that follows another takes its
-sets and buckets over by name, so a member that was added, or a token that was taken, stays so.  A set whose declaration
-has changed is forked: the new program gets a copy with the changes, so that no packet meets new rules with old members,
-and with :meth:`Ruleset.commit` the set that users hold becomes the copy.
+A ruleset is complete before it acts: its program is loaded, its sets are filled, its devices are found.  A ruleset that
+follows another takes over its sets and buckets by name, so members that were added and tokens that were taken are kept.
+A set whose declaration has changed is forked: the new program uses a copy with the changes, so that no packet meets new
+rules with old members.  :meth:`Ruleset.commit` then makes the copy the content of the set that users hold.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OWN_MAPS = frozenset({"counters", "xsks", "devices", "completed", "inspecting"})
 
 
 class Ruleset:
-    """A loaded pipeline.  Close it: the program, and the sets that no later ruleset has taken over."""
+    """A loaded pipeline.  Closing it closes the program, and the sets that no later ruleset has taken over."""
 
     program: LoadedProgram
     is_twin: bool
@@ -142,7 +142,7 @@ class Ruleset:
         return ruleset
 
     def _set(self, spec: SetSpec, before: Ruleset | None) -> int:
-        """The map of a set: one of its own, or that of the ruleset before, forked where the declarations differ."""
+        """The map of a set: a new one, or the map of the ruleset before, which is forked if the declarations differ."""
         wanted = self._declared[spec.name] = declared(spec, self.folder)
         live = before.sets.get(spec.name) if before is not None else None
         if live is None or before is None:
@@ -183,7 +183,7 @@ class Ruleset:
         return self.tables.fds
 
     def _buckets(self, before: Ruleset) -> dict[str, int]:
-        """The buckets of limits that are in both rulesets, the same limit in the same place of the same rule."""
+        """The maps of limits that both rulesets have: the same limit at the same place of the rule of the same name."""
         old = {(limit.bucket, str(limit), limit.capacity): n for n, limit in enumerate(before.pipeline.limits)}
         found = {}
         for number, limit in enumerate(self.pipeline.limits):
@@ -211,11 +211,11 @@ class Ruleset:
         return {s.name: self._declared[s.name] for s in self.pipeline.sets if s.source is not None}
 
     def rings(self) -> dict[str, int]:
-        """The maps through which copies of packets go to user space, which a reader has open."""
+        """The ring buffers through which copies of packets go to user space, and which a reader has open."""
         return self.program.rings()
 
     def commit(self, before: Ruleset) -> None:
-        """``before`` runs no more: take over what its packets have added meanwhile, and close it."""
+        """Call it when ``before`` runs no more: take over what its packets have added meanwhile, and close it."""
         for fork in self._forks:
             fork.commit()
         self._forks = []
@@ -226,7 +226,7 @@ class Ruleset:
         before.close()
 
     def abandon(self, before: Ruleset | None) -> None:
-        """Close what was made for a ruleset that will not follow ``before`` after all."""
+        """Close what was made for this ruleset, which will not follow ``before`` after all."""
         for fork in self._forks:
             fork.close()
         shared = set(before.sets.values()) if before is not None else set()
@@ -242,7 +242,7 @@ class Ruleset:
         self.close()
 
     def close(self) -> None:
-        """Let go of program and sets; idempotent."""
+        """Close the program and the sets; idempotent."""
         self._closing.close()
         for live in self.sets.values() if not self.is_twin else ():
             live.close()
@@ -251,7 +251,7 @@ class Ruleset:
 
 
 def _alike(a: Columns, b: Columns) -> bool:
-    """The same members, with the same actions and time-outs."""
+    """Whether ``a`` and ``b`` hold the same members, with the same actions and time-outs."""
     if len(a) != len(b):
         return False
     where = b.among(a)
@@ -259,7 +259,7 @@ def _alike(a: Columns, b: Columns) -> bool:
 
 
 def lasting(members: Columns) -> Columns:
-    """The same without time-outs: where rules are tried on packets of another time, members stay."""
+    """``members`` without time-outs.  A replay judges packets of another time, so members must not time out."""
     return replace(members, timeout=np.zeros(len(members)))
 
 
@@ -276,7 +276,7 @@ def refuse_sides(pipe: Pipeline) -> None:
 
 
 def folder_of(built: Built) -> Path:
-    """Where the files of a pipeline's sets are."""
+    """The folder that the names of a pipeline's set files are relative to."""
     return built.folder or Path(built.pipeline.where.file).parent
 
 

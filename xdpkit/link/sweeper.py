@@ -1,5 +1,5 @@
-"""Members that packets add to a set end by themselves, but keep their room until somebody sweeps: a thread does, every
-second, for as long as a link has such a set."""
+"""A thread that sweeps sets.  Members with a time-out keep their room after it, until the set is swept.  The thread
+does that every second, as long as a link has a set to which packets add members."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 __all__ = ["Sweeper"]
 
-#: Seconds between two looks.
+#: Seconds between two sweeps.
 PERIOD = 1.0
 
 

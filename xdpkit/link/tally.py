@@ -1,5 +1,5 @@
-"""Counts that outlive programs: when a device gets a new ruleset, rules go on counting under their names, and packets
-that the old one took stay in the sums."""
+"""Counts that outlive programs.  When a link runs a new ruleset, rules of the same name go on counting, and packets
+that the old ruleset took stay in the sums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ __all__ = ["Forwarding", "RuleTotal", "Tally", "Totals"]
 
 @dataclass(frozen=True, slots=True)
 class RuleTotal:
-    """Packets and bytes under a rule's name; ``no_socket``: verdicts that fell back; ``failed``: steps not done."""
+    """The counts under a rule's name.  ``no_socket``: verdicts that fell back.  ``failed``: steps that were not
+    done."""
 
     packets: int = 0
     bytes: int = 0
@@ -91,7 +92,7 @@ def totals(counts: Iterable[RuleCount]) -> Totals:
 
 
 class Tally:
-    """What earlier programs of a link counted."""
+    """The counts of earlier programs of a link."""
 
     def __init__(self) -> None:
         self.totals: Totals = Totals()
@@ -107,11 +108,11 @@ class Tally:
             self.rules[c.rule.name] = self.of(c.rule) + _own(c)
 
     def of(self, rule: Rule) -> RuleTotal:
-        """What was counted under the rule's name before."""
+        """The counts under the rule's name before the running program."""
         return self.rules.get(rule.name, RuleTotal())
 
     def with_(self, count: RuleCount) -> RuleTotal:
-        """``count`` of the running program, and all before."""
+        """``count`` of the running program plus the counts before it."""
         return self.of(count.rule) + _own(count)
 
 
