@@ -20,6 +20,15 @@ firewall = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+importing = typer.Typer(
+    name="import",
+    help="Make a pipeline file of rules that nftables has.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+firewall.add_typer(importing)
+
 Name = Annotated[
     str, typer.Argument(metavar="[NAME]", help="The firewall, where there are several: its device.", show_default=False)
 ]
@@ -307,3 +316,31 @@ def fail2ban_action() -> None:
     from importlib.resources import files
 
     print((files("xdpkit.firewall") / "fail2ban.conf").read_text(), end="")
+
+
+@importing.command()
+def nft(
+    ruleset: Annotated[str, typer.Argument(metavar="FILE|-", help="What nft -j list ruleset printed.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The pipeline file.  [default: standard output]"),
+    ] = None,
+    hook: Annotated[
+        str, typer.Option(metavar="HOOK", help="input, forward, ingress or output.  [default: the first that is there]")
+    ] = "",
+    bridge: Annotated[
+        str, typer.Option(metavar="OUTSIDE,INSIDE", help="The devices of a bridge, which tell where packets leave.")
+    ] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="The name of the pipeline.  [default: the hook]")] = "",
+) -> None:
+    """Import a ruleset of nftables: a Python file with the original of each rule above it.
+
+    Standard error says, line by line, what is not imported and why.  Exit status 0: everything is; 1: not everything.
+
+    Example: nft -j list ruleset | xdpkit firewall import nft - -o edge.py
+    """
+    from .firewall_import import import_nft
+
+    if hook not in ("", "input", "forward", "ingress", "output"):
+        raise typer.BadParameter(f"--hook {hook}: input, forward, ingress or output")
+    import_nft(ruleset, output, hook, bridge, name)
