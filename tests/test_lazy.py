@@ -27,6 +27,12 @@ print(np is sys.modules["numpy"])
     assert printed(source).split() == ["False", "3", "True", "False", "True"]
 
 
+@pytest.mark.parametrize("way", ["from numpy.typing import NDArray", "import numpy.typing", "from numpy import typing"])
+def test_a_module_of_a_package_runs_the_package_first(way):
+    source = f"from xdpkit.lazy import put_in_place; put_in_place('numpy'); import numpy; {way}; print(numpy.arange(2))"
+    assert printed(source) == "[0 1]\n"
+
+
 def test_threads_that_ask_at_once_get_the_whole_package():
     source = """
 import threading

@@ -28,6 +28,9 @@ def put_in_place(name: str, *, parts: bool = False) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     loader, package = spec.loader, module_from_spec(spec)
     state = "put in place"
+    path = package.__path__
+    if not parts:  # whoever imports one of its modules asks for it, and with that the package is run
+        del package.__path__
 
     def lookup(wanted: str) -> object:
         nonlocal state
@@ -35,7 +38,7 @@ def put_in_place(name: str, *, parts: bool = False) -> None:
             return import_module(f"{name}.{wanted}")
         with _running:
             if state == "put in place":
-                state = "running"
+                state, package.__path__ = "running", path
                 try:
                     loader.exec_module(package)
                 except BaseException:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..kernel.attachment import Attachment
 from .tally import Forwarding, Totals
@@ -291,12 +291,18 @@ class Ledger:
         return [*rows, ("  sent", f.sent, "")]
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, with the derived counts, ready for JSON."""
-        derived = (
-            "seen", "seen_bytes", "redirected", "forwarded", "sent_on", "dropped_there", "unreported",
-            "no_socket", "lost", "in_flight",
-        )  # fmt: skip
-        return {**asdict(self), **{name: getattr(self, name) for name in derived}, "problems": list(self.problems())}
+        """Everything, ready for JSON: each value once, with the counts that follow from others (``lost``,
+        ``in_flight``, ``unreported``, the forwarded ones that were ``dropped``), and None for what there is not."""
+        out: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            out |= value if name == "totals" else {name: value}
+        del out["attachment"]["device"]  # it is the device of the ledger
+        out["forwarding"]["dropped"] = self.forwarding.dropped
+        out["sink"] = None if self.sink == "none" else self.sink
+        for rule in (*out["rules"], *(out["shadow"] or {"rules": ()})["rules"]):
+            rule["chain"] = rule["chain"] or None
+        derived = {name: getattr(self, name) for name in ("unreported", "lost", "in_flight")}
+        return out | derived | {"problems": list(self.problems())}
 
     def json(self) -> str:
         """:meth:`as_dict` as one line of JSON."""
