@@ -438,7 +438,8 @@ void xk_copies_source(struct xk_copies *c, struct xk_source *out)
 /* ---- for Python ---- */
 
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
-		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len)
+		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len,
+		      uint32_t *queue)
 {
 	uint64_t offset = 0;
 	size_t used = 0;
@@ -462,6 +463,7 @@ int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t r
 		mark[n] = copy->mark;
 		verdict[n] = copy->verdict;
 		wire_len[n] = copy->wire_len;
+		queue[n] = copy->queue;
 		n++;
 		if ((got = take(c)))
 			break;

@@ -450,10 +450,12 @@ void xk_copies_snaplen(struct xk_copies *c, uint32_t snaplen);
 void xk_copies_quiet(struct xk_copies *c);
 /*
  * Next batch of at most `max` packets, copied as by xk_packet_receive(), the oldest first; rule: index of the rule that took
- * each or asked for the copy; mark: what rules gave it; verdict: enum xdp_action; wire_len: bytes that the packet has.
+ * each or asked for the copy; mark: what rules gave it; verdict: enum xdp_action; wire_len: bytes that the packet has;
+ * queue: on which it was received.
  */
 int xk_copies_receive(struct xk_copies *c, uint32_t max, uint8_t *room, size_t room_size, uint32_t *len,
-		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len);
+		      uint64_t *time_ns, uint32_t *rule, uint32_t *mark, uint8_t *verdict, uint32_t *wire_len,
+		      uint32_t *queue);
 /*
  * Wait for packets: 1, or 0 after timeout_ms or when stop_fd (-1: none) is readable; -EINTR on a signal.  The program
  * wakes those that wait for the descriptor only after this was called, and once.

@@ -13,7 +13,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from strategies import batches, examples
 from traffic import frames, until
 
-from xdpkit import DROP, REDIRECT, FrameError, Pipeline, SocketOptions, attach, udp
+from xdpkit import DROP, REDIRECT, FrameError, Mirror, Pipeline, SocketOptions, attach, udp
 from xdpkit.meaning.walk import walk
 from xdpkit.sockets.copied import CopiedBatch
 from xdpkit.sockets.header_columns import header_columns
@@ -159,3 +159,39 @@ def test_what_was_not_copied_while_the_batch_lasted_cannot_be_had(make_veth):
 def test_a_batch_of_nothing_known_has_empty_rule_names():
     batch = CopiedBatch(bytes(60), np.array([60], np.uint32), np.array([1], np.uint64))
     assert batch.rule_names == [""]
+
+
+@pytest.mark.parametrize("mode", ["native", "generic", "tc_ingress"])
+def test_copies_have_the_columns_of_other_batches_and_of_packets_that_go_on(make_veth, mode):
+    """Also of copies that are cut, and after the batch."""
+    left, right = make_veth(queues=2)
+    pipe = Pipeline("tap")
+    pipe.rule(udp.dport == 53, Mirror(), name="dns")
+    pipe.rule(udp.dport == 80, Mirror(60), name="web")
+    pipe.rule(udp, DROP, name="end")
+    made = frames(left, right, range(3), size=200) + frames(
+        left, right, range(3), dport=80, size=200, source="10.0.0.7"
+    )
+    batches = []
+    with right.namespace, attach(pipe, right.name, mode=mode) as link, link.copies() as copies:
+        left.send(made, queue=1)
+        for batch in copies.batches(timeout=5):
+            batches.append(batch)
+            if sum(map(len, batches)) == 6:
+                break
+
+    def column(get):
+        return [value for batch in batches for value in get(batch)]
+
+    assert column(lambda b: b.rule_names) == ["dns"] * 3 + ["web"] * 3
+    assert column(lambda b: b.lengths.tolist()) == [200] * 3 + [60] * 3
+    assert column(lambda b: b.wire_lengths.tolist()) == [200] * 6
+    assert column(lambda b: b.verdicts.tolist()) == [1] * 6
+    assert column(lambda b: b.queues.tolist()) == [int(mode == "native")] * 6  # veth without NAPI notes none in skbs
+    assert column(lambda b: b.headers.dport.tolist()) == [53] * 3 + [80] * 3
+    sources = [int(ipaddress.ip_address("198.51.100.1"))] * 3 + [int(ipaddress.ip_address("10.0.0.7"))] * 3
+    assert column(lambda b: b.headers.src4.tolist()) == sources
+    assert [(p[IP].src, p[UDP].dport) for p in column(lambda b: b.to_scapy())] == [("198.51.100.1", 53)] * 3 + [
+        ("10.0.0.7", 80)
+    ] * 3
+    assert b"".join(b.data.tobytes() for b in batches) == b"".join(made[:3]) + b"".join(m[:60] for m in made[3:])

@@ -617,7 +617,8 @@ class Link:
 
     def copies(self) -> Copies:
         """Read the copies of packets that rules mirror, from now on: a context manager like :meth:`sockets`, whose
-        batches also have ``marks``, ``verdicts`` and ``wire_lengths``, and whose files tell each packet's verdict.
+        batches also have ``marks``, ``verdicts``, ``queues`` and ``wire_lengths``, and whose files tell each packet's
+        verdict.
         ValueError if no rule mirrors."""
         if self._final is not None:
             raise ValueError("the link is closed")

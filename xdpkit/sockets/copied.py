@@ -30,17 +30,19 @@ class CopiedBatch(AnyBatch):
     """Packets of AF_PACKET or a ring buffer: like a Batch, but its frames are copies of its own and never go stale.
 
     Of a ring buffer also ``marks`` (uint32; 0 where no rule gave one), ``verdicts`` (uint8, the numbers of Verdict; 0
-    where it was not known yet) and ``wire_lengths`` (uint32, bytes that the packet has where the copy is cut)."""
+    where it was not known yet), ``queues`` (uint32, the RX queue of each packet) and ``wire_lengths`` (uint32, bytes
+    that the packet has where the copy is cut)."""
 
     def __init__(
         self, room: bytes, lengths: U32, timestamps: U64, rules: U32 | None = None, *, marks: U32 | None = None,
-        verdicts: U8 | None = None, wire_lengths: U32 | None = None,
+        verdicts: U8 | None = None, wire_lengths: U32 | None = None, queues: U32 | None = None,
     ):  # fmt: skip
         rules = np.full(len(lengths), NO_RULE, np.uint32) if rules is None else rules
         marks = np.zeros(len(lengths), np.uint32) if marks is None else marks
         super().__init__(0, lengths, timestamps, rules, marks)
         self.verdicts: U8 = np.zeros(len(lengths), np.uint8) if verdicts is None else verdicts
         self.wire_lengths: U32 = lengths if wire_lengths is None else wire_lengths
+        self.queues: U32 = np.zeros(len(lengths), np.uint32) if queues is None else queues
         ends = np.cumsum(lengths, dtype=np.int64)
         view, self._room = memoryview(room), room
         self._frames = [view[e - n : e] for e, n in zip(ends.tolist(), lengths.tolist(), strict=True)]

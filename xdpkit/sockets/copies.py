@@ -35,6 +35,10 @@ RING_MOST_BYTES = 16 << 20
 EVENTS_BYTES = 64 << 10
 #: What a record has in front of the packet: the ring buffer's header, and struct copy of bpf/copies.h.
 RECORD_HEAD_BYTES = 8 + 32
+#: What a record says of its packet, in the order of xk_copies_receive().
+_COLUMNS = {
+    "rules": np.uint32, "marks": np.uint32, "verdicts": np.uint8, "wire_lengths": np.uint32, "queues": np.uint32,
+}  # fmt: skip
 
 
 def ring_bytes(options: SocketOptions, mtu: int, rings: int) -> int:
@@ -101,17 +105,14 @@ class CopiesSocket(CopyingSocket):
         return int(lib.xk_worker_start_copies(self.copies, sink, 0, self._hook, self._outbound, wait, cpu, out))
 
     def _columns(self, limit: int) -> Mapping[str, NDArray[Any]]:
-        kinds = {"rules": np.uint32, "marks": np.uint32, "verdicts": np.uint8, "wire_lengths": np.uint32}
-        return {name: np.empty(limit, kind) for name, kind in kinds.items()}
+        return {name: np.empty(limit, kind) for name, kind in _COLUMNS.items()}
 
     def _copy(self, limit: int, lengths: U32, times: U64, columns: Mapping[str, NDArray[Any]]) -> int:
-        rules, marks, verdicts, wire = (
-            buffer(columns[name]) for name in ("rules", "marks", "verdicts", "wire_lengths")
-        )
+        rules, marks, verdicts, wire, queues = (buffer(columns[name]) for name in _COLUMNS)
         return int(
             lib.xk_copies_receive(
                 self.copies, limit, buffer(self._room), len(self._room),
-                buffer(lengths), buffer(times), rules, marks, verdicts, wire,
+                buffer(lengths), buffer(times), rules, marks, verdicts, wire, queues,
             )
         )  # fmt: skip
 

@@ -479,5 +479,5 @@ class Copies(Sockets):
     def batches(
         self, *, timeout: float | None = None, limit: int = 512, queue: int | None = None
     ) -> Generator[CopiedBatch, None, None]:
-        """As :meth:`Sockets.batches`.  These batches also have ``marks``, ``verdicts`` and ``wire_lengths``."""
+        """As :meth:`Sockets.batches`.  These also have ``marks``, ``verdicts``, ``queues`` and ``wire_lengths``."""
         return cast(Generator[CopiedBatch, None, None], super().batches(timeout=timeout, limit=limit, queue=queue))

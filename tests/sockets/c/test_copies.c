@@ -150,17 +150,17 @@ TEST(a_record_of_a_wrong_length_is_an_error)
 
 TEST(a_batch_for_python_ends_where_its_room_does)
 {
-	uint32_t len[8], rule[8], mark[8], wire[8];
+	uint32_t len[8], rule[8], mark[8], wire[8], queue[8];
 	uint64_t time[8];
 	uint8_t verdict[8], room[3 * LEN + 1];
 
 	for (uint32_t i = 0; i < 5; i++)
 		write_record(i % RINGS, i, i);
-	assert(xk_copies_receive(&copies, 8, room, sizeof(room), len, time, rule, mark, verdict, wire) == 3);
+	assert(xk_copies_receive(&copies, 8, room, sizeof(room), len, time, rule, mark, verdict, wire, queue) == 3);
 	assert(rule[0] == 0 && rule[2] == 2 && room[2 * LEN] == 2 && wire[0] == 60 && len[1] == LEN);
-	assert(xk_copies_receive(&copies, 1, room, sizeof(room), len, time, rule, mark, verdict, wire) == 1);
-	assert(xk_copies_receive(&copies, 8, room, LEN - 1, len, time, rule, mark, verdict, wire) == -EMSGSIZE);
-	assert(xk_copies_receive(&copies, 8, room, LEN, len, time, rule, mark, verdict, wire) == 1 && rule[0] == 4);
+	assert(xk_copies_receive(&copies, 1, room, sizeof(room), len, time, rule, mark, verdict, wire, queue) == 1);
+	assert(xk_copies_receive(&copies, 8, room, LEN - 1, len, time, rule, mark, verdict, wire, queue) == -EMSGSIZE);
+	assert(xk_copies_receive(&copies, 8, room, LEN, len, time, rule, mark, verdict, wire, queue) == 1 && rule[0] == 4);
 	assert(empty(&copies));
 }
 
