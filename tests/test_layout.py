@@ -13,8 +13,8 @@ import xdpkit
 ROOT = Path(xdpkit.__file__).parent
 #: The rooms, from the ground up: a module imports from its own room and from those on lower floors.
 FLOORS = (
-    {"lazy"},
-    {"logs", "terminal", "language", "device", "files"},
+    {"lazy", "terminal"},
+    {"logs", "language", "device", "files"},
     {"meaning", "compiler"},
     {"kernel"},
     {"sets", "sockets", "lab"},

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import os
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
@@ -16,6 +19,7 @@ from scapy.utils import PcapNgWriter, PcapWriter, RawPcapReader
 from strategies import make_frame, pipelines
 
 from xdpkit import DROP, limit
+from xdpkit.cli import replay as replaying
 from xdpkit.compiler import HOOKS
 from xdpkit.compiler.built import Built, build, needs, read, write
 from xdpkit.files import pcapng
@@ -526,3 +530,30 @@ def test_connections_last_by_the_clock_of_the_capture(tmp_path, engine):
     out = told(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=tmp_path))
     found = {r["name"]: r["packets"] for r in out["rules"]}
     assert found == {"known": 5, "dns": 5, "flow table full": 0, "default": 1}
+
+
+def test_where_no_terminal_is_a_long_replay_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    """Here the capture is a pipe that ends only when that was said."""
+    said, pipe = threading.Event(), tmp_path / "slow.pcap"
+    os.mkfifo(pipe)
+
+    def notice(text):
+        print(text, file=sys.stderr)
+        if "1 packet so far" in text:
+            said.set()
+
+    def write_slowly():
+        with open(pipe, "wb", buffering=0) as out:
+            out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+            out.write(struct.pack("<IIII", 0, 0, 60, 60) + bytes(60))
+            assert said.wait(20)
+
+    monkeypatch.setattr(replaying, "NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(replaying, "notice", notice)
+    rules = tmp_path / "all.py"
+    rules.write_text("from xdpkit import Pipeline\npipe = Pipeline('all')\n")
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write_slowly)
+        replaying.replay_captures(rules, [pipe], None, "reference", "", "", as_json=True)
+        writer.result(20)
+    assert "read, 1 packet so far" in capsys.readouterr().err

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-__all__ = ["counted", "make_console", "make_progress", "notice", "print_line", "print_table", "si", "visible"]
+__all__ = [
+    "counted",
+    "make_console",
+    "make_progress",
+    "notice",
+    "print_line",
+    "print_table",
+    "shortened",
+    "si",
+    "visible",
+]
 
 
 def si(value: float, unit: str = "") -> str:
@@ -31,6 +41,18 @@ def si(value: float, unit: str = "") -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 rule", "1,200 rules": for nouns whose plural takes an s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+#: Most characters of a message.  A message quotes user input, which may be a whole file.
+MAX_MESSAGE = 600
+
+
+def shortened(message: str) -> str:
+    """``message`` on one line and with at most MAX_MESSAGE characters: the middle of a longer one is left out."""
+    message = message.replace("\n", " ")
+    if len(message) <= MAX_MESSAGE:
+        return message
+    return f"{message[: MAX_MESSAGE - 150]} [... {len(message) - MAX_MESSAGE:,} characters ...] {message[-120:]}"
 
 
 def visible(text: object, *, keep: str = "") -> str:
@@ -56,8 +78,8 @@ def print_line(text: object, *, file: IO[str] | None = None) -> None:
 
 
 def notice(text: object) -> None:
-    """A line on standard error that says who it is from."""
-    print_line(f"xdpkit: {text}", file=sys.stderr)
+    """A line on standard error that says who it is from, and that is no longer than a message may be."""
+    print_line(f"xdpkit: {shortened(str(text))}", file=sys.stderr)
 
 
 def make_console(**options: Any) -> Console:

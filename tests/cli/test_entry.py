@@ -95,6 +95,27 @@ def test_too_few_descriptors_or_too_little_memory_is_no_traceback(make_veth, wha
     assert held(right) == ()
 
 
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["run", DNS, "-i", LONG], 1),
+        (["run", DNS, "-i", "lo", "--mode", LONG], 2),
+        (["run", DNS, "-i", "lo", "-o", LONG], 2),
+        (["replay", DNS, LONG], 1),
+        (["show", DNS, f"--{LONG}"], 2),
+        (["doctor", LONG, "--clean"], 1),
+    ],
+)
+def test_no_error_quotes_more_than_fits_on_a_screen(args, status):
+    done = subprocess.run([XDPKIT, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "characters ...]" in done.stderr
+    assert len(done.stderr) < 2000
+
+
 def test_the_version_and_the_help_import_nothing_of_the_data_plane():
     code = "import sys; from xdpkit.cli.entry import main\ntry: main()\nexcept SystemExit: print(sorted(sys.modules))"
     heavy = {"numpy._core", "asyncio", "scapy", "pyroute2", "llvmlite", "rich", "matplotlib", "xdpkit._core"}

@@ -18,7 +18,7 @@ from typing import IO, Annotated, NoReturn
 import typer
 
 from ..language.errors import FrameError, NotSupported, PipelineError, VerifierError
-from ..terminal import notice, print_line, visible
+from ..terminal import notice, print_line, shortened
 from .bench import bench
 from .failure import fail
 from .firewall import firewall
@@ -96,7 +96,8 @@ def _show_usage(error: Exception) -> NoReturn:
     """Print what the parser of the command line has to say, and exit with 2."""
     text = io.StringIO()
     error.show(text)  # type: ignore[attr-defined]
-    print(visible(text.getvalue(), keep="\n"), end="", file=sys.stderr)
+    for line in text.getvalue().splitlines():
+        print_line(shortened(line), file=sys.stderr)
     sys.exit(error.exit_code)  # type: ignore[attr-defined]
 
 

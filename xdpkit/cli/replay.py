@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -22,12 +25,15 @@ from ..language.rule import Rule
 from ..meaning.describe import describe
 from ..replay import ENGINES, Replay, replay
 from ..sockets.workers import open_capture
-from ..terminal import counted, make_console, make_progress, notice, print_table, visible
+from ..terminal import counted, make_console, make_progress, notice, print_table, si, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["replay_captures"]
+
+#: Seconds between two lines of progress where no terminal is.
+NOTICE_SECONDS = 10.0
 
 
 def replay_captures(
@@ -50,10 +56,15 @@ def replay_captures(
     with ExitStack() as stack:
         out = stack.enter_context(open_capture(write_to)) if write_to else None
         progress = stack.enter_context(make_progress())
-        regular = all(p.is_file() for p in captures)
-        task = progress.add_task("replaying", total=sum(p.stat().st_size for p in captures) if regular else None)
-        skipped = Skipped()
-        packets = read_captures(captures, lambda n: progress.advance(task, n), skipped)
+        way, skipped = _Way(captures), Skipped()
+        task = progress.add_task("replaying", total=way.total)
+
+        def advance(size: int) -> None:
+            way.read += size
+            progress.advance(task, size)
+
+        packets = way.counted(read_captures(captures, advance, skipped))
+        stack.enter_context(_progress_said(way.__str__))
         take = _Writer(out, verdict.upper(), captures) if out else lambda *_: False
         sides = {side: name for side, name in zip(SIDES, (inside, outside), strict=True) if name}
         result = replay(packets, built, against=other, engine=engine, take=take, sides=sides)
@@ -69,6 +80,45 @@ def replay_captures(
         raise result.error
     if skipped:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress_said(text: Callable[[], str]) -> Iterator[None]:
+    """Say how far it is every NOTICE_SECONDS while the block runs, where no terminal shows a progress bar."""
+    if sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(NOTICE_SECONDS):
+            notice(text())
+
+    thread = threading.Thread(target=run, name="xdpkit-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _Way:
+    """How far reading is."""
+
+    def __init__(self, captures: list[Path]):
+        self.read, self.packets = 0, 0
+        regular = all(p.is_file() for p in captures)
+        self.total = sum(p.stat().st_size for p in captures) if regular else None
+
+    def counted(self, packets: Iterable[CapturedPacket]) -> Iterator[CapturedPacket]:
+        for packet in packets:
+            self.packets += 1
+            yield packet
+
+    def __str__(self) -> str:
+        size = si(self.read, "B") + (f" of {si(self.total, 'B')}" if self.total else "")
+        return f"replaying: {size} read, {counted(self.packets, 'packet')} so far"
 
 
 def _same(path: str, other: Path) -> bool:

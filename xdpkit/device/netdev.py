@@ -211,7 +211,8 @@ def _index(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError:
         with suppress(NetlinkError, IndexError):
-            return int(_links(IFLA_ALT_IFNAME=name)[0]["index"])
+            if len(name.encode()) < 128:
+                return int(_links(IFLA_ALT_IFNAME=name)[0]["index"])
     here = ", ".join(sorted(other for _, other in socket.if_nameindex())) or "none"
     raise OSError(errno.ENODEV, f"no network device {name!r}; this namespace has: {here}")
 

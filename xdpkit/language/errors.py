@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..terminal import shortened
+
 __all__ = ["FrameError", "NotSupported", "PipelineError", "ThreadError", "VerifierError", "Where", "XdpkitError"]
 
 
@@ -30,18 +32,6 @@ class Where:
 
 class XdpkitError(Exception):
     """The base of xdpkit's errors."""
-
-
-#: Most characters of a message.  A message quotes user input, which may be a whole file.
-MAX_MESSAGE = 600
-
-
-def shortened(message: str) -> str:
-    """``message`` on one line and with at most MAX_MESSAGE characters: the middle of a longer one is left out."""
-    message = message.replace("\n", " ")
-    if len(message) <= MAX_MESSAGE:
-        return message
-    return f"{message[: MAX_MESSAGE - 150]} [... {len(message) - MAX_MESSAGE:,} characters ...] {message[-120:]}"
 
 
 class PipelineError(XdpkitError, ValueError):
