@@ -1,12 +1,14 @@
 """`xdpkit run` while it runs: another ruleset, what rules log, copies, and a shadow."""
 
 import json
+import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 from blocks import capture
-from commands import start, stop, xdpkit
+from commands import HERE, start, stop, xdpkit
 from traffic import frames, number, until
 
 RULES = """\
@@ -103,6 +105,22 @@ def test_the_buffer_for_copies_is_a_size(make_veth, rules, tmp_path):
         done = xdpkit(right, "run", rules, "-i", right.name, "--copies-buffer", wrong)
         assert done.returncode == 2
         assert re.search(r"--copies-buffer|4096 bytes or more", done.stderr)
+
+
+def test_wait_reaches_the_worker_that_writes_copies(make_veth, tmp_path):
+    """One that is busy uses the CPU where nothing comes; by default it naps, and then sleeps."""
+    _, right = make_veth()
+    child = start(right, HERE / "pipelines" / "tap.py", "--copies", tmp_path / "busy.pcapng", "--wait", "busy")
+    ticks = os.sysconf("SC_CLK_TCK") // 2
+    until(lambda: max(cpu_times(child.pid)) >= ticks, "half a second of CPU time", timeout=60)
+    assert stop(child)[0] == 0
+
+
+def cpu_times(pid):
+    """Of the threads beside the first, in clock ticks (proc_pid_stat(5): utime and stime)."""
+    tasks = (task for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid))
+    fields = [(task / "stat").read_text().rpartition(")")[2].split() for task in tasks]
+    return [0, *(int(found[11]) + int(found[12]) for found in fields)]
 
 
 def test_copies_of_what_no_rule_mirrors_are_wrong_usage(make_veth, tmp_path):

@@ -3,11 +3,13 @@
 import errno
 import gc
 import os
+import resource
 import select
 import signal
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -160,7 +162,8 @@ def test_frames_of_3000_bytes_arrive_whole(make_veth, mode):
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_a_packet_longer_than_a_frame_is_counted_as_that(make_veth, mode):
     left, right = make_veth()
-    with right.namespace, attach(DNS, right.name, mode=mode) as link, link.sockets() as sockets:
+    single = SocketOptions(multi_buffer="off")
+    with right.namespace, attach(DNS, right.name, mode=mode, options=single) as link, link.sockets() as sockets:
         for port in (left, right):  # behind the back of the open socket, whose frames take 1792 bytes
             with port.namespace, iproute("raise the MTU") as ip:
                 ip.link("set", index=port.index, mtu=3000)
@@ -742,3 +745,46 @@ def test_named_groups_of_sockets_get_what_is_redirected_to_them(make_veth, tmp_p
             assert [p["data"] for p in packets] == sent[53]
     ledger = link.ledger()
     assert (ledger.redirected, ledger.delivered, ledger.problems()) == (300, 300, ())
+
+
+@contextmanager
+def limited(what, soft):
+    """A limit of this process."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def test_sockets_without_descriptors_say_which_limit_to_raise(make_veth):
+    _, right = make_veth()
+    said = []
+    with right.namespace, attach(dns(), right.name) as link:
+        free = os.dup(0)
+        os.close(free)
+        for more in range(20):
+            try:
+                with limited(resource.RLIMIT_NOFILE, free + more):
+                    link.sockets().close()
+                break
+            except OSError as error:  # wherever it is: nothing stays open
+                said.append(str(error))
+    assert more == len(said) < 19
+    assert all("[Errno 24]" in text for text in said)
+    assert any("right queue 0: socket(AF_XDP): Too many open files: raise 'ulimit -n'" in text for text in said)
+
+
+def test_sockets_without_memory_say_which_limit_to_raise(make_veth):
+    _, right = make_veth()
+    options = SocketOptions(ring_size=1 << 16)  # a UMEM of 256 MiB
+    with right.namespace, attach(dns(), right.name, options=options) as link:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        with (
+            limited(resource.RLIMIT_AS, used + (64 << 20)),
+            pytest.raises(OSError, match="raise 'ulimit -v'") as caught,
+        ):
+            link.sockets()
+        assert caught.value.errno == errno.ENOMEM
+        assert "UMEM of 131072 frames" in str(caught.value)

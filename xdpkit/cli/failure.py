@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import NoReturn
 
@@ -15,5 +16,7 @@ def fail(error: Exception) -> NoReturn:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError) and error.errno == errno.EMFILE and "ulimit" not in text:
+        text += ": raise 'ulimit -n'"
     notice(text)
     sys.exit(1)

@@ -242,7 +242,11 @@ class Ledger:
             rows += self._forwarding_rows() if self.attachment.mode in ("native", "generic") else []
         if any(r.verdict == "REDIRECT" for r in self.rules) or self.redirected:
             rows += [("redirected", self.redirected, "")]
-            longer = "merged (GRO), or not yet cut (TSO)" if self.attachment.mode == "generic" else "larger chunk_size"
+            longer = (
+                "merged (GRO), not yet cut (TSO), or larger chunk_size"
+                if self.attachment.mode == "generic"
+                else "larger chunk_size"
+            )
             if self.no_socket:
                 rows += [("  no socket", self.no_socket, "fell back as declared; not among the redirected")]
             if self.earlier:

@@ -134,7 +134,8 @@ class Sockets:
             return
         if self._queues is None:
             opened, setup, refused = open_first(list(setups(at)), lambda setup: open_queues(at, setup))
-            self._queues, at.attachment = opened, opened.attachment(at.attachment, setup, refused)
+            self._queues = opened  # to be closed if the next line fails
+            at.attachment = opened.attachment(at.attachment, setup, refused)
         self._reach(at.program)
 
     def _copies(self, kind: str) -> CopiesSocket:
