@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import subprocess
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -128,3 +130,32 @@ def test_the_types_of_every_public_name_are_whole(tmp_path):
         if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
     }
     assert not vague, f"{len(vague)} of {len(symbols)}: {json.dumps(vague, indent=1)}"
+
+
+def own_errors(function: object) -> set[str]:
+    """The classes of errors that the body of a function raises itself."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+    raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    calls = (error.func if isinstance(error, ast.Call) else error for error in raised)
+    return {call.id for call in calls if isinstance(call, ast.Name) and call.id[0].isupper()}
+
+
+def described(name: str, thing: object) -> Iterator[tuple[str, object, str]]:
+    """A public function, or the public methods of a class, each with the text that must list its errors."""
+    if inspect.isfunction(thing):
+        yield name, thing, thing.__doc__ or ""
+    for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        made = member in ("__init__", "__post_init__") and name in MADE_BY_USERS
+        generated = inspect.isfunction(function) and function.__code__.co_filename == "<string>"  # of a dataclass
+        if inspect.isfunction(function) and not generated and (made or not member.startswith("_")):
+            yield f"{name}.{member}", function, f"{function.__doc__}{thing.__doc__ if made else ''}"
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_the_docstring_of_a_public_call_names_the_errors_that_it_raises(name):
+    #: What Python's own protocols raise (a name that is not there, an index beyond the end), and what cannot happen.
+    implied = {"AttributeError", "IndexError", "AssertionError", "NotImplementedError"}
+    for label, function, text in described(name, PUBLIC[name]):
+        missing = {error for error in own_errors(function) - implied if error not in text}
+        assert not missing, f"{label} raises {', '.join(sorted(missing))}, and its docstring does not say so"

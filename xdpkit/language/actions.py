@@ -60,9 +60,10 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Redirect(Action):
-    """REDIRECT into the AF_XDP socket of the queue of arrival.  ``otherwise`` is the verdict while no socket is
-    there: PASS (fail open, the default) or DROP (fail closed).  ``group`` names a group of sockets that is opened by
-    ``link.sockets(group=...)``; without it the packet goes to the link's ordinary ones."""
+    """REDIRECT into the AF_XDP socket of the queue of arrival.  ``otherwise`` is the verdict while no socket is there:
+    PASS (fail open, the default) or DROP (fail closed).  ``group`` names a group of sockets that is opened by
+    ``link.sockets(group=...)``; without it the packet goes to the link's ordinary ones.  PipelineError for another
+    fallback or an empty name."""
 
     verdict: Verdict = Verdict.REDIRECT
     otherwise: Action = Action(Verdict.PASS)
@@ -107,7 +108,8 @@ class Inspect(Redirect):
 @dataclass(frozen=True, slots=True, init=False)
 class Forward(Action):
     """FORWARD the packet, as it is, out of another device of the same network namespace, without the kernel's stack.
-    ``otherwise`` is the verdict while that device is not there: DROP (the default) or PASS."""
+    ``otherwise`` is the verdict while that device is not there: DROP (the default) or PASS.  PipelineError for what
+    cannot be the name of a device, and for another fallback."""
 
     device: str
     otherwise: Action
@@ -181,7 +183,8 @@ class Reject(Action):
     default), "icmp-admin-prohibited", "icmp-host-unreachable", "icmp-net-unreachable", "icmp-proto-unreachable",
     "icmp-net-prohibited", "icmp-host-prohibited", "icmp-policy-fail" or "icmp-reject-route", over IPv6 the nearest
     message of ICMPv6; or "tcp-rst", which is port unreachable for packets that are no TCP.  Packets that must not be
-    answered are only dropped, and so are those that come faster than the pipeline's ``rejects``."""
+    answered are only dropped, and so are those that come faster than the pipeline's ``rejects``.  PipelineError for
+    another answer."""
 
     with_: str
 
@@ -253,7 +256,8 @@ class Count(Step):
 @dataclass(frozen=True, slots=True)
 class Mirror(Step):
     """Send a copy of the packet's first ``bytes`` (0: all of it) to user space, with the packet's final verdict; see
-    ``link.copies()``.  A packet that several rules mirror is copied once, with the largest of their sizes."""
+    ``link.copies()``.  A packet that several rules mirror is copied once, with the largest of their sizes.
+    PipelineError for another size."""
 
     bytes: int = 0
 
@@ -270,7 +274,8 @@ class Mirror(Step):
 @dataclass(frozen=True, slots=True)
 class Mark(Step):
     """Give the packet a mark, a number of 32 bits.  The mark goes with the packet to user space (``batch.marks``); at
-    TC it also becomes the mark of the skb.  Where several rules mark a packet, the last one wins."""
+    TC it also becomes the mark of the skb.  Where several rules mark a packet, the last one wins.  PipelineError for
+    another number."""
 
     value: int
 

@@ -130,7 +130,7 @@ class Number:
 def numgen(kind: str, mod: int) -> Number:
     """A number of 0 to ``mod`` - 1 for each packet for which it is tried: ``kind`` "inc" numbers them in turn, from 0;
     "random" draws one.  ``numgen("inc", 10) == 0`` is true of every tenth packet, ``numgen("random", 1000) < 25`` of
-    2.5 % of them.  Each condition counts and draws by itself."""
+    2.5 % of them.  Each condition counts and draws by itself.  PipelineError for another kind and a wrong ``mod``."""
     if kind not in ("inc", "random"):
         raise PipelineError(f'numgen: the kind is "inc" or "random", not {kind!r}', here())
     if isinstance(mod, bool) or not isinstance(mod, int) or not 1 <= mod < 1 << 32:
@@ -143,7 +143,8 @@ def quota(size: str, *, per: Field | Iterable[Field] | None = None, capacity: in
     (a kbyte is 1024 bytes).  Frames count whole.
 
     ``per``, ``capacity``: a quota for each value of a field, as in :func:`limit`.  ``name``: all quotas of this name in
-    the pipeline are one, which a packet adds to each time that one of them is asked."""
+    the pipeline are one, to which a packet adds each time that one of them is tried.  PipelineError for a wrong size,
+    key, capacity or name."""
     match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]+)\s*", size) if isinstance(size, str) else None
     unit = _UNITS.get(match[2].lower()) if match else None
     if not match or unit is None or not int(match[1]):

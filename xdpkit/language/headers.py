@@ -133,7 +133,10 @@ def _form(spec: FieldSpec) -> str:
 
 class Field(Named):
     """A field of a header, as rules name it: ``udp.dport == 53``, ``ip.src.within("192.0.2.0/24")``.  A field of one
-    bit may stand alone: ``tcp.syn & ~tcp.ack``."""
+    bit may stand alone: ``tcp.syn & ~tcp.ack``.
+
+    Comparisons and methods raise PipelineError for a value that the field cannot hold, and where no packet could
+    match."""
 
     def __init__(self, spec: FieldSpec):
         self.spec: FieldSpec = spec
@@ -146,7 +149,7 @@ class Field(Named):
         return object.__hash__(self)
 
     def condition(self) -> Expr:
-        """The field alone: its one bit is set."""
+        """The condition of the field alone: its one bit is set.  PipelineError for a field that must be compared."""
         if self.spec.alone is None:
             raise PipelineError(
                 f"{self.spec.name} is no condition: compare it with something, in brackets beside & and |", here()
@@ -163,7 +166,8 @@ class Field(Named):
         return super().__and__(other)  # type: ignore[no-any-return]
 
     def has(self, *names: str) -> Expr:
-        """All of the named flags are set, whatever the others: ``tcp.flags.has("syn", "ack")``."""
+        """All of the named flags are set, whatever the others are: ``tcp.flags.has("syn", "ack")``.  PipelineError for
+        an unknown flag and a field without flags."""
         if self.spec.kind != "flags" or not names:
             raise PipelineError(f"{self.spec.name}.has: names of flags are wanted, of a field that has them", here())
         mask = parse_value(self.spec, "|".join(map(str, names)))
@@ -199,7 +203,7 @@ class Field(Named):
         return self._compare(">=", value, parse_value(self.spec, value), self.spec.maximum)
 
     def between(self, low: object, high: object) -> Expr:
-        """low <= field <= high."""
+        """low <= field <= high.  PipelineError if ``low`` is above ``high``, or the field cannot hold one of them."""
         a, b = parse_value(self.spec, low), parse_value(self.spec, high)
         if a > b:
             raise PipelineError(f"{self.spec.name}.between({low}, {high}) is empty: the lower bound goes first", here())
@@ -211,7 +215,7 @@ class Field(Named):
         return self._test([self._prefix(p) for p in prefixes], f"{self.spec.name}.within({_commas(prefixes)})")
 
     def isin(self, values: Iterable[object] | Keyed) -> Expr:
-        """The field equals one of ``values``, or is in a set."""
+        """The field equals one of ``values``, or is in a set.  PipelineError for values that the field cannot hold."""
         if isinstance(values, Keyed):
             return values.match(self)
         if isinstance(values, str) or not isinstance(values, Iterable):
@@ -374,7 +378,7 @@ class Header(Named):
 
     @property
     def present(self) -> Expr:
-        """The header is there, wholly."""
+        """The condition that the packet has the whole header.  PipelineError for ``meta``, which is no header."""
         if self._name == "meta":
             raise PipelineError("meta is no header: meta.hash >= 0 asks whether a packet has one of its fields", here())
         return Present(self._name, where=here()) if self._name in HEADERS else Always(where=here())

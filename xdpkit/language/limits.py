@@ -125,7 +125,8 @@ def limit(
     ``burst``: packets, or bytes, that may come at once (default: what the rate allows in a tenth of a second, and at
     least 5 packets or 10,000 bytes).  ``per``: a field, or several, each value of which has its own bucket; where one
     of them is missing the condition is false, and ``~limit(...)`` true.  ``per=src`` (or ``dst``) serves IPv4 and IPv6.
-    ``capacity``: buckets kept, for each family; the least recently used gives way."""
+    ``capacity``: buckets kept, for each family; the least recently used gives way.  PipelineError for a rate, burst,
+    key or capacity that cannot be."""
     match = re.fullmatch(r"\s*(\d+)\s*([kMG]?)\s*([a-z]*)\s*/\s*([a-z]+)\s*", rate) if isinstance(rate, str) else None
     if not match or match[3] not in _UNITS or match[4] not in _PERIODS or not int(match[1]):
         raise PipelineError(f'limit {rate!r}: a rate is written "400/minute" or "10 mbytes/second"', here())
@@ -180,14 +181,15 @@ def per_family(made: _B) -> Expr:
 
 
 def sample(n: int) -> Sample:
-    """True for one packet in ``n``, by chance (1 to 2**32)."""
+    """True for one packet in ``n``, by chance.  PipelineError unless ``n`` is 1 to 2**32."""
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1 << 32:
         raise PipelineError(f"sample({n!r}): one packet in how many? a number from 1 on", here())
     return Sample(n, where=here())
 
 
 def log(rate: str = "5/second", *, burst: int | None = None) -> Log:
-    """A step that reports packets to user space, at most at ``rate`` (see :func:`limit`): ``link.events()``."""
+    """A step that reports packets to user space, at most at ``rate`` (see :func:`limit`): ``link.events()``.
+    PipelineError for a wrong rate."""
     made = limit(rate, burst=burst)
     assert isinstance(made, Limit)
     if made.in_bytes:

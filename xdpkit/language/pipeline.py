@@ -63,7 +63,8 @@ FULL_NAME = "flow table full"
 
 
 class Pipeline:
-    """A named, ordered list of rules with a ``default`` action for packets that no rule takes.
+    """A named, ordered list of rules with a ``default`` action for packets that no rule takes.  PipelineError for a
+    wrong name, default or limit of rejects.
 
     >>> pipe = Pipeline("dns")
     >>> pipe.rule(udp.dport == 53, REDIRECT, name="dns")
@@ -144,7 +145,8 @@ class Pipeline:
 
         ``arp``: ARP.  ``nd``: IPv6 neighbour discovery and router advertisements (RFC 4861), with a hop limit of 255.
         ``lldp``: LLDP (IEEE 802.1AB).  ``stp``: spanning tree (IEEE 802.1D, and Cisco's PVST+).  ``multicast``: IGMP,
-        MLD, and all IPv4 and IPv6 packets to multicast addresses.  The rules are ``neighbours-arp`` and so on."""
+        MLD, and all IPv4 and IPv6 packets to multicast addresses.  The rules are ``neighbours-arp`` and so on.
+        PipelineError for another value."""
         wanted = {"arp": arp, "nd": nd, "lldp": lldp, "stp": stp, "multicast": multicast}
         for name, passes in wanted.items():
             if passes not in (True, False, None):
@@ -160,8 +162,9 @@ class Pipeline:
         intervals: bool | None = None, timeouts: bool = False, pinned: bool = False,
         members: dict[Any, Action] | Iterable[object] = (), source: str | None = None,
     ) -> Set:  # fmt: skip
-        """Declare a verdict map: a set whose members each have one of ``actions``; :meth:`apply` makes it act.  Where
-        ``actions`` is not given, they are PASS, DROP and those of ``members``."""
+        """Declare a verdict map: a set whose members each have one of ``actions``; :meth:`apply` makes it act.  By
+        default ``actions`` are PASS, DROP and those of ``members``.  The other arguments and errors (PipelineError) are
+        those of :meth:`set`."""
         if actions is None:
             theirs = members.values() if isinstance(members, dict) else ()
             actions = (PASS, DROP, *(action for action in theirs if isinstance(action, Action)))

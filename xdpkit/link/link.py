@@ -306,15 +306,16 @@ class Link:
     def update(
         self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None, learn: float = 0.0
     ) -> Update:  # fmt: skip
-        """Put another pipeline in the place of this one, without a packet in between that meets neither or both.
-        ``shadow``: rules to try beside it, as in :func:`xdpkit.attach`.
+        """Put another pipeline in the place of this one.  Each packet meets either the old rules or the new ones.
+        ``shadow``: rules that only count, as in :func:`xdpkit.attach`.
 
-        Rules count on under their names.  Sets keep their members, but for what is declared differently now; limits
-        that are the same in a rule of the same name keep their buckets.  Connections stay, in tables of the size that
-        they have.  Where the pipeline is the first here to track, those of this host's sockets are known from the
-        start, and ``learn`` is as in :func:`xdpkit.attach`.  Sockets stay open.  If it is refused
-        (PipelineError, VerifierError, OSError, NotSupported), the old one runs on, and nothing has changed.  A batch's
-        ``rules`` are numbers of the pipeline that the packet met: for packets under way meanwhile, the old one."""
+        Rules of the same name go on counting.  Sets keep their members, except where they are declared differently now;
+        a limit that is the same in a rule of the same name keeps its bucket.  Connections stay, in tables of the size
+        that they have.  Where the pipeline is the first here to track, those of this host's sockets are known from the
+        start, and ``learn`` is as in :func:`xdpkit.attach`.  Sockets stay open.  If the update is refused
+        (PipelineError, VerifierError, OSError, NotSupported, or ValueError for a closed link, one side of a bridge, and
+        rules that the link cannot run), the old pipeline stays in place and nothing has changed.  A batch's ``rules``
+        are numbers of the pipeline that the packet met: for packets that were under way, the old one."""
         if self._side is not None:
             raise ValueError(f"{self.device.name} is one side of a bridge: update the bridge")
         with self._lock:
