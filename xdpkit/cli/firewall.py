@@ -231,6 +231,30 @@ def top(
 
 
 @firewall.command()
+def flows(
+    name: Name = "",
+    host: Annotated[str, typer.Option("--host", metavar="ADDR", help="Of this address or prefix.")] = "",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="With this port; 0: any.")] = 0,
+    protocol: Annotated[str, typer.Option("--protocol", metavar="P", help="tcp, udp, icmp, icmp6, or a number.")] = "",
+    state: Annotated[str, typer.Option("--state", metavar="S", help='Of TCP: "syn sent", "established" ...')] = "",
+    half_open: Annotated[bool, typer.Option("--half-open", help="Only those that were not answered yet.")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="Who opened the most of them, the first ten.")] = False,
+    flush: Annotated[bool, typer.Option("--flush", help="Forget them: their next packets are judged as new.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the connections that a firewall tracks (`pipe.track()`), or forget some.
+
+    Example: xdpkit firewall flows --host 198.51.100.0/24 --protocol tcp
+
+    Example: xdpkit firewall flows --host 198.51.100.7 --flush
+    """
+    from .firewall_flows import FlowFilter, show_flows
+
+    chosen = FlowFilter(host, port, protocol, state, half_open)
+    show_flows(name, chosen, sources=sources, flush=flush, as_json=as_json)
+
+
+@firewall.command()
 def unused(
     name: Name = "",
     days: Annotated[float, typer.Option("--days", min=0, help="Rules that took no packet for so many days.")] = 30,
