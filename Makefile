@@ -10,7 +10,8 @@ DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1
           python3-dev python3-venv util-linux
 # the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
 VM_DEBS   := apt dpkg debian-archive-keyring util-linux
-TEST_DEBS := curl fail2ban iperf3 systemd tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables liburing-dev tmux
+TEST_DEBS := curl fail2ban iperf3 prometheus systemd tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables \
+             liburing-dev tmux
 # what `make perf` compares with
 PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables xdp-tools linux-perf
 

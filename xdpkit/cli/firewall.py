@@ -156,11 +156,17 @@ def metrics(
     listen: Annotated[
         str, typer.Option(metavar="ADDR:PORT", help="Answer Prometheus there until Ctrl-C.  [default: print once]")
     ] = "",
+    grafana: Annotated[bool, typer.Option("--grafana", help="Print a dashboard for Grafana to import.")] = False,
 ) -> None:
     """Print the metrics of every firewall for Prometheus, or serve them from a process of their own.
 
     Example: xdpkit firewall metrics --listen 127.0.0.1:9464
+
+    Example: xdpkit firewall metrics --grafana > dashboard.json
     """
+    if grafana:
+        _print_file("grafana.json")
+        return
     from .firewall_run import show_metrics
 
     show_metrics(name, listen)
@@ -337,9 +343,14 @@ def fail2ban_action() -> None:
 
     Example: xdpkit firewall fail2ban > /etc/fail2ban/action.d/xdpkit.conf
     """
+    _print_file("fail2ban.conf")
+
+
+def _print_file(name: str) -> None:
+    """Print a file that comes with the package."""
     from importlib.resources import files
 
-    print((files("xdpkit.firewall") / "fail2ban.conf").read_text(), end="")
+    print((files("xdpkit.firewall") / name).read_text(), end="")
 
 
 @importing.command()

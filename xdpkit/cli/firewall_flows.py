@@ -48,7 +48,9 @@ def show_flows(name: str, chosen: FlowFilter, *, sources: bool, flush: bool, as_
             found = chosen.of(every)
         if flush:
             forgotten = link.forget(found)
-            print_line(json.dumps({"forgotten": forgotten}) if as_json else f"{counted(forgotten, 'connection')} forgotten")
+            print_line(
+                json.dumps({"forgotten": forgotten}) if as_json else f"{counted(forgotten, 'connection')} forgotten"
+            )
             return
     if sources:
         top = found.top_sources()
