@@ -32,7 +32,8 @@ struct direction {
 	xk_decide decide;
 	void *context;
 	struct xk_room *room;
-	uint64_t lost; /* packets that the kernel dropped on their way to the socket */
+	uint64_t lost;	/* packets that the kernel dropped on their way to the socket */
+	uint64_t taken; /* of the room, when this began */
 };
 
 struct xk_forwarder {
@@ -120,7 +121,7 @@ static void free_frame(struct direction *d, uint64_t addr)
 
 static void give_room(struct direction *d)
 {
-	__atomic_store_n(&d->room->taken, d->stats.packets + d->lost, __ATOMIC_RELEASE);
+	__atomic_store_n(&d->room->taken, d->taken + d->stats.packets + d->lost, __ATOMIC_RELEASE);
 }
 
 /* What the kernel dropped takes no room any more: asked where there is nothing else to do. */
@@ -194,13 +195,13 @@ static int inspect(struct direction *d)
 	__atomic_store_n(&d->from->received, d->from->received + packets, __ATOMIC_RELAXED);
 	__atomic_store_n(&d->to->transmitted, d->to->transmitted + passed, __ATOMIC_RELAXED);
 	add(&d->stats.packets, packets);
+	give_room(d); /* before what readers wait for */
 	add(&d->stats.written, passed);
 	add(&d->stats.refused, packets - passed);
 	add(&d->stats.bytes, bytes);
 	add(&d->stats.batches, 1);
 	if (completed)
 		add(&d->stats.completed, completed);
-	give_room(d);
 	return (int)first[packets];
 }
 
@@ -314,6 +315,7 @@ static int forward_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int w
 		f->directions[i].decide = decide;
 		f->directions[i].context = context;
 		f->directions[i].room = decide ? rooms[i] : NULL;
+		f->directions[i].taken = decide ? rooms[i]->taken : 0;
 	}
 	a->keep = b->keep = 0; /* nothing is sent but what was received */
 	f->wait = wait;

@@ -566,7 +566,8 @@ typedef void (*xk_decide)(void *context, int direction, uint8_t *const *data, co
 			  uint8_t *verdicts);
 /*
  * The same as xk_forward_start() for packets that `decide` judges; what is dropped goes back to the pool, and is
- * `refused` in the counts.  `rooms`: those of the queues of `a` and of `b`; their `taken` is written here.
+ * `refused` in the counts.  `rooms`: those of the queues of `a` and of `b`, with nothing under way; their `taken` is written
+ * here.
  */
 int xk_inspect_start(struct xk_xsk *a, struct xk_xsk *b, int complete, int wait, int cpu, xk_decide decide, void *context,
 		     struct xk_room *const rooms[2], struct xk_forwarder **out);

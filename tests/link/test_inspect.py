@@ -1,12 +1,26 @@
 """Decisions in user space about packets on a bridge: every packet is judged, or `otherwise` counts for it."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 from traffic import frames, number, until
 
-from xdpkit import DROP, PASS, Inspect, NotSupported, Pipeline, PipelineError, SocketOptions, attach, bridge, udp
+from xdpkit import (
+    DROP,
+    PASS,
+    Inspect,
+    NotSupported,
+    Pipeline,
+    PipelineError,
+    SocketOptions,
+    attach,
+    bridge,
+    detach_bridge,
+    udp,
+)
 from xdpkit.kernel.core import ffi
 
 SMALL = SocketOptions(ring_size=64, debug=True)
@@ -168,6 +182,43 @@ def test_inspection_goes_on_through_an_update(wire):
             got.wait(10, timeout=20)
     assert joined.ledger().written == 10
     assert joined.ledger().problems() == ()
+
+
+CHILD = """
+import sys
+from xdpkit import DROP, PASS, Inspect, Pipeline, bridge, udp
+pipe = Pipeline("dns", default=PASS)
+pipe.rule(udp.dport == 53, Inspect(otherwise=PASS if sys.argv[1] == "PASS" else DROP), name="dns")
+wire = bridge(pipe, inside="a", outside="b", fail="open")
+inspector = wire.inspect(lambda batch: True)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("otherwise", [PASS, DROP])
+def test_after_a_kill_of_the_inspector_what_was_declared_counts(wire, otherwise):
+    left, a, _, right = wire()
+    child = a.namespace.popen(
+        [sys.executable, "-c", CHILD, str(otherwise)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    try:
+        with right.capture() as got:
+            left.send(frames(left, right, range(5)))
+            got.wait(5, timeout=20)
+            child.kill()
+            child.wait()
+            left.send(frames(left, right, range(5000)) + frames(left, right, [9], dport=80))
+            got.wait(5006 if otherwise is PASS else 6, timeout=20)
+        with a.namespace, right.capture() as got:
+            with bridge(dns(otherwise), inside="a", outside="b", fail="open") as joined, joined.inspect(even):
+                left.send(frames(left, right, range(10)))
+                got.wait(5, timeout=20)
+                joined.detach()
+    finally:
+        with a.namespace:
+            detach_bridge(inside="a", outside="b")
 
 
 def test_where_it_means_nothing_it_is_refused(wire):

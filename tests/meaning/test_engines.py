@@ -75,6 +75,23 @@ def test_the_program_judges_every_frame_as_the_reference_does(hook: str, pipe: P
     assert_judged_alike(pipe, batch, hook)
 
 
+@pytest.mark.parametrize("hook", ["xdp", "xdp_frags", "tc"])
+@examples(20)
+@given(pipelines(), batches(150))
+def test_on_a_bridge_the_same_rule_takes_a_frame(hook: str, pipe: Pipeline, batch: list[bytes]):
+    note(again("meaning/test_engines.py"))
+    wire = pipe.across()
+    with Program(compile_pipeline(wire, hook), explain=True) as program:
+        for frame in batch:
+            if runs(hook, frame):
+                rule, verdict = program.judge(frame)
+                expected = evaluate(pipe, frame)
+                assert rule.name == expected.name
+                passes = expected.action.verdict is Verdict.PASS
+                assert verdict is (Verdict.FORWARD if passes else expected.action.verdict)
+                assert str(rule.action) == str(expected.action)
+
+
 @one_by_one
 @pytest.mark.parametrize("limit", ["MANY", "FEW"])
 @examples(20)

@@ -77,11 +77,15 @@ class _Room:
         self._memory = mmap.mmap(fd, -(-size * queues // mmap.PAGESIZE) * mmap.PAGESIZE)
         self.rooms = ffi.from_buffer("struct xk_room[]", self._memory)
         self._queues = queues
+        for room in self.rooms[0:queues]:  # of one that ended without a word nothing is under way any more
+            room.size = 0
+        lib.xk_quiesce()
+        for room in self.rooms[0:queues]:
+            room.taken = room.sent
 
     def open(self, packets: int) -> None:
         """Let the program send so many packets to each queue."""
         for room in self.rooms[0 : self._queues]:
-            room.taken = room.sent
             room.size = packets
 
     def close(self) -> None:
