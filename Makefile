@@ -45,8 +45,9 @@ install: deps $(STAMP) ## Install what is missing, build into .venv
 run: install ## Set up and run the demo: a veth lab of its own, live traffic filtered, captured, counted (root)
 	$(BIN)/xdpkit demo
 
-# Tests in so many processes; each test makes network namespaces of its own.  A file's tests stay in one process.
-JOBS   ?= 2
+# Tests in so many processes: they wait for the kernel half of their time.  Each test makes network namespaces of its
+# own.  A file's tests stay in one process.
+JOBS   ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # without privileges, also for root: a test that wants some and is not marked fails
 UNPRIVILEGED = $(if $(filter 0,$(shell id -u)),setpriv --bounding-set=-all --inh-caps=-all --)
@@ -68,8 +69,8 @@ test-kernels: install vm-deps ## Survey and test Debian's kernels in QEMU; KERNE
 lint: install ## ruff, and mypy over the package, the tests and perf
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
+	@$(BIN)/mypy & package=$$!; \
+	$(BIN)/mypy --config-file tests/mypy.ini --cache-dir .mypy_cache/tests; tests=$$?; wait $$package && exit $$tests
 
 docs: install ## The documentation as a site, with the API reference, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

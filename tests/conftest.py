@@ -29,7 +29,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the same of nohup
 
 
 ROOT_FOLDERS = {
-    "bench", "cli", "device", "doctor", "fuzz", "kernel", "kernels", "lab", "link", "sockets", "zerocopy",
+    "bench", "cli", "device", "doctor", "firewall", "fuzz", "kernel", "kernels", "lab", "link", "sockets", "zerocopy",
 }  # fmt: skip
 HERE = Path(__file__).parent
 

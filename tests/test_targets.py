@@ -36,6 +36,12 @@ def test_the_programs_that_a_target_starts_exist(target):
     assert not re.search(r"--timeout\s+--", done.stdout), "a variable of the Makefile is empty"
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """Folders of tests are no packages: pytest imports a file by its name alone."""
+    names = [path.name for path in (ROOT / "tests").glob("*/test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
 def test_the_makefile_gives_no_warning():
     done = subprocess.run(["make", "-n", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == ""
