@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from .link.link import Update, open_link
     from .link.pin import pinned_links
     from .link.tally import Forwarding, Totals
+    from .meaning.explain import Explanation, Term, Tried, explain
     from .sets.columns import Columns
     from .sets.live import LiveMember, LiveSet
     from .sets.members import Change
@@ -130,6 +131,7 @@ __all__ = [
     "Device",
     "Entry",
     "Event",
+    "Explanation",
     "Expr",
     "Fail",
     "Feed",
@@ -191,10 +193,12 @@ __all__ = [
     "Step",
     "Switch",
     "TableInfo",
+    "Term",
     "ThreadError",
     "Timeouts",
     "Totals",
     "Tracking",
+    "Tried",
     "Update",
     "Verdict",
     "VerifierError",
@@ -214,6 +218,7 @@ __all__ = [
     "dst",
     "dstopts",
     "eth",
+    "explain",
     "forward",
     "frag",
     "geneve",
@@ -284,6 +289,7 @@ _MODULES = {
     "link.link": "Update open_link",
     "link.pin": "pinned_links",
     "link.tally": "Forwarding Totals",
+    "meaning.explain": "Explanation Term Tried explain",
     "sets.columns": "Columns",
     "sets.live": "LiveMember LiveSet",
     "sets.members": "Change",

@@ -101,6 +101,7 @@ def test_chains_are_read_as_they_were_written(tmp_path):
         pipe.rules_of(name) for name in ("", "web", "admin")
     ]
     assert found.digest() == pipe.digest()
+    assert [rule.where for rule in found.outcomes] == [rule.where for rule in pipe.outcomes]
 
 
 def test_a_manifest_whose_chains_lead_back_to_themselves_is_refused(tmp_path):

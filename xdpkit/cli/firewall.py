@@ -134,6 +134,32 @@ def run(
 
 
 @firewall.command()
+def why(
+    packet: Annotated[
+        str, typer.Argument(metavar="PACKET", help="The packet: SOURCE > DESTINATION PROTOCOL, or the frame in hex.")
+    ],
+    name: NameOption = "",
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="RULES", exists=True, dir_okay=False, help="Ask these rules, not those in force."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also the rules that did not match, and why not.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a firewall would do to a packet, and why: rule by rule, with the members, limits and flows it has now.
+
+    Addresses have a port behind a colon; IPv6 is in brackets then.  Words behind the protocol are flags of TCP or a
+    message of ICMP; options are ttl=1, tos=8, vlan=5, bytes=100, src=MAC, dst=MAC and others.  Nothing is sent, and
+    nothing is changed: no limit loses a token, no set gains a member.
+
+    Example: xdpkit firewall why "198.51.100.7:4000 > 203.0.113.5:443 tcp syn"
+    """
+    from .firewall_why import explain_packet
+
+    explain_packet(packet, name, rules, everything=everything, as_json=as_json)
+
+
+@firewall.command()
 def sync(
     name: Name = "",
     only: Annotated[str, typer.Option("--set", metavar="SET", help="Only the feed of this set.")] = "",

@@ -174,7 +174,7 @@ def read(path: str | Path) -> Built:
                     place,
                 )
             pipe = Pipeline(manifest["name"], default=_decode(manifest["default"]), rejects=manifest["rejects"])
-            pipe.where = _expect(Where, _decode(manifest["where"]))
+            pipe.declared_at(_expect(Where, _decode(manifest["where"])))
             tables = {hook: tuple(TableInfo(**table) for table in found) for hook, found in manifest["tables"].items()}
             sets = tuple(_expect(SetSpec, _decode(spec)) for spec in _expect(list, manifest["sets"]))
             rules = [_expect(Rule, _decode(rule)) for rule in _expect(list, manifest["rules"])]

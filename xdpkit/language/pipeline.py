@@ -338,6 +338,11 @@ class Pipeline:
         """Those of :meth:`check` that only the whole pipeline shows: compiling it warns of them."""
         return list(findings_of_chains(self._chains.values(), self.rules)) if self._chains else []
 
+    def declared_at(self, where: Where) -> None:
+        """Note the line that declared the pipeline and its default, as a built file has it."""
+        self.where = where
+        self._otherwise = replace(self._otherwise, where=where)
+
     def restore(
         self, rules: Iterable[Rule], sets: Iterable[SetSpec] = (), chains: Iterable[ChainSpec] = (),
         tracked: Tracking | None = None,

@@ -7,7 +7,7 @@ depend on, are a :class:`State`.  This is the specification, written to be read 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatch
 
@@ -27,7 +27,7 @@ from .reject import reply
 from .state import State, key_of
 from .walk import NO_METADATA, Packet, walk
 
-__all__ = ["Metadata", "Outcome", "Packet", "State", "evaluate", "holds", "run", "walk"]
+__all__ = ["Metadata", "Outcome", "Packet", "State", "evaluate", "holds", "judge", "run", "walk"]
 
 
 #: What every chain ends with, and no counter knows.
@@ -157,11 +157,25 @@ def run(
     packet = walk(
         frame, rx_queue=rx_queue, wire_bytes=wire_bytes, metadata=metadata, now_ns=state.now_ns, devices=devices
     )
+    return judge(pipeline, packet, state)
+
+
+Ask = Callable[[Rule, Packet, State], bool]
+
+
+def ask(rule: Rule, packet: Packet, state: State) -> bool:
+    """Does the condition of ``rule`` hold?"""
+    return holds(rule.expr, packet, state)
+
+
+def judge(pipeline: Pipeline, packet: Packet, state: State, ask: Ask = ask) -> Outcome:
+    """Run ``pipeline`` on a packet whose headers are found.  ``ask`` says whether the condition of a rule holds; it is
+    called for each rule that the packet comes to, in order."""
     judged = None if state.flows is None else state.flows.judge(packet, state.now_ns)
     if judged is not None:
         packet.members["ct"] = judged.member
     outcome = Outcome(pipeline.outcomes[-1])
-    _try_rules(pipeline, packet, state, outcome)
+    _try_rules(pipeline, packet, state, outcome, ask)
     if state.flows is not None and judged is not None and not outcome.rule.action.drops:
         room = state.flows.commit(judged, packet, state.now_ns)
         if not room and pipeline.full_outcome is not None:
@@ -172,12 +186,12 @@ def run(
     return outcome
 
 
-def _try_rules(pipeline: Pipeline, packet: Packet, state: State, outcome: Outcome) -> None:
+def _try_rules(pipeline: Pipeline, packet: Packet, state: State, outcome: Outcome, ask: Ask) -> None:
     """The rules that ``packet`` passes, whose steps it meets, and the one that takes it, if it is not the default."""
     rules = iter(pipeline.rules_of())
     left: list[Iterator[Rule]] = []  # of each chain that the packet jumped from, the rules behind the jump
     while True:
-        rule = next((rule for rule in rules if holds(rule.expr, packet, state)), END)
+        rule = next((rule for rule in rules if ask(rule, packet, state)), END)
         for step in rule.steps:
             _do(step, rule, packet, state, outcome)
         if not rule.goes_on:

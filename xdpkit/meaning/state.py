@@ -51,6 +51,16 @@ class Members:
                 return action
         return None
 
+    def entry(self, key: bytes, now_ns: int) -> Entry | None:
+        """The member that :meth:`find` finds, with the seconds that it stays."""
+        for bits in sorted(self.by_bits, reverse=True):
+            expires, action = self.by_bits[bits].get(_head(key, bits), (-1, 0))
+            if expires == 0 or expires > now_ns:
+                free = 8 * len(key) - bits
+                head = (int.from_bytes(key) >> free << free).to_bytes(len(key))
+                return Entry(head, bits, action, (expires - now_ns) / 1e9 if expires else 0)
+        return None
+
     def add(self, key: bytes, timeout: float, now_ns: int) -> bool:
         """Do what the step ``Add`` does, and return False where the set is full.  If ``key`` itself is a member, its
         time-out starts again, unless it has none.  If ``key`` lies in the prefix of a member, nothing is added."""

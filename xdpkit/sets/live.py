@@ -236,6 +236,28 @@ class LiveSet:
         with self._table() as table:
             return bool(table.find(wanted, time.monotonic_ns()).live.all())
 
+    def match(self, key: bytes) -> Entry | None:
+        """The member that a packet whose fields have this ``key`` (:attr:`Entry.key`) meets, with the seconds that are
+        left as its ``timeout``; None where there is none.  Raises OSError."""
+        now, bits = time.monotonic_ns(), self.spec.key_bits
+        wanted = Columns(
+            np.frombuffer(key, np.uint8).reshape(1, -1),
+            np.array([bits], np.uint32),
+            np.zeros(1, np.uint32),
+            np.zeros(1),
+        )
+        with self._table() as table:
+            found = table.find(wanted, now)
+        if not found.live[0]:
+            return None
+        value = found.values[0]
+        if value["mark"]:
+            bits = int(value["mark"]) - 1
+        free = 8 * len(key) - bits
+        head = (int.from_bytes(key) >> free << free).to_bytes(len(key))
+        left = (int(value["expires_ns"]) - now) / 1e9 if value["expires_ns"] else 0
+        return Entry(head, bits, int(value["action"]), left)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Context manager: no other thread changes the set while the block runs, and if the set is pinned no other
