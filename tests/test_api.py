@@ -35,7 +35,8 @@ def hints(thing: object) -> dict[str, object]:
     """The annotations of a class or function, as objects."""
     own = sys.modules[thing.__module__]
     others = [module for name, module in sorted(sys.modules.items()) if name.startswith("xdpkit")]
-    names = {name: value for module in (typing, *others, own) for name, value in vars(module).items()}
+    names = {name: value for module in (typing, *others) for name, value in vars(module).items()}
+    names |= PUBLIC | vars(own)  # of two classes of one name, the public one is meant unless a module has its own
     # for type checkers alone: neither scapy nor numpy is imported before it is used
     names |= {"ScapyPacket": object} | dict.fromkeys(ARRAYS, np.ndarray)
     names |= {"Packets": Sequence[bytes] | np.ndarray, "npt": npt}
