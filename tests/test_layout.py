@@ -57,7 +57,24 @@ def test_a_module_imports_only_from_its_room_and_from_lower_floors(module: str):
     assert not up, f"{MODULES[module]} is in room {here!r}, on floor {FLOOR[here]}"
 
 
+#: A pipeline as users write one.
+PIPELINES = {"cli.demo_pipeline"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in PIPELINES])
+def test_modules_import_each_other_by_relative_names_alone(module: str):
+    """The tests here read only those, so an absolute import could go up a floor, or close a circle, unseen."""
+    absolute = [
+        f"line {node.lineno}"
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if (isinstance(node, ast.Import) and any(room(alias.name) == "xdpkit" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and room(node.module or "") == "xdpkit")
+    ]
+    assert not absolute, f"{MODULES[module]} imports xdpkit by its absolute name"
+
+
 def test_no_modules_import_each_other_in_a_circle():
+    """Between rooms and inside them, also by imports in functions."""
     left = {module: {t for t, _ in imports(module) if t in MODULES and t != module} for module in MODULES}
     while free := [
         m for m, targets in left.items() if not targets & left.keys() or m not in set().union(*left.values())
