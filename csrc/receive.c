@@ -38,18 +38,13 @@ static void take_known(const struct xk_xsk *x, struct xk_batch *b, uint32_t pack
 	}
 }
 
-int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
+/* Describe whole packets of the next `n` descriptors in the columns of the batch: how many packets, or -errno. */
+static int read_descriptors(const struct xk_xsk *x, struct xk_batch *b, uint32_t n)
 {
 	const struct xdp_desc *descs = x->rx.entries;
-	uint32_t n = xk_ring_peek(&x->rx, b->max_buffers), packets = 0, start = 1, total = 0;
-	uint64_t now, offset = 0;
+	uint64_t now = xk_clock_ns(CLOCK_REALTIME), offset = x->config.metadata ? xk_clock_offset() : 0;
+	uint32_t packets = 0, start = 1, total = 0;
 
-	b->buffers = 0; /* those of whole packets */
-	if (!n)
-		return 0;
-	now = xk_clock_ns(CLOCK_REALTIME);
-	if (x->config.metadata)
-		offset = xk_clock_offset();
 	for (uint32_t i = 0; i < n && packets < b->max_packets; i++) {
 		const struct xdp_desc *d = &descs[(x->rx.consumer + i) & x->rx.mask];
 		uint64_t addr = data_offset(x->umem, d->addr);
@@ -74,24 +69,31 @@ int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
 		b->buffers = i + 1;
 		start = 1;
 	}
+	return (int)packets;
+}
+
+int xk_xsk_receive(struct xk_xsk *x, struct xk_batch *b)
+{
+	uint32_t n = xk_ring_peek(&x->rx, b->max_buffers);
+	int packets = 0, error;
+
+	b->buffers = 0; /* those of whole packets */
+	if (n && (packets = read_descriptors(x, b, n)) < 0)
+		return packets;
 	if (!packets) /* the rest of the packet may still come, if there is room for it */
 		return n < b->max_buffers ? 0 : xk_fail("a packet of more buffers than the batch holds", EMSGSIZE);
 	for (uint32_t i = 0; x->umem->owners && i < b->buffers; i++)
 		if (!pass_frame(x->umem, b->addr[i], OWNER_FILL, OWNER_HELD))
 			return xk_fail("RX descriptor check", EFAULT);
 	if (b->device_ns)
-		take_known(x, b, packets);
-	__atomic_store_n(&x->received, x->received + packets, __ATOMIC_RELAXED);
+		take_known(x, b, (uint32_t)packets);
+	__atomic_store_n(&x->received, x->received + (uint32_t)packets, __ATOMIC_RELAXED);
 	xk_ring_release(&x->rx, b->buffers);
 	pool_lock(x->pool);
 	x->pool->held_count += b->buffers;
-	/* free frames take the place of those now held, so that a batch under way does not starve the kernel */
-	if (xk_refill(x, 0)) {
-		pool_unlock(x->pool);
-		return -EFAULT;
-	}
+	error = xk_refill(x, 0); /* free frames replace those now held, so that a batch under way does not starve the kernel */
 	pool_unlock(x->pool);
-	return (int)packets;
+	return error ? error : packets;
 }
 
 static int recycle(struct xk_xsk *x, const uint64_t *addr, uint32_t n)
