@@ -21,7 +21,7 @@ struct packet;
 
 /* Called by generated code: see act.h. */
 __u64 now(void);
-__u64 coarse_now(void);
+__u64 coarse_now(__u64 *tick, __u64 known);
 __u32 random_bits(void);
 __u32 on_device(const struct packet *p, __u32 number);
 __u32 inspect_room(__u32 queue);

@@ -18,19 +18,19 @@
 #include "load.h"
 
 /*
- * One key for both directions: the smaller endpoint first, addresses of IPv4 as IPv4-mapped ones.  `extra` tells
- * queries of ICMP and fragments from the rest, which has 0 there.
+ * One key for both directions: the smaller endpoint first, addresses of IPv4 as IPv4-mapped ones (RFC 4291 section 2.5.5.2; in
+ * a packet of IPv6 such an address is no right one).  A query of ICMP has its identifier and its kind in place of ports;
+ * fragments have their identification there, and the sender first.
  */
 struct flow_key {
-	__u32 low[4], high[4];
-	__be16 low_port, high_port;
-	__u16 vlan, vlan2; /* identifier and TAGGED, 0 without a tag */
-	__u8 family, proto;
-	__u16 extra;
+	__u64 low[2], high[2];
+	union {
+		__be16 port[2];
+		__u32 ports;
+	};
+	__u32 tags; /* protocol, and identifiers of both VLAN tags (0 without one) from bits 8 and 20 up */
 };
-_Static_assert(sizeof(struct flow_key) == 44, "shared with user space");
-#define TAGGED 0x1000
-#define EXTRA_FRAGMENT 0xffff
+_Static_assert(sizeof(struct flow_key) == 40, "shared with user space");
 
 /* The tables are made by user space (xdpkit/link/flows.py): it sets their sizes, and several programs share them. */
 struct {
@@ -70,6 +70,8 @@ const volatile __u32 flow_loose = 0, flow_counted = 0;
 const volatile __u32 tcp_syn_sent_ms = 0, tcp_syn_recv_ms = 0, tcp_established_ms = 0, tcp_closing_ms = 0,
 		     tcp_time_wait_ms = 0, tcp_closed_ms = 0, udp_ms = 0, udp_stream_ms = 0, icmp_ms = 0, other_ms = 0;
 #define MS 1000000ull
+/* The end of a flow's life is written again when a 64th of it has passed: most packets write nothing. */
+#define EXPIRES_SHIFT 6
 #define FRAGMENT_NS (30000 * MS)
 
 enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
@@ -77,9 +79,8 @@ enum kind { NONE, BAD, TCP, PLAIN, QUERY, ANSWER, ERROR, LATER };
 enum stage { SYN_SENT = 1, SYN_RECV, ESTABLISHED, CLOSING, TIME_WAIT, CLOSED, STATELESS };
 enum action { KEEP, OPEN, RESTART, CROSS, UPDATE, CLOSE };
 enum { IS_UNTRACKED, IS_NEW, IS_ESTABLISHED, IS_RELATED, IS_INVALID, IS_ORIGINAL = 1 << 4, IS_REPLY = 2 << 4 };
-/* Of a flow, and of one side of it. */
-enum { OPENED_BY_HIGH = 1, ANSWERED = 2, ASSURED = 4, OF_ICMP = 8 };
-enum { HAS_FIN = 1, HAS_EARLY_DATA = 2 };
+/* Of a flow: by whom it was opened; which sides have sent a FIN; the other side has sent data before the handshake ended. */
+enum { OPENED_BY_HIGH = 1, ANSWERED = 2, ASSURED = 4, HAS_FIN = 8, HAS_OTHER_FIN = 16, HAS_EARLY_DATA = 32 };
 #define NO_SCALE 0xff
 #define MAX_SCALE 14
 #define MAX_OPTIONS 16
@@ -87,11 +88,10 @@ enum { HAS_FIN = 1, HAS_EARLY_DATA = 2 };
 #define ACK_WINDOW 66000
 
 struct tracked {
-	__u64 now_ns;
-	struct flow_key key;
-	struct flow_key other __attribute__((aligned(8))); /* other: of fragments, or of the packet that an ICMP error quotes */
+	__u64 now_ns, tick;
+	struct flow_key key, other; /* other: of fragments, or of the packet that an ICMP error quotes */
 	__u32 seq, end, ack, window, len, options;
-	__u8 kind, flags, high, way, state, action, half, dead, fragment, scale, start, unused;
+	__u8 kind, flags, high, way, state, action, half, dead, fragment, scale, start, family;
 	__u8 bytes[64] __attribute__((aligned(8))); /* TCP options, or the IP header that an ICMP error quotes */
 	__u8 quoted[8]; /* and what is behind that */
 	__u8 target[16]; /* whoever gets the ICMP error */
@@ -129,19 +129,52 @@ static __always_inline long copy_bytes(struct source *s, __u32 offset, void *to,
 #endif
 }
 
-static __always_inline void put4(__u32 *to, __be32 address)
+/*
+ * Two numbers as they are side by side in memory.  The kernel hashes a key in words of 32 bits: a word that was stored in
+ * parts it can read only when they have left the processor's store buffer.
+ */
+static __always_inline __u32 pair(__u16 first, __u16 second)
 {
-	to[0] = to[1] = 0;
-	to[2] = bpf_htonl(0xffff);
-	to[3] = address;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return first | (__u32)second << 16;
+#else
+	return (__u32)first << 16 | second;
+#endif
 }
 
-static __always_inline void put6(__u32 *to, const __be64 *from)
+static __always_inline __u64 words(__u32 first, __u32 second)
 {
-	__u64 *words = (__u64 *)to;
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return first | (__u64)second << 32;
+#else
+	return (__u64)first << 32 | second;
+#endif
+}
 
-	words[0] = from[0];
-	words[1] = from[1];
+static __always_inline __u16 first_half(__be32 word)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return word;
+#else
+	return word >> 16;
+#endif
+}
+
+static __always_inline void put4(__u64 *to, __be32 address)
+{
+	to[0] = 0;
+	to[1] = words(bpf_htonl(0xffff), address);
+}
+
+static __always_inline int is_mapped(const __u64 *address)
+{
+	return !address[0] && ((const __u32 *)address)[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline void put6(__u64 *to, const __be64 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
 }
 
 /* The flags of a TCP header that contradict each other (RFC 9293 section 3.10.7). */
@@ -187,8 +220,7 @@ static __always_inline void find_icmp(struct source *s, struct tracked *t, __u32
 		base = 128;
 	}
 	t->kind = error ? ERROR : !ask && !answer ? NONE : !has_id ? BAD : ask ? QUERY : ANSWER;
-	t->key.low_port = t->key.high_port = rest & 0xffff; /* the identifier, at both ends */
-	t->key.extra = base << 1;
+	t->key.ports = pair(first_half(rest), base << 1);
 	if (error) {
 		__u32 size = proto == PROTO_ICMP ? sizeof(struct ip_wire) : sizeof(struct ip6_wire), below;
 
@@ -209,7 +241,7 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 {
 	const struct headers *h = &p->outer;
 	struct tracked *t = tracked_room();
-	__u32 at = offset_from_map(h->l4), proto, size, later = 0, more = 0, ident = 0, family;
+	__u32 at = offset_from_map(h->l4), proto, size, later = 0, more = 0, ident = 0, tags;
 	__u32 len = p->len, v4 = h->present & HAS_IP;
 	__be16 sport = 0, dport = 0;
 	__s32 order = 0; /* of the addresses: -1 where the source is the smaller */
@@ -219,12 +251,12 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 		return 0;
 	k = &t->key;
 	t->kind = NONE;
-	t->now_ns = coarse_now();
+	t->now_ns = coarse_now(&t->tick, t->now_ns);
 	t->len = len;
 	t->fragment = 0;
-	k->extra = 0;
-	k->vlan = h->present & HAS_VLAN ? (h->vlan_tci & 0xfff) | TAGGED : 0;
-	k->vlan2 = h->present & HAS_VLAN2 ? (h->vlan2_tci & 0xfff) | TAGGED : 0;
+	tags = h->present & HAS_VLAN ? (h->vlan_tci & 0xfff) << 8 : 0;
+	if (h->present & HAS_VLAN2)
+		tags |= (__u32)h->vlan2_tci << 20;
 #ifndef XDP
 	len -= s->tpid ? TAG_SIZE : 0; /* offsets count without the tag */
 #endif
@@ -241,7 +273,7 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 		later = bpf_ntohs(ip->frag) & 0x1fff;
 		more = bpf_ntohs(ip->frag) >> 13 & 1;
 		ident = bpf_ntohs(ip->id);
-		family = 4;
+		t->family = 4;
 		order = ip->src == ip->dst ? 0 : ip->src < ip->dst ? -1 : 1;
 		put4(order > 0 ? k->high : k->low, ip->src);
 		put4(order > 0 ? k->low : k->high, ip->dst);
@@ -254,14 +286,14 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 			return 0;
 		proto = h->ip6_proto;
 		size = ip6->len ? bpf_ntohs(ip6->len) + sizeof(*ip6) + below - at : len - at;
-		family = 6;
+		t->family = 6;
 		if (ip6->src[0] != ip6->dst[0])
 			order = ip6->src[0] < ip6->dst[0] ? -1 : 1;
 		else if (ip6->src[1] != ip6->dst[1])
 			order = ip6->src[1] < ip6->dst[1] ? -1 : 1;
 		put6(order > 0 ? k->high : k->low, ip6->src);
 		put6(order > 0 ? k->low : k->high, ip6->dst);
-		put6((__u32 *)t->target, ip6->dst);
+		put6((__u64 *)t->target, ip6->dst);
 		if (h->present & HAS_FRAG) {
 			TAKE(ext_wire, frag, s, offset_from_map(h->frag), 0);
 
@@ -274,20 +306,23 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 	} else {
 		return 0;
 	}
-	k->family = family;
-	k->proto = proto;
+	k->tags = tags | (proto & 0xff);
 	if (later || more) { /* the key of this packet's fragments: from whom to whom, and which packet */
 		t->fragment = 1;
 		t->other = *k;
-		t->other.low_port = ident >> 16;
-		t->other.high_port = ident;
-		t->other.extra = EXTRA_FRAGMENT - (order > 0);
+		t->other.ports = ident;
+		if (order > 0) {
+			t->other.low[0] = k->high[0], t->other.low[1] = k->high[1];
+			t->other.high[0] = k->low[0], t->other.high[1] = k->low[1];
+		}
 	}
 	if (later) {
 		t->kind = LATER;
 		return 0;
 	}
 	t->kind = BAD;
+	if (!v4 && (is_mapped(k->low) || is_mapped(k->high)))
+		return 0;
 	if (proto == PROTO_TCP) {
 		TAKE(tcp_wire, tcp, s, at, 0);
 
@@ -327,13 +362,12 @@ __attribute__((always_inline)) struct flow *track_find(struct source *s, const s
 	}
 	if (t->kind == QUERY || t->kind == ANSWER) {
 		t->high = order > 0;
-		k->extra |= t->kind == QUERY ? order <= 0 : order >= 0; /* the first endpoint asks */
+		k->ports |= t->kind == QUERY ? pair(0, order <= 0) : pair(0, order >= 0); /* the first endpoint asks */
 	} else {
 		if (!order)
 			order = sport > dport;
 		t->high = order > 0;
-		k->low_port = order > 0 ? dport : sport;
-		k->high_port = order > 0 ? sport : dport;
+		k->ports = order > 0 ? pair(dport, sport) : pair(sport, dport);
 	}
 	return t->kind == TCP || t->kind == PLAIN || t->kind == QUERY || t->kind == ANSWER ? bpf_map_lookup_elem(&flows, k) : 0;
 }
@@ -452,16 +486,16 @@ static __always_inline __u32 judge_tcp(struct tracked *t, const struct flow *f)
 		t->action = CLOSE;
 		return IS_ESTABLISHED;
 	}
-	if (stage == SYN_RECV && !t->way && !(flags & SYN) && t->ack != theirs->end && !(theirs->flags & HAS_EARLY_DATA))
+	if (stage == SYN_RECV && !t->way && !(flags & SYN) && t->ack != theirs->end && !(f->flags & HAS_EARLY_DATA))
 		return IS_INVALID;
 	t->action = UPDATE;
 	return IS_ESTABLISHED;
 }
 
 /* Ends and windows after a packet that is in the window. */
-static __always_inline void moved(const struct tracked *t, struct flow_side *mine, struct flow_side *theirs)
+static __always_inline void moved(const struct tracked *t, __u32 scale, struct flow_side *mine, struct flow_side *theirs)
 {
-	__u32 window = t->flags & SYN ? t->window : t->window << (mine->scale & 15), edge;
+	__u32 window = t->flags & SYN ? t->window : t->window << (scale & 15), edge;
 
 	if (!mine->max_window) {
 		mine->end = t->end;
@@ -483,31 +517,32 @@ static __always_inline void moved(const struct tracked *t, struct flow_side *min
 		theirs->max_end = edge;
 }
 
-static __always_inline void finished(const struct tracked *t, struct flow *f, struct flow_side *mine)
+static __always_inline void finished(const struct tracked *t, struct flow *f, __u32 way)
 {
-	__u32 fins;
+	__u32 fin = way ? HAS_OTHER_FIN : HAS_FIN, fins;
 
-	if (t->flags & FIN && !(mine->flags & HAS_FIN))
-		mine->flags |= HAS_FIN;
+	if (t->flags & FIN && !(f->flags & fin))
+		f->flags |= fin;
 	if (f->stage != ESTABLISHED && f->stage != CLOSING)
 		return;
-	fins = (f->side[0].flags & HAS_FIN) + (f->side[1].flags & HAS_FIN);
+	fins = !!(f->flags & HAS_FIN) + !!(f->flags & HAS_OTHER_FIN);
 	if (f->stage != ESTABLISHED + fins)
 		f->stage = ESTABLISHED + fins;
 }
 
 /* The SYN of the side that answers.  Windows are scaled only if both say so (RFC 7323 section 2.2). */
-static __always_inline void synchronise(const struct tracked *t, struct flow_side *mine, struct flow_side *theirs)
+static __always_inline void synchronise(const struct tracked *t, struct flow *f, struct flow_side *mine,
+					struct flow_side *theirs)
 {
 	__u32 scale = t->scale;
 
 	mine->end = t->end;
 	mine->max_window = larger(t->window, 1);
 	mine->max_end = t->end + theirs->max_window;
-	if (scale == NO_SCALE || theirs->scale == NO_SCALE)
-		mine->scale = theirs->scale = 0;
+	if (scale == NO_SCALE || f->scale[0] == NO_SCALE) /* only the other side of an opener answers */
+		f->scale[0] = f->scale[1] = 0;
 	else
-		mine->scale = scale;
+		f->scale[1] = scale;
 }
 
 /* A SYN, or a packet in the middle of a connection. */
@@ -516,19 +551,19 @@ static __always_inline void begin(const struct tracked *t, struct flow *f)
 	struct flow_side *mine = &f->side[0], *theirs = &f->side[1];
 
 	mine->end = mine->max_end = t->end;
-	mine->flags = 0;
+	f->flags &= ~HAS_FIN;
 	if ((t->flags & (SYN | ACK)) == SYN) {
 		f->stage = SYN_SENT;
 		mine->max_window = larger(t->window, 1);
-		mine->scale = t->scale;
+		f->scale[0] = t->scale;
 		theirs->end = t->seq + 1;
 		return;
 	}
 	f->stage = ESTABLISHED;
-	mine->scale = theirs->scale = MAX_SCALE;
+	f->scale[0] = f->scale[1] = MAX_SCALE;
 	mine->max_window = 0;
-	moved(t, mine, theirs);
-	finished(t, f, mine);
+	moved(t, MAX_SCALE, mine, theirs);
+	finished(t, f, 0);
 }
 
 static __always_inline void close_tcp(const struct tracked *t, struct flow *f, const struct flow_side *mine)
@@ -548,18 +583,18 @@ static __always_inline void update_tcp(const struct tracked *t, struct flow *f)
 		begin(t, f);
 	} else if (t->action == CROSS) {
 		f->stage = SYN_RECV;
-		synchronise(t, mine, theirs);
+		synchronise(t, f, mine, theirs);
 	} else if (t->action == CLOSE) {
 		close_tcp(t, f, mine);
 	} else if (f->stage == SYN_SENT) {
 		f->stage = SYN_RECV;
-		synchronise(t, mine, theirs);
-		moved(t, mine, theirs);
+		synchronise(t, f, mine, theirs);
+		moved(t, f->scale[1], mine, theirs);
 	} else {
-		moved(t, mine, theirs);
+		moved(t, t->way ? f->scale[1] : f->scale[0], mine, theirs);
 		if (f->stage == SYN_RECV) {
 			if (t->way && !(t->flags & SYN) && t->end != t->seq)
-				mine->flags |= HAS_EARLY_DATA;
+				f->flags |= HAS_EARLY_DATA;
 			if (!t->way && !(t->flags & SYN)) {
 				f->stage = ESTABLISHED;
 				f->flags |= ANSWERED;
@@ -567,7 +602,7 @@ static __always_inline void update_tcp(const struct tracked *t, struct flow *f)
 		} else if (t->way && !(f->flags & ANSWERED)) {
 			f->flags |= ANSWERED;
 		}
-		finished(t, f, mine);
+		finished(t, f, t->way);
 	}
 }
 
@@ -591,18 +626,18 @@ static __always_inline __u64 lifetime_ms(const struct tracked *t, const struct f
 	}
 	if (t->kind == QUERY || t->kind == ANSWER)
 		return icmp_ms;
-	if (t->key.proto == PROTO_UDP)
+	if ((t->key.tags & 0xff) == PROTO_UDP)
 		return f->flags & ASSURED ? udp_stream_ms : udp_ms;
 	return other_ms;
 }
 
 static __always_inline void lives_on(const struct tracked *t, struct flow *f)
 {
-	__u64 expires = t->now_ns + lifetime_ms(t, f) * MS;
+	__u64 lifetime = lifetime_ms(t, f) * MS, expires = t->now_ns + lifetime;
 
 	if (f->stage == CLOSED && f->expires_ns && f->expires_ns < expires)
 		return; /* what still comes does not keep it */
-	if (f->expires_ns != expires) /* the clock is coarse: most packets write nothing */
+	if (expires - f->expires_ns > lifetime >> EXPIRES_SHIFT) /* or it is earlier */
 		f->expires_ns = expires;
 }
 
@@ -633,21 +668,20 @@ static __always_inline int completes(const struct tracked *t, const struct flow 
 	return t->way || f->flags & ANSWERED;
 }
 
-static __always_inline void quoted_key(struct tracked *t)
+/* The key of the packet that an ICMP error quotes; 0 where it cannot be told. */
+static __always_inline int quoted_key(struct tracked *t)
 {
 	const struct ip_wire *ip = (void *)t->bytes;
 	const struct ip6_wire *ip6 = (void *)t->bytes;
 	const struct icmp_wire *icmp = (void *)t->quoted;
 	const __be16 *ports = (void *)t->quoted;
-	__u32 v4 = t->key.family == 4, proto, ask, answer, base, type = icmp->type;
+	__u32 v4 = t->family == 4, proto, ask, answer, base, type = icmp->type;
 	struct flow_key *k = &t->other;
 	__be16 sport = ports[0], dport = ports[1];
 	__s32 order = 0;
 
 	if (!t->options || ip->vihl >> 4 != (v4 ? 4 : 6))
 		goto nothing;
-	*k = t->key;
-	k->extra = 0;
 	if (v4) {
 		proto = ip->proto;
 		if ((ip->vihl & 15) < 5 || ip->frag & bpf_htons(0x1fff) || ip->src != *(__be32 *)t->target)
@@ -667,27 +701,27 @@ static __always_inline void quoted_key(struct tracked *t)
 			order = ip6->src[1] < ip6->dst[1] ? -1 : 1;
 		put6(order > 0 ? k->high : k->low, ip6->src);
 		put6(order > 0 ? k->low : k->high, ip6->dst);
+		if (is_mapped(k->low) || is_mapped(k->high))
+			goto nothing;
 	}
-	k->proto = proto;
+	k->tags = (t->key.tags & ~0xff) | proto;
 	if (proto == (v4 ? PROTO_ICMP : PROTO_ICMP6)) {
 		ask = v4 ? type == 8 || type == 13 || type == 15 || type == 17 : type == 128;
 		answer = v4 ? type == 0 || type == 14 || type == 16 || type == 18 : type == 129;
 		base = v4 ? ask ? type : type ? type - 1 : 8 : 128;
 		if (!ask && !answer)
 			goto nothing;
-		k->low_port = k->high_port = icmp->rest & 0xffff;
-		k->extra = base << 1 | (ask ? order <= 0 : order >= 0);
-		return;
+		k->ports = pair(first_half(icmp->rest), base << 1 | (ask ? order <= 0 : order >= 0));
+		return 1;
 	}
 	if (proto != PROTO_TCP && proto != PROTO_UDP && proto != PROTO_SCTP)
 		sport = dport = 0;
 	if (!order)
 		order = sport > dport;
-	k->low_port = order > 0 ? dport : sport;
-	k->high_port = order > 0 ? sport : dport;
-	return;
+	k->ports = order > 0 ? pair(dport, sport) : pair(sport, dport);
+	return 1;
 nothing:
-	k->family = 0;
+	return 0;
 }
 
 static __always_inline int is_live(const struct tracked *t, const struct flow *f)
@@ -699,8 +733,7 @@ static __always_inline __u32 judge_quoted(struct tracked *t)
 {
 	struct flow *f;
 
-	quoted_key(t);
-	if (!t->other.family)
+	if (!quoted_key(t))
 		return IS_INVALID;
 	f = bpf_map_lookup_elem(&flows, &t->other);
 	if (is_live(t, f))
@@ -801,8 +834,6 @@ static __always_inline __u32 open_flow(struct tracked *t)
 	f->created = t->now_ns / 1000000000;
 	f->flags = t->high ? OPENED_BY_HIGH : 0;
 	f->stage = STATELESS;
-	if (t->kind == QUERY || t->kind == ANSWER)
-		f->flags |= OF_ICMP;
 	if ((t->state & 15) == IS_ESTABLISHED) {
 		__u64 *learned = note(LEARNED);
 

@@ -207,3 +207,23 @@ def test_learning_takes_what_goes_on_for_established():
     assert talk.tcp(ACK, 9000, 5001, back=True) == "established"
     assert talk.tcp(ACK, 5001, 9000) == "established"
     assert talk.udp() == "established"
+
+
+def test_a_priority_tag_is_no_vlan_and_a_mapped_address_no_address_of_ipv6():
+    talk = Talk()
+    body = b"\x10\0\0\x35\0\x08\0\0"
+    back = network(SERVER, CLIENT, 17, b"\0\x35\x10\0\0\x08\0\0")
+    assert talk.frame(link(4, (0,)) + network(CLIENT, SERVER, 17, body)) == "new"
+    assert talk.frame(link(4, ()) + back) == "established"
+    mapped = [bytes(10) + b"\xff\xff" + host for host in (CLIENT, SERVER)]
+    assert talk.frame(link(6, ()) + network(mapped[0], mapped[1], 17, body)) == "invalid"
+
+
+def test_the_end_of_a_life_is_written_when_a_part_of_it_has_passed():
+    """Packets that come close together do not write: a flow may be forgotten a 64th of its life too early."""
+    talk = Talk(timeouts={"udp": 64})
+    talk.udp()
+    talk.state.now_ns += SECOND // 2
+    talk.udp()
+    talk.state.now_ns += 64 * SECOND - SECOND // 2
+    assert talk.udp(back=True) == "new", "no answer to what was forgotten"

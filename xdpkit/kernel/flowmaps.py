@@ -19,17 +19,14 @@ LRU_HASH = 9
 #: ``struct flow_key`` and ``struct flow`` of bpf/track.bpf.c and bpf/flow.h, as numpy has them: a dtype of names, types
 #: and shapes.
 FLOW_KEY: list[Any] = [
-    ("low", "u1", 16), ("high", "u1", 16), ("low_port", ">u2"), ("high_port", ">u2"), ("vlan", "=u2"),
-    ("vlan2", "=u2"), ("family", "u1"), ("proto", "u1"), ("extra", "=u2"),
+    ("low", "u1", 16), ("high", "u1", 16), ("low_port", ">u2"), ("high_port", ">u2"), ("tags", "=u4"),
 ]  # fmt: skip
-_SIDE: list[Any] = [
-    ("end", "=u4"), ("max_end", "=u4"), ("max_window", "=u4"), ("scale", "u1"), ("flags", "u1"), ("unused", "=u2"),
-]  # fmt: skip
+_SIDE: list[Any] = [("end", "=u4"), ("max_end", "=u4"), ("max_window", "=u4")]
 FLOW: list[Any] = [
-    ("expires_ns", "=u8"), ("created", "=u4"), ("stage", "u1"), ("flags", "u1"), ("unused", "=u2"), ("side", _SIDE, 2),
+    ("expires_ns", "=u8"), ("created", "=u4"), ("stage", "u1"), ("flags", "u1"), ("scale", "u1", 2), ("side", _SIDE, 2),
 ]  # fmt: skip
 FLOW_COUNTED: list[Any] = [*FLOW, ("packets", "=u8", 2), ("bytes", "=u8", 2)]
-KEY_BYTES, FLOW_BYTES, COUNTED_BYTES = 44, 48, 80
+KEY_BYTES, FLOW_BYTES, COUNTED_BYTES = 40, 40, 72
 #: The maps, as programs name them.
 NAMES = ("flows", "half_open", "fragments", "flow_notes")
 #: Entries of ``flow_notes``.

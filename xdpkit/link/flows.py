@@ -31,8 +31,8 @@ __all__ = [
 
 #: By ``flow.stage``.
 STATES = ("", "syn sent", "syn received", "established", "closing", "time wait", "closed", "open")
-#: Flags of a flow, of one side of it, and of a VLAN tag in a key; bpf/track.bpf.c.
-OPENED_BY_HIGH, ANSWERED, HAS_FIN, TAGGED = 1, 2, 1, 0x1000
+#: Flags of a flow; bpf/track.bpf.c.
+OPENED_BY_HIGH, ANSWERED, HAS_FIN, HAS_OTHER_FIN = 1, 2, 8, 16
 ESTABLISHED, CLOSING, TIME_WAIT = 3, 4, 5
 MAX_SCALE = 14
 _NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}
@@ -194,7 +194,7 @@ def _row(c: np.void) -> Flow:
     proto = int(c["proto"])
     return Flow(
         _address(c["source"].tobytes()), _address(c["destination"].tobytes()), int(c["sport"]), int(c["dport"]),
-        _NAMES.get(proto, str(proto)), tuple(int(c[n]) & 0xFFF for n in ("vlan", "vlan2") if c[n]),
+        _NAMES.get(proto, str(proto)), tuple(int(c[n]) for n in ("vlan", "vlan2") if c[n]),
         STATES[c["state"]], bool(c["half_open"]), float(c["age"]), float(c["timeout"]),
         (int(c["packets"][0]), int(c["packets"][1])) if counted else None,
         (int(c["bytes"][0]), int(c["bytes"][1])) if counted else None,
@@ -226,8 +226,10 @@ def read_flows(maps: FlowMaps) -> Flows:
     found["source"], found["destination"] = (np.where(both, key[a], key[b]) for a, b in _ENDS)
     found["sport"] = np.where(from_high, key["high_port"], key["low_port"])
     found["dport"] = np.where(from_high, key["low_port"], key["high_port"])
-    for name in ("proto", "vlan", "vlan2"):
-        found[name] = key[name]
+    found["proto"], found["vlan"], found["vlan2"] = key["tags"] & 0xFF, key["tags"] >> 8 & 0xFFF, key["tags"] >> 20
+    queries = np.isin(found["proto"], (1, 58)) & (values["stage"] == len(STATES) - 1)
+    for name in ("sport", "dport"):  # a query has its identifier in the place of the first port
+        found[name] = np.where(queries, key["low_port"], found[name])
     found["state"] = values["stage"]
     found["half_open"][len(parts[0][0]) :] = True
     found["age"] = np.maximum(now / SECOND_NS - values["created"].astype(np.float64), 0)
@@ -309,8 +311,7 @@ def _key(each: Conversation, tag: int | None) -> bytes:
     for name, (address, port) in (("low", low), ("high", high)):
         row[name] = np.frombuffer(_MAPPED.tobytes() + address if len(address) == 4 else address, np.uint8)
         row[f"{name}_port"] = port
-    row["vlan"] = 0 if tag is None else tag | TAGGED
-    row["family"], row["proto"] = (4 if len(each.local) == 4 else 6), each.proto
+    row["tags"] = each.proto | (tag or 0) << 8
     return row.tobytes()
 
 
@@ -322,8 +323,8 @@ def _value(maps: FlowMaps, each: Conversation, now: int) -> bytes:
     if each.proto == 6:
         fins = each.fins if not each.accepted else each.fins[::-1]
         row["stage"] = (ESTABLISHED, CLOSING, TIME_WAIT)[sum(fins)]
-        row["side"]["scale"] = MAX_SCALE
-        row["side"]["flags"] = [HAS_FIN * fin for fin in fins]
+        row["scale"] = MAX_SCALE
+        row["flags"] |= HAS_FIN * fins[0] | HAS_OTHER_FIN * fins[1]
         seconds = (times.tcp_established, times.tcp_closing, times.tcp_time_wait)[sum(fins)]
     else:
         row["stage"], seconds = len(STATES) - 1, times.udp_stream

@@ -16,6 +16,8 @@ TCP, UDP, ICMP, ICMP6, SCTP = 6, 17, 1, 58, 132
 #: Protocols whose header the walk knows; without it the packet is cut short.
 _BOTH = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
 NAMES = {4: {**_BOTH, ICMP: "icmp"}, 6: {**_BOTH, ICMP6: "icmp6"}}
+#: Of an IPv4 address that is written as one of IPv6; no packet of IPv6 has such addresses (RFC 4291, RFC 6890).
+MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 #: ICMP messages about a packet (RFC 792; RFC 4443), and queries with the type of their answer.
 ERRORS = {ICMP: (3, 4, 5, 11, 12), ICMP6: (1, 2, 3, 4)}
 QUERIES = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMP6: {128: 129}}
@@ -86,7 +88,7 @@ def facts(packet: Packet) -> Facts:
     fragment = ("fragment", family, tags, source, target, ident, proto) if offset or more else None
     if offset:
         return Facts(Kind.LATER, proto, fragment=fragment)
-    if family == 6 and proto in EXTENSIONS:
+    if family == 6 and (proto in EXTENSIONS or source.startswith(MAPPED_PREFIX) or target.startswith(MAPPED_PREFIX)):
         return Facts(Kind.BAD)
     name = NAMES[family].get(proto)
     if name is None:
@@ -107,7 +109,9 @@ def facts(packet: Packet) -> Facts:
 
 
 def _tags(packet: Packet) -> tuple[int, ...]:
-    return tuple(packet.members[f"{name}_tci"] & 0xFFF for name in ("vlan", "vlan2") if name in packet.starts)
+    """Identifiers of both VLAN tags; one of 0 is none (IEEE 802.1Q: a priority tag)."""
+    found = (packet.members[f"{name}_tci"] & 0xFFF if name in packet.starts else 0 for name in ("vlan", "vlan2"))
+    return tuple(found)
 
 
 def _between(seen: Facts, family: int, tags: tuple[int, ...], a: tuple[bytes, int], b: tuple[bytes, int]) -> Facts:
@@ -156,6 +160,8 @@ def _quoted(packet: Packet, at: int, family: int, tags: tuple[int, ...], receive
             return None
     else:
         below, proto, source, target = at + 40, head[6], head[8:24], head[24:40]
+        if target.startswith(MAPPED_PREFIX):
+            return None
     part = packet.frame[below : below + 8]
     if len(part) < 8 or source != receiver:
         return None

@@ -27,6 +27,8 @@ __all__ = ["Flows", "Judged"]
 #: Fragments of one packet, and how long the first is remembered (RFC 791: 15 seconds, Linux: 30).
 FRAGMENTS, FRAGMENT_SECONDS = 4096, 30.0
 SECOND_NS = 1_000_000_000
+#: The end of a flow's life is written again when a 64th of it has passed: so it may be forgotten by that much earlier.
+EXPIRES_SHIFT = 6
 
 
 @dataclass(slots=True)
@@ -171,9 +173,10 @@ class Flows:
             case _:
                 seconds = times.other
         expires = now_ns + _ns(seconds)
-        if flow.stage is Stage.CLOSED and flow.expires_ns:
-            expires = min(expires, flow.expires_ns)  # what still comes does not keep it
-        flow.expires_ns = expires
+        if flow.stage is Stage.CLOSED and 0 < flow.expires_ns < expires:
+            return  # what still comes does not keep it
+        if not 0 <= expires - flow.expires_ns <= _ns(seconds) >> EXPIRES_SHIFT:
+            flow.expires_ns = expires
 
     def sweep(self, now_ns: int) -> int:
         """Forget the flows whose time is over; how many."""
