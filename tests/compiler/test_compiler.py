@@ -372,7 +372,7 @@ def test_a_program_whose_jumps_are_too_long_is_refused_in_one_line_and_the_proce
     seen = [pipe.set(f"seen{n}", ip.src, timeouts=True) for n in range(6)]
     for n in range(200):
         pipe.rule(ip & (tcp.dport == n) & ~seen[n % 6], seen[n % 6].add(timeout=5))
-    with pytest.raises(PipelineError, match=r"'long' tests 201 rules one by one, .* where BPF jumps over 32767"):
+    with pytest.raises(PipelineError, match=r"'long' tests 200 rules one by one, .* where BPF jumps over 32767"):
         compile_pipeline(pipe)
     assert compile_pipeline(Pipeline("short")).object
 

@@ -103,7 +103,7 @@ REFUSED = [
     ("Pipeline('a b')", "pipeline name 'a b': letters, digits, '_', '.', '-', at most 63"),
     ("Pipeline('a' * 64)", "at most 63"),
     ("Pipeline(None)", "pipeline name None"),
-    ("Pipeline('p', default='DROP')", "'DROP' is no action: PASS, DROP, TX, REDIRECT or Forward(device)"),
+    ("Pipeline('p', default='DROP')", "'DROP' is no action: PASS, DROP, REJECT, TX, REDIRECT or Forward(device)"),
 ]
 
 

@@ -37,7 +37,7 @@ EVENTS_BYTES = 64 << 10
 RECORD_HEAD_BYTES = 8 + 32
 #: What a record says of its packet, in the order of xk_copies_receive().
 _COLUMNS = {
-    "rules": np.uint32, "marks": np.uint32, "verdicts": np.uint8, "wire_lengths": np.uint32, "queues": np.uint32,
+    "rules": "u4", "marks": "u4", "verdicts": "u1", "wire_lengths": "u4", "queues": "u4",
 }  # fmt: skip
 
 
