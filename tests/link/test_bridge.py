@@ -9,11 +9,27 @@ from contextlib import suppress
 
 import pytest
 from commands import held
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
-from traffic import frames, until
+from traffic import frames, number, take, until
 
-from xdpkit import DROP, PASS, Pipeline, attach, bridge, ct, detach_bridge, dev, limit, meta, open_link, src, udp
+from xdpkit import (
+    DROP,
+    PASS,
+    REDIRECT,
+    REJECT,
+    Pipeline,
+    attach,
+    bridge,
+    ct,
+    detach_bridge,
+    dev,
+    limit,
+    meta,
+    open_link,
+    src,
+    udp,
+)
 from xdpkit.device import netdev
 from xdpkit.link.bridge import BridgeNames
 
@@ -131,7 +147,7 @@ def refuse(_):
 
 CHILD = """
 import sys, time
-from xdpkit import DROP, PASS, Pipeline, attach, bridge, udp
+from xdpkit import DROP, PASS, REDIRECT, REJECT, Pipeline, attach, bridge, udp
 pipe = Pipeline("wire", default=PASS)
 pipe.rule(udp.dport == 9, DROP, name="discard")
 wire = bridge(pipe, inside="a", outside="b", fail=sys.argv[1], mode=sys.argv[2])
@@ -242,6 +258,39 @@ def test_reloads_under_a_stream_of_1000_packets_a_second_each_way_lose_none(wire
     assert (ledger.updates, ledger.seen, ledger.forwarded, ledger.dropped_there) == (20, 6000, 6000, 0)
     assert ledger.problems() == ()
     assert (len(at_left), len(at_right)) == (3000, 3000)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_refusal_goes_back_to_the_side_that_it_came_from(wire, mode):
+    left, a, _, right = wire()
+    pipe = Pipeline("wire", default=PASS)
+    pipe.rule(udp.dport == 9, REJECT, name="refused")
+    with left.namespace:  # a veth end with a program takes what XDP transmits to it
+        awake = attach(Pipeline("all"), "left", mode="native")
+    with awake, left.capture() as at_left, right.capture() as at_right:
+        with a.namespace, bridge(pipe, inside="a", outside="b", mode=mode) as joined:
+            left.send(frames(left, right, range(3), dport=9) + frames(left, right, [4]))
+            at_left.wait(3, timeout=20)
+            at_right.wait(1, timeout=20)
+    assert {ICMP in Ether(frame) for frame in at_left} == {True}
+    assert (len(at_left), len(at_right), joined.ledger().problems()) == (3, 1, ())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_redirect_finds_no_socket_for_crosses_and_sockets_take_the_packets_of_their_side(wire, mode):
+    left, a, _, right = wire()
+    pipe = Pipeline("wire", default=PASS)
+    pipe.rule(udp.dport == 53, REDIRECT, name="dns")
+    with right.capture() as got, a.namespace, bridge(pipe, inside="a", outside="b", mode=mode) as joined:
+        left.send(frames(left, right, range(5)))
+        got.wait(5, timeout=20)
+        with joined.inside.sockets() as sockets:
+            left.send(frames(left, right, range(10, 15)))
+            assert [number(frame) for frame in take(sockets, 5)] == list(range(10, 15))
+        left.send(frames(left, right, range(5)))
+        got.wait(10, timeout=20)
+    ledger = joined.ledger()
+    assert (ledger.forwarded, ledger.redirected, ledger.no_socket, ledger.problems()) == (10, 5, 10, ())
 
 
 def looks(joined, condition, what):

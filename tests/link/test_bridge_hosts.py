@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 from giving import in_vlan
 
-from xdpkit import DROP, PASS, Pipeline, bridge, dev, icmp, icmp6, ip, ip6, tcp, udp
+from xdpkit import DROP, PASS, Inspect, Pipeline, bridge, dev, icmp, icmp6, ip, ip6, tcp, udp
 from xdpkit.device import ethtool
 
 MODES = ["native", "generic", "tc_ingress"]
@@ -114,6 +114,29 @@ def test_hosts_reach_each_other_as_the_rules_say_byte_for_byte(hosts, tmp_path, 
     assert taken["default"] >= 4  # SYNs, with their repetitions
     assert taken["fragments"] >= 12
     assert taken["neighbours-arp"] > 0
+
+
+@pytest.mark.parametrize("tagged", [False, True], ids=["plain", "tagged"])
+def test_hosts_reach_each_other_through_an_inspector_byte_for_byte(hosts, tmp_path, tagged):
+    left, a, _, right = hosts
+    data = b"".join(hashlib.sha512(str(n).encode()).digest() for n in range(30_000))
+    (tmp_path / "file").write_bytes(data)
+    serve(right, 8080, tmp_path)
+    pipe = Pipeline("inspected", default=PASS)
+    pipe.rule(tcp, Inspect(otherwise=DROP), name="tcp")
+    with ExitStack() as stack:
+        for port in (left, right) if tagged else ():
+            stack.enter_context(in_vlan(port))
+        stack.enter_context(a.namespace)
+        wire = stack.enter_context(bridge(pipe, inside="a", outside="b", mode="native"))
+        stack.enter_context(wire.inspect(lambda batch: batch.headers.protocol == 6))
+        for address in ("10.0.0.2", "[fd00::2]"):
+            assert curl(left, f"http://{address}:8080/file") == data, address
+    ledger = wire.ledger()
+    assert (ledger.problems(), ledger.lost, ledger.refused) == ((), 0, 0)
+    assert ledger.no_socket < 10  # what closes connections may come when nobody inspects any more
+    assert ledger.written > 1000
+    assert ledger.completed > 1000
 
 
 @pytest.mark.slow
