@@ -139,7 +139,8 @@ def pipelines(draw: st.DrawFn, prefix: str = "s", *, timed: bool = True) -> Pipe
     known = [draw(sets(pipe, f"{prefix}{n}", timed, chains)) for n in range(draw(of((1, 2, 3))))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PipelineWarning)
-        for at, rules in enumerate([pipe, *chains]):
+        every: list[Pipeline | Chain] = [pipe, *chains]
+        for at, rules in enumerate(every):
             _append(draw, pipe, rules, chains[at:], draw(of((1, 2, 3) if at else (2, 3, 4, 6))), known, timed)
     return pipe
 
@@ -153,7 +154,7 @@ def _append(
     for _ in range(count):
         maps = [s for s in known if s.spec.actions and not any(f"{s.name}:" in r.name for r in pipe.rules)]
         maps = [s for s in maps if all(not isinstance(a, Jump) or a.chain in below for a in s.spec.actions)]
-        if maps and draw(st.booleans()):
+        if maps and bool(draw(st.booleans())):
             rules.apply(maps[0], when=draw(st.none() | comparisons()))
             continue
         condition = draw(_remembering(known, timed))
@@ -169,7 +170,7 @@ def _append(
         elif form == 4:
             condition = condition & draw(conditions())
         steps = [COUNT, Mark(draw(of((1, 7, 1 << 31))))] if draw(st.booleans()) else []
-        if plain and draw(st.booleans()):
+        if plain and bool(draw(st.booleans())):
             chosen = draw(of(tuple(plain)))
             steps.append(chosen.add(timeout=draw(of((0, 1, 60))) if chosen.spec.timeouts else 0))
         action = [draw(actions(chains, _ACTION))] if not steps or draw(st.booleans()) else []

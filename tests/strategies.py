@@ -384,7 +384,7 @@ def pipelines(draw: st.DrawFn, max_rules: int = 6, *, chains: bool = True) -> Pi
         for at, chain in enumerate(both):
             for _ in range(draw(st.integers(0, 4 if at else max_rules))):
                 condition, action = draw(conditions()), draw(actions(made[at:], _ACTION))
-                if made and draw(of((False, False, True))):
+                if made and bool(draw(of((False, False, True)))):
                     condition = HEADER_OBJECTS["pkt"].present
                 if possible(condition):
                     chain.rule(condition, action)

@@ -34,7 +34,8 @@ class Echo:
     def __init__(self, server_port, address: str):
         with server_port.namespace:
             self._listener = socket.create_server((address, 7), backlog=CONNECTIONS)
-        self._address, self._threads = address, []
+        self._address = address
+        self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 

@@ -6,7 +6,7 @@ import gzip
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -37,7 +37,8 @@ def server():
         seen: ClassVar[list] = []
         url = ""
 
-    pages, seen = {}, []
+    pages: dict[str, Any] = {}
+    seen: list[Any] = []
     web = Web(("127.0.0.1", 0), Answer)
     Web.pages, Web.seen, Web.url = pages, seen, f"http://127.0.0.1:{web.server_port}"
     thread = threading.Thread(target=web.serve_forever)
@@ -79,6 +80,7 @@ def test_a_set_follows_its_feed_by_the_fewest_changes(veth_pair, server, tmp_pat
         assert not feeds.refresh(due=True)
         server.pages["/list"] = 200, gzip.compress(b"192.0.2.1\n198.51.100.0/24\n203.0.113.77\n")
         (report,) = feeds.refresh()
+        assert report.change is not None
         assert (report.change.added, report.change.removed) == (1, 2)
         assert members(link) == {"203.0.113.9", "192.0.2.1", "198.51.100.0/24", "203.0.113.77"}
 
@@ -158,7 +160,7 @@ def test_feeds_are_declared_with_a_set_of_addresses():
     pipe = Pipeline("edge")
     for make in (
         lambda: Feed(""), lambda: Feed("/list", every=0), lambda: Feed("/list", least=-1),
-        lambda: pipe.set("a", tcp.dport, feed=Feed("/list")), lambda: pipe.set("a", src, feed="/list"),
+        lambda: pipe.set("a", tcp.dport, feed=Feed("/list")), lambda: pipe.set("a", src, feed="/list"),  # type: ignore[arg-type]
         lambda: pipe.set("a", src, feed=Feed("/list"), source="other"),
         lambda: pipe.set("a", src, tcp.dport, feed=Feed("/l")),
     ):  # fmt: skip

@@ -119,7 +119,7 @@ def test_prometheus_is_answered_with_every_metric(service, tmp_path):
     begin("--metrics", f"127.0.0.1:{port}")
     left.send(frames(left, right, range(4)))
     with right.namespace:
-        seen = None
+        seen: dict[tuple[str, ...], float] = {}
 
         def ask() -> dict[tuple[str, ...], float]:
             nonlocal seen

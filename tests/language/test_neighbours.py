@@ -1,5 +1,7 @@
 """What neighbours say to each other passes or not, as declared."""
 
+from typing import Any
+
 import pytest
 from scapy.contrib.lldp import LLDPDUChassisID, LLDPDUEndOfLLDPDU, LLDPDUPortID, LLDPDUTimeToLive
 from scapy.layers.inet import ICMP, IP, UDP
@@ -9,7 +11,7 @@ from scapy.layers.l2 import ARP, LLC, STP, Dot1Q, Dot3, Ether
 from xdpkit import DROP, PASS, Pipeline, PipelineError
 from xdpkit.meaning.evaluate import evaluate
 
-MAC = {"src": "02:00:00:00:00:01"}
+MAC: dict[str, Any] = {"src": "02:00:00:00:00:01"}
 LLDP = (
     LLDPDUChassisID(subtype=4, id=b"\2\0\0\0\0\1")
     / LLDPDUPortID(subtype=5, id=b"eth1")
@@ -58,4 +60,4 @@ def test_without_a_word_arp_and_discovery_pass_and_switches_do_not_hear_of_each_
 
 def test_what_is_neither_is_refused():
     with pytest.raises(PipelineError, match="stp is True, False or None"):
-        Pipeline("wire").neighbours(stp="yes")
+        Pipeline("wire").neighbours(stp="yes")  # type: ignore[arg-type]

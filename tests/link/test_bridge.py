@@ -332,7 +332,7 @@ def test_a_device_that_is_deleted_cuts_the_bridge_with_one_line_and_what_goes_th
         a.namespace.run(["ip", "link", "del", "dev", "b"])
         looks(joined, lambda: joined.lost is not None, "it is found")
         with pytest.raises(OSError, match="b: the device was deleted") as caught:
-            until(lambda: joined.check() or time.sleep(0.1), "it is raised", timeout=3)
+            until(lambda: joined.check() or time.sleep(0.1), "it is raised", timeout=3)  # type: ignore[func-returns-value]
         assert caught.value.errno == errno.ENODEV
         left.send(frames(left, right, range(5)))
         until(lambda: joined.ledger().totals.no_device == 5, "they are dropped and counted")
@@ -360,7 +360,7 @@ def test_wrong_uses_are_refused_and_nothing_stays(wire):
         with pytest.raises(ValueError, match="cannot be both sides"):
             bridge(rules(), inside="a", outside="a")
         with pytest.raises(ValueError, match="fail 'shut': one of detach, closed, open"):
-            bridge(rules(), inside="a", outside="b", fail="shut")
+            bridge(rules(), inside="a", outside="b", fail="shut")  # type: ignore[arg-type]
         with pytest.raises(OSError, match="none"):
             bridge(rules(), inside="a", outside="none")
         with attach(rules(), "b"), pytest.raises(OSError, match="b is held by"):

@@ -187,7 +187,7 @@ def test_a_connection_in_a_vlan_is_one_of_its_own(ports, mode):
 
     def frame(tag: int, flags: str, *, back: bool = False, **fields: int) -> Ether:
         ends = (SERVER, CLIENT, 8080, 4000) if back else (CLIENT, SERVER, 4000, 8080)
-        above = IP(src=ends[0], dst=ends[1]) / TCP(sport=ends[2], dport=ends[3], flags=flags, **fields)
+        above = IP(src=ends[0], dst=ends[1]) / TCP(sport=ends[2], dport=ends[3], flags=flags, **fields)  # type: ignore[arg-type]
         return Ether(src=client.mac, dst=server.mac) / Dot1Q(vlan=tag) / above
 
     with server.namespace, attach(firewall(), server.name, mode=mode) as link:
@@ -272,7 +272,7 @@ def test_learning_lets_go_on_what_nobody_knows_and_ends(ports):
         until(lambda: counts(link)["invalid"] == 1, "the one that came later to be refused")
         assert counts(link)["known"] == 3
         assert link.ledger().flows is not None
-        assert link.ledger().flows.learned == 1
+        assert link.ledger().flows.learned == 1  # type: ignore[union-attr]
 
 
 def test_a_full_table_is_counted_and_names_who_fills_it(ports):

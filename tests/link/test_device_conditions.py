@@ -95,7 +95,7 @@ def test_the_direction_is_the_one_that_tcpdump_tells(make_veth):
             peers[word] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             stack.callback(peers[word].wait)
             stack.callback(peers[word].terminate)
-            while "listening on" not in (line := peers[word].stderr.readline()):
+            while "listening on" not in (line := peers[word].stderr.readline()):  # type: ignore[union-attr]
                 assert line
         counts = {}
         with ExitStack() as links:

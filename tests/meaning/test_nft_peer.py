@@ -285,7 +285,7 @@ def branching(seed: int) -> tuple[Pipeline, str]:
 @modes
 @examples(10)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_jumps_gotos_and_returns_at_random_count_as_those_of_nftables(mode: str, seed: int):
+def test_jumps_gotos_and_returns_at_random_count_as_those_of_nftables(mode: Mode, seed: int):
     note(again("meaning/test_nft_peer.py"))
     pipe, ruleset = branching(seed)
     note(f"{listing(pipe)}\n{ruleset}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, note
@@ -44,7 +45,8 @@ XDP_TX = 3
 FAST = "10M/second"
 
 
-def answer(packet: ScapyPacket | bytes, action: Reject = REJECT, rejects: str = FAST) -> bytes | None:
+def answer(packet: ScapyPacket | bytes, action: Reject = REJECT, rejects: str = FAST) -> Any:
+    """The bytes of the answer; None where there is none."""
     pipe = Pipeline("reject", default=action, rejects=rejects)
     return run(pipe, bytes(packet), State(pipe)).reply
 
@@ -242,7 +244,7 @@ def test_real_clients_see_that_they_are_refused(make_veth, mode: str):
     pipe.rule(tcp.dport == 24, Reject("icmp-host-unreachable"), name="host")
     pipe.rule(udp.dport == 53, REJECT, name="udp")
     client, n = (right, 1) if mode == "tc_egress" else (left, 2)
-    with woken(left), right.namespace, attach(pipe, right.name, mode=mode) as link:
+    with woken(left), right.namespace, attach(pipe, right.name, mode=mode) as link:  # type: ignore[arg-type]
         with client.namespace:
             for address in (f"10.0.0.{n}", f"fd00::{n}"):
                 assert refused(address, 22, socket.SOCK_STREAM) == errno.ECONNREFUSED
