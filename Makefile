@@ -11,12 +11,12 @@ DEBS   := gcc libc6-dev linux-libc-dev make clang-19 libbpf-dev libelf-dev zlib1
 # the guests need apt and dpkg besides; they are made of packages that are fetched into XDPKIT_VM_CACHE, not installed
 VM_DEBS   := apt dpkg debian-archive-keyring util-linux
 TEST_DEBS := curl fail2ban iperf3 prometheus systemd tcpdump iproute2 libpcap0.8 bpftool iputils-ping nftables \
-             liburing-dev tmux
+             liburing-dev tmux groff-base
 # what `make perf` compares with
 PERF_DEBS := tcpdump netsniff-ng wireshark-common dpdk-dev liburing-dev nftables xdp-tools linux-perf
 
 .PHONY: help deps test-deps vm-deps perf-deps install run check test test-guests test-zerocopy test-kernels \
-        lint docs wheel fuzz fuzz-signals fuzz-devices perf clean
+        lint docs man wheel fuzz fuzz-signals fuzz-devices perf clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ lint: install ## ruff, and mypy over the package, the tests and perf
 
 docs: install ## The documentation as a site, with the API reference, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+man: install ## The manual pages, in build/man; wheels have them too
+	$(BIN)/python -m xdpkit.cli.man build/man
 
 wheel: install ## Build the wheel and run its demo from an environment of its own, outside the checkout (root)
 	rm -rf build/wheel && $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel .

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,4 +133,21 @@ class BuildExt(build_ext):
         build_bpf(Path(self.get_ext_fullpath("xdpkit._core")).parent / "bitcode")
 
 
-setup(cffi_modules=["csrc/build_core.py:ffibuilder"], cmdclass={"build_ext": BuildExt})
+def man_pages() -> list[str]:
+    """The manual pages, made of the command's declarations; none while pip only asks what the build needs."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from xdpkit.cli.man import write_pages
+    except ModuleNotFoundError:
+        return []
+    finally:
+        sys.path.remove(str(ROOT))
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return [str(path) for path in write_pages(Path("build/man"), version)]
+
+
+setup(
+    cffi_modules=["csrc/build_core.py:ffibuilder"],
+    cmdclass={"build_ext": BuildExt},
+    data_files=[("share/man/man1", man_pages())],
+)

@@ -14,6 +14,7 @@ from ..terminal import make_console, make_progress
 bench = typer.Typer(
     name="bench",
     help="Compare AF_XDP with every other path of packets, on this machine, on veth pairs of its own.",
+    epilog="Example: xdpkit bench paths --quick",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

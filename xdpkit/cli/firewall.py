@@ -23,6 +23,7 @@ firewall = typer.Typer(
 importing = typer.Typer(
     name="import",
     help="Make a pipeline file of rules that nftables has.",
+    epilog="Example: nft -j list ruleset | xdpkit firewall import nft - -o edge.py",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 sets = typer.Typer(
     name="set",
     help="List, show and change pinned sets (pipe.set(..., pinned=True)) while programs look packets up in them.",
+    epilog="Example: xdpkit set add blocked 192.0.2.7 --timeout 1h",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
