@@ -394,10 +394,17 @@ def nft(
         str, typer.Option(metavar="OUTSIDE,INSIDE", help="The devices of a bridge, which tell where packets leave.")
     ] = "",
     name: Annotated[str, typer.Option(metavar="NAME", help="The name of the pipeline.  [default: the hook]")] = "",
+    prove: Annotated[
+        Path | None,
+        typer.Option(metavar="CAPTURE", exists=True, dir_okay=False, help="Send these packets to nft, and compare."),
+    ] = None,
 ) -> None:
     """Import a ruleset of nftables: a Python file with the original of each rule above it.
 
     Standard error says, line by line, what is not imported and why.  Exit status 0: everything is; 1: not everything.
+
+    With --prove (as root) nft gets the same rules in a namespace and the packets of a capture, and the file judges them
+    too: packets that the two judge differently are listed, and the exit status is 1.
 
     Example: nft -j list ruleset | xdpkit firewall import nft - -o edge.py
     """
@@ -405,4 +412,4 @@ def nft(
 
     if hook not in ("", "input", "forward", "ingress", "output"):
         raise typer.BadParameter(f"--hook {hook}: input, forward, ingress or output")
-    import_nft(ruleset, output, hook, bridge, name)
+    import_nft(ruleset, output, hook, bridge, name, prove)

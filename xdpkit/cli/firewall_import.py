@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import typer
 
 from ..files.output import write_whole
-from ..firewall.nft import Imported, NftError, read, translate
+from ..firewall.nft import Imported, NftError, Ruleset, read, translate
+from ..language.check import PipelineWarning
+from ..language.errors import XdpkitError
+from ..language.pipeline import Pipeline, load_file
 from .failure import fail
 
 __all__ = ["import_nft"]
 
+#: Packets that are judged differently and listed.
+SHOWN = 10
 
-def import_nft(source: str, output: Path | None, hook: str, bridge: str, name: str) -> None:
+
+def import_nft(source: str, output: Path | None, hook: str, bridge: str, name: str, capture: Path | None) -> None:
     """Write the file, say on standard error what is not in it, and exit with 1 unless everything was imported."""
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text()
-        imported = translate(read(text), hook=hook, bridge=_sides(bridge), name=name)
+        ruleset = read(text)
+        imported = translate(ruleset, hook=hook, bridge=_sides(bridge), name=name)
     except (NftError, OSError) as error:
         fail(error)
     except UnicodeDecodeError:
@@ -31,8 +40,38 @@ def import_nft(source: str, output: Path | None, hook: str, bridge: str, name: s
         except OSError as error:
             fail(error)
     _report(imported)
-    if imported.refused:
+    alike = capture is None or _proved(ruleset, imported, capture)
+    if imported.refused or not alike:
         sys.exit(1)
+
+
+def _proved(ruleset: Ruleset, imported: Imported, capture: Path) -> bool:
+    """Whether nftables and the file judge the packets of ``capture`` alike; the first packets that they do not are
+    listed."""
+    from ..files.reader import read_captures
+    from ..firewall.nft_prove import prove
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PipelineWarning)
+            proof = prove(ruleset, imported, _pipeline(imported), read_captures([capture]))
+    except (XdpkitError, OSError) as error:
+        fail(error)
+    for d in proof.differences[:SHOWN]:
+        one, other = ("nftables", "the file") if d.passes == "nftables" else ("the file", "nftables")
+        typer.echo(f"packet {d.number}: passed by {one}, not by {other} (rule {d.rule!r})", err=True)
+    if len(proof.differences) > SHOWN:
+        typer.echo(f"and {len(proof.differences) - SHOWN} more", err=True)
+    typer.echo(str(proof), err=True)
+    return not proof.differences
+
+
+def _pipeline(imported: Imported) -> Pipeline:
+    """The pipeline that the file declares."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "imported.py"
+        path.write_text(imported.python)
+        return load_file(path)
 
 
 def _sides(bridge: str) -> tuple[str, str] | None:

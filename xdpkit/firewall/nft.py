@@ -225,7 +225,7 @@ class _File:
         lines = [f'"""{self._title()}"""', "", self._import(), ""]
         lines.append(f"pipe = Pipeline({literal(_pipeline_name(self.name))}, default={default})")
         if self.tracks:
-            lines.append("pipe.track()")
+            lines.append("pipe.track(loose=True)  # as Linux tracks: a connection may be picked up in its middle")
         lines += [*declared, *self._chain_lines()]
         for body in bodies:
             lines += ["", *body]
@@ -269,6 +269,7 @@ class _File:
         lines = [
             f"# ---- {table}: chain {name}, hook {base['hook']}, policy {base.get('policy', 'accept')}",
         ]
+        lines += self._others(base["family"], owner, accept)
         lines += scope.chain(name, owner, returns=policy)
         if not last or number:
             lines.append(f"{owner}.rule({self._everything()}, {policy}, name={literal(f'{name} policy')})")
@@ -279,6 +280,19 @@ class _File:
                 lines += ["", f"# ---- chain {chain}"]
                 lines += scope.chain(chain, scope.chain_variable(chain), returns="RETURN")
         return lines
+
+    def _others(self, family: str, owner: str, accept: str) -> list[str]:
+        """The rule for packets that tables of this family do not see in nftables."""
+        headers = {"inet": ("ip", "ip6"), "ip": ("ip",), "ip6": ("ip6",), "arp": ("arp",)}.get(family, ())
+        if not headers:
+            return []
+        self.names.update(headers)
+        seen = " | ".join(headers)
+        condition = f"~({seen})" if len(headers) > 1 else f"~{seen}"
+        return [
+            f"# tables of the family {family} see no other packets",
+            f"{owner}.rule({condition}, {accept}, name={literal(f'not {family}')})",
+        ]
 
     def _everything(self) -> str:
         self.names.add("pkt")
