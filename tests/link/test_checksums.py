@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from contextlib import ExitStack
+from functools import partial
 from random import Random
 
 import pytest
@@ -27,6 +28,10 @@ from xdpkit.kernel.program import Program
 from xdpkit.meaning.walk import walk
 
 ADDRESSES = {4: ("10.0.0.1/24", "10.0.0.2/24"), 6: ("fd00::1/64", "fd00::2/64")}
+
+
+#: Parameters of a test whose packets take several frames.
+JUMBO = partial(pytest.param, marks=pytest.mark.needs("AF_XDP multi-buffer"))
 
 
 @pytest.fixture
@@ -108,7 +113,9 @@ def completed_and_accounted_for(*links):
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize(("mode", "mtu"), [("native", 1500), ("native", 9000), ("generic", 1500), ("generic", 9000)])
+@pytest.mark.parametrize(
+    ("mode", "mtu"), [("native", 1500), ("generic", 1500), JUMBO("native", 9000), JUMBO("generic", 9000)]
+)
 def test_tcp_and_udp_cross_a_forwarder_with_default_offloads(hosts, mode, version, mtu):
     left, a, _, right = hosts(version, mtu=mtu)
     if mode == "generic":
@@ -152,6 +159,7 @@ def send_merged(left, right, port):
         sock.sendto(b"x" * 56_000, ("10.0.0.2", port))
 
 
+@pytest.mark.needs("AF_XDP multi-buffer")
 def test_sockets_in_generic_mode_take_merged_segments_in_several_frames(hosts):
     left, a, _, right = hosts()
     pipe = Pipeline("dns", default=DROP)
