@@ -105,6 +105,7 @@ perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets,
 	$(BIN)/python perf/profile.py
 	$(BIN)/python perf/filter.py
 	$(BIN)/python perf/lookups.py
+	$(BIN)/python perf/copies.py
 	$(BIN)/python perf/bridge.py
 	$(BIN)/python perf/checksums.py
 	$(BIN)/python perf/sets.py

@@ -54,6 +54,7 @@ struct xk_copies {
 	uint64_t until;	 /* time of the oldest record of the others */
 	struct xk_reader *reader;
 	uint64_t *before; /* the program's counts when the reader came: two for each CPU */
+	uint64_t *now;	  /* room for as many, of lost() */
 };
 
 static void *map(size_t size, int prot, int fd, size_t offset)
@@ -190,7 +191,8 @@ static int open_all(struct xk_copies *c, const uint32_t *ring_of, int rings_fd, 
 
 	c->rings = calloc(c->count, sizeof(*c->rings));
 	c->before = malloc(c->cpus * 2 * sizeof(*c->before));
-	if (!c->rings || !c->before)
+	c->now = malloc(c->cpus * 2 * sizeof(*c->now));
+	if (!c->rings || !c->before || !c->now)
 		return xk_fail("calloc", ENOMEM);
 	for (uint32_t i = 0; i < c->count; i++)
 		c->rings[i].fd = -1;
@@ -257,6 +259,7 @@ void xk_copies_close(struct xk_copies *c)
 	close_fd(c->counts_fd);
 	free(c->rings);
 	free(c->before);
+	free(c->now);
 	free(c);
 }
 
@@ -410,15 +413,16 @@ void xk_copies_nap(struct xk_copies *c, int nap)
 	set_mode(c, nap ? XK_READER_NAPS : XK_READER_WAITS);
 }
 
+/* The sink asks under its lock, so one thread at a time uses `now`. */
 static uint64_t lost(const void *self)
 {
 	const struct xk_copies *c = self;
-	uint64_t *counts = malloc(c->cpus * 2 * sizeof(*counts)), lost = 0;
+	uint64_t lost = 0;
 
-	if (counts && !xk_copies_stats(c, counts, counts + c->cpus))
-		for (uint32_t cpu = 0; cpu < c->cpus; cpu++)
-			lost += counts[c->cpus + cpu];
-	free(counts);
+	if (read_counts(c, c->now))
+		return 0;
+	for (uint32_t cpu = 0; cpu < c->cpus; cpu++)
+		lost += c->now[2 * cpu + 1] - c->before[2 * cpu + 1];
 	return lost;
 }
 
