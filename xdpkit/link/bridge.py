@@ -401,7 +401,7 @@ class Bridge:
         self, pipeline: Pipeline | Compiled | Built, *, shadow: Pipeline | None = None, learn: float = 0.0
     ) -> Update:  # fmt: skip
         """Put another pipeline in the place of this one on both sides, or on neither: no packet meets both or none.
-        Otherwise as :meth:`Link.update`."""
+        One side follows the other some milliseconds later.  Otherwise as :meth:`Link.update`."""
         return self._update(crossing(as_built(pipeline, shadow)), learn)
 
     def _update(self, built: Built, learn: float = 0.0) -> Update:
