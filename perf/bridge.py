@@ -1,6 +1,6 @@
 """Packets a second through a firewall between two devices: bridge(), and the Linux bridge with nftables.
 
-    python perf/bridge.py [--runs 5] [--seconds 2] [--rules 10 1000] [--json FILE]
+    python perf/bridge.py [--runs 5] [--duration 2] [--rules 10 1000] [-o FILE]
 
 Both stand between the same two veth pairs and take turns in one run.  A sender on one side fills the wire with UDP of
 64 bytes that no rule takes, so each packet meets all rules; what arrives on the other side within the time is counted,
@@ -105,9 +105,9 @@ def measure(rules: int, runs: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--duration", "--seconds", dest="seconds", type=float, default=2)
     parser.add_argument("--rules", type=int, nargs="+", default=[10, 1000])
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("-o", "--output", dest="json", default="", metavar="FILE")
     args = parser.parse_args()
     rows = [measure(rules, args.runs, args.seconds) for rules in args.rules]
     table = Table(title=f"UDP of 64 bytes, Linux {platform.release()}", box=None, title_justify="left")

@@ -1,6 +1,6 @@
 """Nanoseconds that completing checksums costs a packet that leaves by a device at XDP, and what the same costs TCP.
 
-    python perf/checksums.py [--runs 5] [--seconds 2] [--json FILE]
+    python perf/checksums.py [--runs 5] [--duration 2] [-o FILE]
 
 The first table is the kernel's own measure (BPF_PROG_TEST_RUN, medians): a program of one rule, TX, that completes
 the checksums which senders left to their device, and one that does not.  `complete`: the packet's checksum is there, so
@@ -155,8 +155,8 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("--duration", "--seconds", dest="seconds", type=float, default=2)
+    parser.add_argument("-o", "--output", dest="json", default="", metavar="FILE")
     args = parser.parse_args()
     costs = nanoseconds(args.runs)
     show(f"ns per packet that leaves by TX, Linux {platform.release()}", costs)

@@ -1,6 +1,6 @@
 """Nanoseconds per packet of a filter: xdpkit, C written by hand for the same rules, xdp-filter, nftables.
 
-    python perf/filter.py [--rules 1,10,100,1000,10000] [--runs 5] [--json FILE]   # FILE.png beside it: curves
+    python perf/filter.py [--rules 1,10,100,1000,10000] [--runs 5] [-o FILE]   # FILE.png beside it: curves
 
 The measure is the kernel's own: BPF_PROG_TEST_RUN repeats the program on one packet and reports the mean; runs of all
 programs take turns, and the table has medians.  Families of rules, all DROP: `ports` (tcp.dport == P), which xdp-filter
@@ -353,7 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", default="1,10,100,1000,10000")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("-o", "--output", dest="json", default="", metavar="FILE")
     args = parser.parse_args()
     counts = [int(n) for n in args.rules.split(",")]
     with Progress(console=make_console(stderr=True), transient=True) as progress:

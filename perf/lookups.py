@@ -1,6 +1,6 @@
 """Nanoseconds that sets, limits and steps cost a packet (BPF_PROG_TEST_RUN, medians), and how a set's cost grows.
 
-    python perf/lookups.py [--sizes 1e3,1e4,1e5,1e6,1e7] [--runs 5] [--json FILE] [--png FILE]
+    python perf/lookups.py [--sizes 1e3,1e4,1e5,1e6,1e7] [--runs 5] [-o FILE] [--png FILE]
 
 The first table asks sets of many sizes: a hash of addresses and a trie of prefixes (half of them /24, half /32).
 `warm` repeats one packet, so that all it touches is in the caches: what the structure itself costs.  `spread` takes
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1e3,1e4,1e5,1e6,1e7")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("-o", "--output", dest="json", default="", metavar="FILE")
     parser.add_argument("--png", default="", metavar="FILE")
     args = parser.parse_args()
     sizes = [int(float(text)) for text in args.sizes.split(",")]

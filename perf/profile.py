@@ -1,6 +1,6 @@
 """Where the time of sending goes, and what a sleep costs: why a path can be no faster on this machine.
 
-    python perf/profile.py [--seconds 3] [--json FILE]      # as root; wants perf: apt-get install linux-perf
+    python perf/profile.py [--duration 3] [-o FILE]      # as root; wants perf: apt-get install linux-perf
 
 Each path sends 64 bytes from one CPU, which perf samples with all that runs there (cpu-clock, call chains).  On veth
 the sending CPU also runs the receiving port's softirq, after each packet, because that is where packet sockets and
@@ -128,8 +128,8 @@ def table(rows: list[Row]) -> Table:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--duration", "--seconds", dest="seconds", type=float, default=3.0)
+    parser.add_argument("-o", "--output", dest="json", type=Path)
     args = parser.parse_args()
     if not shutil.which("perf"):
         print("perf/profile.py wants perf: apt-get install linux-perf", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Seconds to load, replace and sync sets of 1,000 to 10,000,000 prefixes: xdpkit beside `nft -f` and `ipset restore`.
 
-    python perf/sets.py [--sizes 1e3,1e4,1e5,1e6,1e7] [--runs 3] [--peer-seconds 120] [--json FILE] [--png FILE]
+    python perf/sets.py [--sizes 1e3,1e4,1e5,1e6,1e7] [--runs 3] [--peer-seconds 120] [-o FILE] [--png FILE]
 
 Every tool reads the same IPv4 prefixes from a file in its own format, on a disk cache that is warm: distinct /24, every
 other one narrowed to a /32, in random order and without overlaps, which nftables' interval sets refuse.  A run of
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="1e3,1e4,1e5,1e6,1e7")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer-seconds", type=float, default=120)
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("-o", "--output", dest="json", default="", metavar="FILE")
     parser.add_argument("--png", default="", metavar="FILE")
     args = parser.parse_args()
     sizes = [int(float(n)) for n in args.sizes.split(",")]

@@ -1,6 +1,6 @@
 """What writing costs: packets/s of one queue into a file, ns per KiB into a pipe, packets/s of a tap's copies by wait.
 
-python perf/sink.py --seconds 1 --turns 3: medians, 64-byte packets, receiver and generator each on a CPU of its own.
+python perf/sink.py --duration 1 --turns 3: medians, 64-byte packets, receiver and generator each on a CPU of its own.
 Run it in two trees by turns to compare them.
 """
 
@@ -53,7 +53,7 @@ def report(name, rows):
 def main():
     """All measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each run")
+    parser.add_argument("--duration", "--seconds", dest="seconds", type=float, default=1.0, help="of each run")
     parser.add_argument("--turns", type=int, default=3, help="runs of each kind")
     args = parser.parse_args()
     with Lab() as lab:

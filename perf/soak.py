@@ -1,6 +1,6 @@
 """The datapath for as long as you like: does memory grow, does a frame or a packet get lost?
 
-    python perf/soak.py [--seconds 600] [--json FILE]
+    python perf/soak.py [--duration 600] [-o FILE]
 
 Packets of 64 bytes come as fast as the port takes them.  They are counted in C, then written to /dev/null as pcapng,
 read in Python, and forwarded to another device; then Python sends as many as it can.  Most of the time is for the
@@ -225,8 +225,8 @@ def table(results: list[Result]) -> Table:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--duration", "--seconds", dest="seconds", type=float, default=600.0)
+    parser.add_argument("-o", "--output", dest="json", type=Path)
     args = parser.parse_args()
     results = []
     with Progress(console=make_console(stderr=True), transient=True) as progress:

@@ -1,6 +1,6 @@
 """Nanoseconds that tracked connections cost a packet, beside a bare look-up in an LRU hash of the same keys.
 
-    python perf/state.py [--sizes 1e3,1e5,1e6] [--runs 7] [--json FILE]
+    python perf/state.py [--sizes 1e3,1e5,1e6] [--runs 7] [-o FILE]
 
 Each run is BPF_PROG_TEST_RUN of a small program that writes a random source address among so many connections into the
 packet, a TCP segment without data, and then calls the program that is measured; all in one process, in turn, medians.
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", default="1e3,1e5,1e6", help="connections, with commas between")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("-o", "--output", dest="json", type=Path)
     options = parser.parse_args()
     rows = {}
     print(f"{'connections':>12} {'empty':>7} {'lru':>7} {'plain':>7} {'state':>7}   state costs  bare look-up  ratio")

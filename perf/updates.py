@@ -1,6 +1,6 @@
 """Live change under traffic: does anything get lost, mixed up or left behind, and how long does it take?
 
-    python perf/updates.py [--updates 1000] [--rules 10,100,10000] [--members 1e3,1e6] [--runs 15] [--json FILE]
+    python perf/updates.py [--updates 1000] [--rules 10,100,10000] [--members 1e3,1e6] [--runs 15] [-o FILE]
 
 The soak: a generator sends numbered packets as fast as the port takes them, all are redirected to a socket that Python
 reads, and meanwhile one change follows the other: other rules (built ahead), `update`, `replace` and `sync` of sets,
@@ -370,7 +370,7 @@ def main() -> None:
     parser.add_argument("--rules", default="10,100,10000")
     parser.add_argument("--members", default="1e3,1e6")
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--json", default="", metavar="FILE")
+    parser.add_argument("-o", "--output", dest="json", default="", metavar="FILE")
     args = parser.parse_args()
     warnings.simplefilter("ignore", PipelineWarning)
     result: dict[str, Any] = {"kernel": platform.release(), "load": os.getloadavg()[0], "updates": [], "sets": []}

@@ -295,3 +295,23 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_the_frame_itself_is_a_condition_that_always_holds():
     pipe = Pipeline("p")
     assert str(pipe.rule(pkt, DROP)) == "any -> DROP"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "1a", "a" * 64, "ä", None, 7])
+def test_names_of_pipelines_and_chains_are_of_one_form(name):
+    with pytest.raises(PipelineError, match=r"letters, digits, '_', '\.', '-', at most 63"):
+        Pipeline(name)
+    with pytest.raises(PipelineError, match=r"letters, digits, '_', '\.', '-', at most 63"):
+        Pipeline("p").chain(name)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a-b", "a.b", "1a", "a" * 33, "ä"])
+def test_names_of_sets_are_those_of_a_map_and_a_file(name):
+    with pytest.raises(PipelineError, match="letters, digits and '_', at most 32"):
+        Pipeline("p").set(name, ip.src)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", 7])
+def test_names_of_rules_are_printable_text(name):
+    with pytest.raises(PipelineError, match="a printable string is wanted"):
+        Pipeline("p").rule(udp, DROP, name=name)
