@@ -82,7 +82,7 @@ def xdpkit(*args, cwd, before=(), **options):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
-def told(done):
+def report(done):
     """The JSON of a run that went well."""
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -91,7 +91,7 @@ def told(done):
 @pytest.mark.root
 @pytest.mark.parametrize("engine", ["kernel", "reference"])
 def test_both_engines_count_verdicts_per_rule(files, engine):
-    out = told(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=files))
+    out = report(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=files))
     assert out["engine"] == engine
     assert {r["name"]: r["packets"] for r in out["rules"]} == {"dns": 100, "bad-net": 50, "default": 50}
     assert out["packets"] == 200
@@ -100,7 +100,7 @@ def test_both_engines_count_verdicts_per_rule(files, engine):
 
 def test_without_privilege_the_reference_judges_unless_the_kernel_is_asked_for(files):
     before = ("setpriv", "--bounding-set=-all")
-    assert told(xdpkit("replay", "rules.py", "day.pcap", "--json", cwd=files, before=before))["engine"] == "reference"
+    assert report(xdpkit("replay", "rules.py", "day.pcap", "--json", cwd=files, before=before))["engine"] == "reference"
     done = xdpkit("replay", "rules.py", "day.pcap", "--engine", "kernel", cwd=files, before=before)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "CAP_BPF" in done.stderr
@@ -122,7 +122,7 @@ def test_every_form_of_capture_is_read(files, form):
 def test_a_capture_that_xdpkit_wrote_is_read_with_its_nanoseconds(files):
     (first, *_) = read_captures([files / "day.pcap"])
     assert (first.number, first.time_ns) == (1, 1_700_000_000_123_456_789)
-    told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
+    report(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
     again = list(read_captures([files / "out.pcapng"]))
     kept = [(p.time_ns, p.data) for p in read_captures([files / "day.pcap"]) if p.number % 4 != 3]
     assert [(p.time_ns, p.data) for p in again] == kept
@@ -130,7 +130,7 @@ def test_a_capture_that_xdpkit_wrote_is_read_with_its_nanoseconds(files):
 
 @pytest.mark.root
 def test_w_writes_what_is_not_dropped_and_tcpdump_reads_it(files):
-    out = told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
+    out = report(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--json", cwd=files))
     assert out["written"] == 150
     read = subprocess.run(
         ["tcpdump", "-nr", "out.pcapng", "not", "src", "net", "192.0.2.0/24"],
@@ -140,14 +140,14 @@ def test_w_writes_what_is_not_dropped_and_tcpdump_reads_it(files):
 
 
 def test_verdict_chooses_what_is_written(files):
-    out = told(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--verdict", "drop", "--json", cwd=files))
+    out = report(xdpkit("replay", "rules.py", "day.pcap", "-w", "out.pcapng", "--verdict", "drop", "--json", cwd=files))
     assert out["written"] == 50
     assert [d for d, _ in RawPcapReader(str(files / "out.pcapng"))] == FRAMES_OF_CAPTURE[2::4]
 
 
 @pytest.mark.slow
 def test_against_lists_every_difference_with_examples(files):
-    out = told(xdpkit("replay", "other.py", "day.pcap", "--against", "rules.py", "--json", cwd=files))
+    out = report(xdpkit("replay", "other.py", "day.pcap", "--against", "rules.py", "--json", cwd=files))
     (difference,) = out["differences"]
     lost = [n for n in range(2, 200, 4) if n % 256 >= 128]
     assert difference["packets"] == len(lost)
@@ -334,13 +334,13 @@ def test_what_rules_remember_is_replayed_by_the_captures_own_clock(files, engine
     slow, burst = (
         {
             r["name"]: r["packets"]
-            for r in told(xdpkit("replay", "remembers.py", f, "--engine", engine, "--json", cwd=files))["rules"]
+            for r in report(xdpkit("replay", "remembers.py", f, "--engine", engine, "--json", cwd=files))["rules"]
         }
         for f in ("slow.pcap", "burst.pcap")
     )
     assert (slow["udp"], slow["bad"], slow["over"], slow["again"] > 0) == (100, 32, 0, True)
     assert (burst["udp"], burst["over"]) == (100, 90)
-    again = told(xdpkit("replay", "remembers.py", "slow.pcap", "--engine", "reference", "--json", cwd=files))
+    again = report(xdpkit("replay", "remembers.py", "slow.pcap", "--engine", "reference", "--json", cwd=files))
     assert slow == {r["name"]: r["packets"] for r in again["rules"]}
 
 
@@ -376,7 +376,7 @@ def test_a_built_file_means_what_the_pipeline_means(files):
     xdpkit("build", "rules.py", "-o", "rules.xdp", cwd=files)
     for engine in ("kernel", "reference"):
         ours, theirs = (
-            told(xdpkit("replay", source, "day.pcap", "--engine", engine, "--json", cwd=files))
+            report(xdpkit("replay", source, "day.pcap", "--engine", engine, "--json", cwd=files))
             for source in ("rules.py", "rules.xdp")
         )
         assert ours["rules"] == theirs["rules"]
@@ -388,7 +388,7 @@ def test_a_built_file_keeps_every_kind_of_condition(files):
     assert xdpkit("build", "kinds.py", "-o", "kinds.xdp", cwd=files).returncode == 0
     for engine in ("kernel", "reference"):
         ours, theirs = (
-            told(xdpkit("replay", source, "day.pcap", "--engine", engine, "--json", cwd=files))
+            report(xdpkit("replay", source, "day.pcap", "--engine", engine, "--json", cwd=files))
             for source in ("kinds.py", "kinds.xdp")
         )
         assert ours["rules"] == theirs["rules"]
@@ -527,7 +527,7 @@ def test_connections_last_by_the_clock_of_the_capture(tmp_path, engine):
     (tmp_path / "rules.py").write_text(TRACKING)
     late = [((1_700_000_100, 0), pair(0)[1][1])]
     (tmp_path / "day.pcap").write_bytes(pcap([record for n in range(5) for record in pair(n)] + late))
-    out = told(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=tmp_path))
+    out = report(xdpkit("replay", "rules.py", "day.pcap", "--engine", engine, "--json", cwd=tmp_path))
     found = {r["name"]: r["packets"] for r in out["rules"]}
     assert found == {"known": 5, "dns": 5, "flow table full": 0, "default": 1}
 

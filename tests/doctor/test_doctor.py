@@ -44,7 +44,7 @@ print(as_json(examine(*sys.argv[1:])))
 """
 
 
-def told(port):
+def checks(port):
     """Findings about the port by topic (the last one of a topic)."""
     with port.namespace:
         return {finding.topic: finding for finding in examine_device(port.name)}
@@ -145,7 +145,7 @@ def test_a_missing_device_is_a_finding_that_names_the_others(veth_pair):
 
 
 def test_a_healthy_veth_has_no_problem(make_veth):
-    found = told(make_veth(queues=2)[0])
+    found = checks(make_veth(queues=2)[0])
     assert [f for f in found.values() if f.status == "problem"] == []
     assert found["queues"] == Check("queues", "ok", "2 receive, 2 transmit, at most 2 receive")
     assert found["XDP"].text == "native; features: basic, ndo-xmit, ndo-xmit-sg, redirect, rx-sg"
@@ -158,29 +158,29 @@ def test_a_single_queue_is_noted_with_the_way_to_more(make_veth):
     left, _ = make_veth(queues=4)
     with left.namespace:
         ethtool.set_channels("left", rx=1, tx=1)
-    assert told(left)["queues"].status == "note"
-    assert told(left)["queues"].advice == "ethtool -L left combined 4 (or rx N tx N)"
+    assert checks(left)["queues"].status == "note"
+    assert checks(left)["queues"].advice == "ethtool -L left combined 4 (or rx N tx N)"
 
 
 def test_a_device_that_is_down_or_without_carrier_is_a_problem(veth_pair):
     left, right = veth_pair
     set_link(right, state="down")
-    assert told(left)["link"].text == "no carrier"
-    assert told(right)["link"] == Check("link", "problem", "the device is down", "ip link set dev right up")
+    assert checks(left)["link"].text == "no carrier"
+    assert checks(right)["link"] == Check("link", "problem", "the device is down", "ip link set dev right up")
 
 
 def test_promiscuous_mode_is_seen(veth_pair):
     left, _ = veth_pair
-    assert told(left)["promiscuity"].status == "note"
+    assert checks(left)["promiscuity"].status == "note"
     with left.namespace, netdev.promiscuous(left.index):
-        assert told(left)["promiscuity"].status == "ok"
+        assert checks(left)["promiscuity"].status == "ok"
 
 
 @pytest.mark.parametrize("mtu", [3506, 3507, 9000])
 def test_an_mtu_that_needs_packets_of_several_buffers_is_no_problem_where_there_are_some(make_veth, mtu):
     left, right = make_veth()
     set_link(right, mtu=mtu)
-    assert told(left)["MTU native"].status == "ok"
+    assert checks(left)["MTU native"].status == "ok"
     with loaded() as program, left.namespace:
         result = lib.xk_link_xdp(program.fd, left.index, FLAGS["native"])
         assert result >= 0 if mtu <= NATIVE_FRAME_BYTES - 14 else result == -errno.ERANGE
@@ -191,12 +191,12 @@ def test_an_mtu_that_needs_packets_of_several_buffers_is_no_problem_where_there_
 @pytest.mark.parametrize(("mtu", "said"), [(3818, "of at most 3818"), (3819, "packets take several")])
 def test_an_mtu_beyond_a_frame_of_umem_is_said(make_veth, mtu, said):
     left, _ = make_veth(mtu=mtu)
-    assert said in told(left)["MTU AF_XDP"].text
-    assert told(left)["MTU generic"].status == "ok"
+    assert said in checks(left)["MTU AF_XDP"].text
+    assert checks(left)["MTU generic"].status == "ok"
 
 
 def test_busy_polling_needs_a_driver_that_tells(veth_pair):
-    assert "do not tell which NAPI" in told(veth_pair[0])["busy poll"].text
+    assert "do not tell which NAPI" in checks(veth_pair[0])["busy poll"].text
 
 
 def test_a_device_on_top_of_another_leads_to_it(veth_pair):
@@ -210,12 +210,12 @@ def test_a_device_on_top_of_another_leads_to_it(veth_pair):
 
 def test_a_veth_without_napi_cannot_be_redirected_to(make_veth):
     left, _ = make_veth(napi=False)
-    assert told(left)["forward"].advice == "turn GRO on at both ends (ethtool -K left gro on)"
+    assert checks(left)["forward"].advice == "turn GRO on at both ends (ethtool -K left gro on)"
 
 
 def test_merging_by_the_device_is_a_problem(veth_pair, monkeypatch):
     monkeypatch.setattr(ethtool, "feature", lambda name, feature: feature == "rx-lro")
-    found = told(veth_pair[0])
+    found = checks(veth_pair[0])
     assert (found["merging"].status, found["merging"].advice) == ("problem", "ethtool -K left rx-lro off")
     assert "VLAN" not in found
 
@@ -223,26 +223,26 @@ def test_merging_by_the_device_is_a_problem(veth_pair, monkeypatch):
 def test_zero_copy_is_told_where_the_driver_has_it(veth_pair, monkeypatch):
     device = replace(veth_pair[0].device, xdp_features=frozenset({"basic", "xsk-zerocopy"}), xdp_zc_max_segs=5)
     monkeypatch.setattr(doctor_device.netdev, "device", lambda _: device)
-    found = told(veth_pair[0])
+    found = checks(veth_pair[0])
     assert found["zero-copy"].text == "the driver has AF_XDP zero-copy, packets of up to 5 buffers"
     assert found["redirect"].status == "problem"
     assert (found["TX metadata"].status, found["TX metadata"].advice[:17]) == ("note", "bind copy or auto")
     able = replace(device, xsk_features=frozenset({"tx-timestamp"}))
     monkeypatch.setattr(doctor_device.netdev, "device", lambda _: able)
-    assert told(veth_pair[0])["TX metadata"].text == "the driver offers tx-timestamp in zero-copy"
+    assert checks(veth_pair[0])["TX metadata"].text == "the driver offers tx-timestamp in zero-copy"
 
 
 def test_an_old_kernel_that_tells_no_features_is_noted(veth_pair, monkeypatch):
     device = replace(veth_pair[0].device, xdp_features=None)
     monkeypatch.setattr(doctor_device.netdev, "device", lambda _: device)
-    assert told(veth_pair[0])["XDP"].text == "the kernel does not tell what the driver can (before 6.3)"
+    assert checks(veth_pair[0])["XDP"].text == "the kernel does not tell what the driver can (before 6.3)"
 
 
 def test_a_link_of_another_process_is_named(veth_pair):
     left, _ = veth_pair
     with a_link_of_another_process(left) as owner:
         (holder,) = held(left)
-        finding = told(left)["holder"]
+        finding = checks(left)["holder"]
     assert finding.status == "problem"
     assert f"(id {holder.prog_id}) is held by a bpf_link of process {owner.pid} (" in finding.text
     assert finding.advice == f"stop process {owner.pid}"
@@ -253,7 +253,7 @@ def test_a_program_that_nobody_holds_is_named_with_the_way_to_detach_it(veth_pai
     with loaded() as program:
         attach_for_good(left, "native", program)
         number = program.info()["id"]
-    finding = told(left)["holder"]
+    finding = checks(left)["holder"]
     text = f"native program 'xdpkit' (id {number}) is attached without a process, as by 'ip link set' or xdp-loader"
     assert (finding.status, finding.text) == ("problem", text)
     assert finding.advice == "if nobody wants it: xdpkit doctor left --clean (or ip link set dev left xdpdrv off)"
@@ -336,8 +336,8 @@ def test_clean_refuses_what_is_pinned_and_names_the_pin(veth_pair, pin, what):
             assert caught.value.errno == errno.EBUSY
         with pytest.raises(OSError, match=f"left is held by native program 'xdpkit' .*, pinned at {pin}: unload it"):
             attach(Pipeline("next"), "left")
-    assert f"pinned at {pin}" in told(left)["holder"].text
-    assert "--clean" not in told(left)["holder"].advice
+    assert f"pinned at {pin}" in checks(left)["holder"].text
+    assert "--clean" not in checks(left)["holder"].advice
     assert len(held(left)) == 1
 
 
@@ -396,7 +396,7 @@ def test_every_problem_comes_with_advice(make_veth):
     set_link(right, state="down")
     with loaded() as program:
         attach_for_good(left, "generic", program)
-    problems = [finding for port in (left, right) for finding in told(port).values() if finding.status == "problem"]
+    problems = [finding for port in (left, right) for finding in checks(port).values() if finding.status == "problem"]
     assert {finding.topic for finding in problems} == {"link", "holder"}
     assert all(finding.advice for finding in problems)
 

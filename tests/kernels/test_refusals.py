@@ -60,8 +60,8 @@ def test_want_tc_takes_xdp_and_says_why(veth_pair):
 
 
 def test_the_doctor_names_what_is_missing_and_the_linux_that_has_it():
-    told = subprocess.run([XDPKIT, "doctor", "--json"], capture_output=True, text=True, check=False)
-    found = {finding["topic"]: finding["advice"] for finding in json.loads(told.stdout)}
+    done = subprocess.run([XDPKIT, "doctor", "--json"], capture_output=True, text=True, check=False)
+    found = {finding["topic"]: finding["advice"] for finding in json.loads(done.stdout)}
     missing = {name: f"Linux {feature.version} or newer has it" for name, feature in FEATURES.items() if not has(name)}
     assert {name: found.get(name) for name in FEATURES if name in found} == missing
 

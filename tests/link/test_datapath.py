@@ -323,7 +323,7 @@ def test_unaligned_frames_take_packets_and_send_them(make_veth):
 
 
 @pytest.mark.parametrize(
-    ("asked", "mtu", "got"),
+    ("requested", "mtu", "layout"),
     [
         ({}, 1500, (False, 2048)),
         ({"unaligned": "on"}, 1500, (True, 2112)),
@@ -335,11 +335,11 @@ def test_unaligned_frames_take_packets_and_send_them(make_veth):
         ({}, 9000, (False, 4096)),
     ],
 )
-def test_frames_lie_as_they_were_asked_for(make_veth, asked, mtu, got):
+def test_frames_lie_as_they_were_requested(make_veth, requested, mtu, layout):
     _, right = make_veth(mtu=mtu)
-    with right.namespace, attach(DNS, right.name, options=replace(SMALL, **asked)) as link, link.sockets():
-        assert (link.attachment.unaligned, link.attachment.chunk_size) == got
-        assert ("unaligned frames of" in str(link.attachment)) == got[0]
+    with right.namespace, attach(DNS, right.name, options=replace(SMALL, **requested)) as link, link.sockets():
+        assert (link.attachment.unaligned, link.attachment.chunk_size) == layout
+        assert ("unaligned frames of" in str(link.attachment)) == layout[0]
 
 
 def test_no_more_frames_go_round_than_fill_and_a_batch_need(make_veth):

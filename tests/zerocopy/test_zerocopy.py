@@ -456,6 +456,6 @@ def test_a_killed_run_leaves_the_device_as_it_was(igb):
 
 def test_the_doctor_says_that_the_device_has_zero_copy(igb):
     near, _ = igb
-    told = subprocess.run([XDPKIT, "doctor", near.name], capture_output=True, text=True, check=False)
-    assert re.search(r"^ok +zero-copy +the driver has AF_XDP zero-copy", told.stdout, re.M)
-    assert "problem" not in told.stdout
+    done = subprocess.run([XDPKIT, "doctor", near.name], capture_output=True, text=True, check=False)
+    assert re.search(r"^ok +zero-copy +the driver has AF_XDP zero-copy", done.stdout, re.M)
+    assert "problem" not in done.stdout

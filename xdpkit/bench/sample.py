@@ -114,9 +114,9 @@ def _row(mine: list[Sample]) -> Row:
     if fixed:
         more |= {"fixed_pps": statistics.median(s.sent / s.seconds for s in fixed)}
         more |= {"fixed_loss": statistics.median((s.sent - s.received) / max(1, s.sent) for s in fixed)}
-    told = [s for s in probes or full if s.calls is not None]
-    if told:
-        more |= {"calls_per_packet": statistics.median((s.calls or 0) / max(1, s.received) for s in told)}
+    counted = [s for s in probes or full if s.calls is not None]
+    if counted:
+        more |= {"calls_per_packet": statistics.median((s.calls or 0) / max(1, s.received) for s in counted)}
     delays = [s.delays_us for s in probes if s.delays_us]
     if delays:
         more |= {"delays_us": tuple(statistics.median(column) for column in zip(*delays, strict=True))}

@@ -83,7 +83,7 @@ def show_demo(write: Path, duration: float) -> None:
     console.print(f"pipeline {os.path.relpath(PIPELINE)}:", style="bold")
     for rule in load_file(PIPELINE).outcomes:
         console.print(visible(f"  {rule.name:<8} {rule}"))
-    console.print(f"traffic: {RATE_PPS:,} packets/s asked for, {duration:g} s, over a veth pair of two queues\n")
+    console.print(f"traffic: {RATE_PPS:,} packets/s requested, {duration:g} s, over a veth pair of two queues\n")
     with signals() as stop:
 
         def watch(link: Link, workers: Workers, seconds: float) -> None:

@@ -69,8 +69,8 @@ def replay_captures(
         sides = {side: name for side, name in zip(SIDES, (inside, outside), strict=True) if name}
         result = replay(packets, built, against=other, engine=engine, take=take, sides=sides)
     if as_json:
-        told = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
-        print(json.dumps(told | result.as_dict() | {"skipped": skipped.lines()}))
+        head = {"pipeline": built.pipeline.name, "engine": engine, "absent": _metadata(built, other)}
+        print(json.dumps(head | result.as_dict() | {"skipped": skipped.lines()}))
     else:
         console = make_console(stderr=write_to == "-")
         _print_replay(console, built, other, engine, result, write_to, verdict.upper())

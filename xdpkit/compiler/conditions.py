@@ -160,30 +160,30 @@ class Conditions:
     def _(self, expr: Classic, builder: ir.IRBuilder, yes: ir.Block, no: ir.Block) -> None:
         builder.debug_metadata = self.classify.debug.location(expr.where)
         packet, source, _ = self.classify.function.args
-        asked = {at: partial(self.ancillary, expr, offset=at) for at in expr.ancillary(())}
+        ancillary = {at: partial(self.ancillary, expr, offset=at) for at in expr.ancillary(())}
         if has_loops(expr.instructions):
-            start = self.loop_start(expr, asked, builder)
+            start = self.loop_start(expr, ancillary, builder)
             matched = builder.call(self.classify.external("loop"), [source, packet, start, I32(MAX_TURNS)])
             builder.cbranch(builder.icmp_unsigned("!=", matched, I32(0)), yes, no)
             return
         length = self.reader.member("len")
-        program = Program(self.classify, self.classify.registers, source, length, yes, no, ancillary=asked)
+        program = Program(self.classify, self.classify.registers, source, length, yes, no, ancillary=ancillary)
         program.lower(expr.instructions, builder)
 
     def loop_start(
-        self, expr: Classic, asked: Mapping[int, Callable[[ir.IRBuilder], ir.Value]], builder: ir.IRBuilder
+        self, expr: Classic, ancillary: Mapping[int, Callable[[ir.IRBuilder], ir.Value]], builder: ir.IRBuilder
     ) -> ir.Value:
         """Where the turns of a program start.  turn() does not know the device, so there is a program for each answer
         that it can give."""
-        values = [sorted({expr.ancillary(devices)[at] for devices in ((), *expr.device_choices)}) for at in asked]
-        found = [make(builder) for make in asked.values()]
+        values = [sorted({expr.ancillary(devices)[at] for devices in ((), *expr.device_choices)}) for at in ancillary]
+        found = [make(builder) for make in ancillary.values()]
         start: ir.Value = I32(0)
         for numbers in product(*values):
-            number = I32(self.turns.add(expr, dict(zip(asked, numbers, strict=True))))
+            number = I32(self.turns.add(expr, dict(zip(ancillary, numbers, strict=True))))
             same: ir.Value = ir.IntType(1)(1)
             for value, wanted in zip(found, numbers, strict=True):
                 same = builder.and_(same, builder.icmp_unsigned("==", value, I32(wanted)))
-            start = builder.select(same, number, start) if asked else number
+            start = builder.select(same, number, start) if ancillary else number
         return start
 
 

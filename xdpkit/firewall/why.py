@@ -51,8 +51,8 @@ def why(link: Link, frame: bytes, *, rx_queue: int = 0) -> Explanation:
     notes = []
     if pipe.metadata:
         notes.append(f"what is not in the packet's bytes is taken for absent: {', '.join(pipe.metadata)}")
-    asked = (node for tried in explanation.tried for node in tried.rule.nodes())
-    if any(isinstance(node, (Sample, Draw)) for node in asked):
+    tested = (node for tried in explanation.tried for node in tried.rule.nodes())
+    if any(isinstance(node, (Sample, Draw)) for node in tested):
         notes.append("rules that were tried depend on chance: the next such packet may fare differently")
     return replace(explanation, notes=tuple(notes))
 

@@ -107,11 +107,11 @@ def pcap(text: str, *, netmask: str | None = None, optimize: bool = True) -> Exp
             program = compile_text(written_out, mask=mask, optimize=optimize)
     except ValueError as error:
         raise PipelineError(f"pcap({text!r}): {error}", where) from None
-    asked = {ins.k for ins in program if ins.operation == LD and ins.mode == ABS and ins.k in _ANCILLARY}
-    if not asked <= {PACKET_TYPE, INTERFACE} or (INTERFACE in asked and _IFINDEX.search(text)):
+    ancillary = {ins.k for ins in program if ins.operation == LD and ins.mode == ABS and ins.k in _ANCILLARY}
+    if not ancillary <= {PACKET_TYPE, INTERFACE} or (INTERFACE in ancillary and _IFINDEX.search(text)):
         said = "a field of the kernel's socket buffer (ifindex): a pipeline knows devices by their names: ifname NAME"
         raise NotSupported(f"{where}: pcap({text!r})", said)
-    return Classic(text, program, interfaces if INTERFACE in asked else (), PACKET_TYPE in asked, where=where)
+    return Classic(text, program, interfaces if INTERFACE in ancillary else (), PACKET_TYPE in ancillary, where=where)
 
 
 def compile_text(text: str, *, mask: int = 0, optimize: bool = True) -> tuple[Instruction, ...]:

@@ -218,13 +218,13 @@ def _attach_mode(request: Request, mode: str) -> Link:
 
 
 def _multi_buffers(device: Device, options: SocketOptions, mode: str, pipe: Pipeline) -> tuple[bool, ...]:
-    """Whether to take packets of several buffers, the ways to try.  In generic mode packets come as the stack has
-    them: merged by GRO, or not yet cut to the MTU by their sender (TSO, GSO), up to 64 KiB."""
+    """The values to try, best first, for whether packets may have several buffers.  In generic mode packets come as the
+    stack has them: merged by GRO, or not yet cut to the MTU by their sender (TSO, GSO), up to 64 KiB."""
     longest = max(device.mtu + L2_BYTES, (device.peer_mtu or 0) + 14)
-    ways = options.multi_buffers(longest, NATIVE_FRAME_BYTES)
-    if mode == "generic" and options.multi_buffer == "auto" and "REDIRECT" in pipe.verdicts and not any(ways):
-        return (True, False) if has("AF_XDP multi-buffer") else ways
-    return ways
+    tries = options.multi_buffers(longest, NATIVE_FRAME_BYTES)
+    if mode == "generic" and options.multi_buffer == "auto" and "REDIRECT" in pipe.verdicts and not any(tries):
+        return (True, False) if has("AF_XDP multi-buffer") else tries
+    return tries
 
 
 def _attach(request: Request, mode: str, hook: str) -> Link:
