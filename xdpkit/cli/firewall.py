@@ -413,3 +413,18 @@ def nft(
     if hook not in ("", "input", "forward", "ingress", "output"):
         raise typer.BadParameter(f"--hook {hook}: input, forward, ingress or output")
     import_nft(ruleset, output, hook, bridge, name, prove)
+
+
+@importing.command()
+def ipset(
+    sets: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="What ipset save printed.")],
+) -> None:
+    """Print the declarations of the sets in FILE, for a pipeline beside it; their members are read from FILE itself.
+
+    Exit status 0: every set has one; 1: standard error names those that have none, with the reason.
+
+    Example: ipset save > sets.ipset; xdpkit firewall import ipset sets.ipset
+    """
+    from .firewall_import import import_ipset
+
+    import_ipset(sets)

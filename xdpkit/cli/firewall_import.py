@@ -10,13 +10,14 @@ from pathlib import Path
 import typer
 
 from ..files.output import write_whole
+from ..firewall.ipset import declarations
 from ..firewall.nft import Imported, NftError, Ruleset, read, translate
 from ..language.check import PipelineWarning
 from ..language.errors import XdpkitError
 from ..language.pipeline import Pipeline, load_file
 from .failure import fail
 
-__all__ = ["import_nft"]
+__all__ = ["import_ipset", "import_nft"]
 
 #: Packets that are judged differently and listed.
 SHOWN = 10
@@ -42,6 +43,22 @@ def import_nft(source: str, output: Path | None, hook: str, bridge: str, name: s
     _report(imported)
     alike = capture is None or _proved(ruleset, imported, capture)
     if imported.refused or not alike:
+        sys.exit(1)
+
+
+def import_ipset(path: Path) -> None:
+    """Print the declarations, and exit with 1 if a set has none."""
+    try:
+        lines, refused = declarations(path.read_text(), path.name)
+    except (NftError, OSError) as error:
+        fail(error)
+    except UnicodeDecodeError:
+        fail(NftError(f"{path}: this is no text: write it with ipset save > FILE"))
+    for line in lines:
+        typer.echo(line)
+    for reason in refused:
+        typer.echo(f"not imported: {reason}", err=True)
+    if refused:
         sys.exit(1)
 
 
