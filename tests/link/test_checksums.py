@@ -185,7 +185,7 @@ def test_forward_rules_in_generic_mode_say_what_is_lost_and_tcp_crosses_where_th
 
 
 @pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("mtu", [1500, 9000])
+@pytest.mark.parametrize("mtu", [1500, JUMBO(9000)])
 def test_tcp_and_udp_cross_a_bridge_in_the_kernel_with_default_offloads(hosts, version, mtu):
     left, a, _, right = hosts(version, mtu=mtu)
     with a.namespace, attach(wire("b"), "a") as one, attach(wire("a"), "b") as two:
