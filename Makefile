@@ -110,6 +110,7 @@ perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets,
 	$(BIN)/python perf/checksums.py
 	$(BIN)/python perf/sets.py
 	$(BIN)/python perf/updates.py
+	$(BIN)/python perf/startup.py
 	$(BIN)/python perf/soak.py
 
 clean: ## Remove what was built
