@@ -13,11 +13,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from ..compiler.names import limit_symbol
 from ..kernel.bpfmap import Map
-from ..kernel.flowmaps import FLOW, FLOW_KEY, LEARN_UNTIL, FlowMaps
+from ..kernel.flowmaps import FLOW, FLOW_BYTES, LEARN_UNTIL, FlowMaps
 from ..language.counted import Draw
 from ..language.limits import Sample
 from ..language.sets import Entry
@@ -31,9 +30,9 @@ from ..sets.live import LiveSet
 
 __all__ = ["why"]
 
+#: Flags and scales of a flow; bpf/track.bpf.c.
 _HIGH, _ANSWERED, _ASSURED = 1, 2, 4
-_FIN, _EARLY, _NO_SCALE = 1, 2, 0xFF
-_TAGGED, _FRAGMENT = 0x1000, 0xFFFF
+_FIN, _EARLY, _NO_SCALE = (8, 16), 32, 0xFF
 
 
 def why(link: Link, frame: bytes, *, rx_queue: int = 0) -> Explanation:
@@ -157,41 +156,26 @@ def _flow_key(key: object) -> tuple[bytes, bool]:
     round there: the kernel compares addresses and ports word by word, as its processor reads them."""
     if not isinstance(key, tuple):
         return b"", False
-    made = np.zeros(1, np.dtype(FLOW_KEY))
+    swapped = False
     if key[0] == "fragment":
-        _, family, tags, source, target, ident, proto = key
-        swapped = _order(source, 0) > _order(target, 0)
-        high, low = (source, target) if swapped else (target, source)
-        first, second = (low, _native(ident >> 16)), (high, _native(ident & 0xFFFF))
-        made["extra"] = _FRAGMENT - swapped
-        return _filled(made, family, tags, proto, first, second), swapped
-    if key[0] == "query":
-        _, family, tags, proto, asker, target, kind, ident = key
-        first, second = (asker, ident), (target, ident)
-        made["extra"] = kind << 1 | (_order(*first) <= _order(*second))
+        _, _, tags, low, high, ident, proto = key
+        ports = ident.to_bytes(4, sys.byteorder)
+    elif key[0] == "query":
+        _, _, tags, proto, asker, target, kind, ident = key
+        low, high = sorted((asker, target), key=lambda address: _order(address, 0))
+        asks_first = _order(asker, 0) <= _order(target, 0)
+        ports = ident.to_bytes(2) + (kind << 1 | asks_first).to_bytes(2, sys.byteorder)
     else:
-        family, tags, proto, first, second = key
-    swapped = _order(*first) > _order(*second)
-    low, high = (second, first) if swapped else (first, second)
-    return _filled(made, family, tags, proto, low, high), swapped
+        _, tags, proto, first, second = key
+        swapped = _order(*first) > _order(*second)
+        (low, low_port), (high, high_port) = (second, first) if swapped else (first, second)
+        ports = low_port.to_bytes(2) + high_port.to_bytes(2)
+    numbers = proto | sum(tag << at for tag, at in zip(tags, (8, 20), strict=False))
+    return _mapped(low) + _mapped(high) + ports + numbers.to_bytes(4, sys.byteorder), swapped
 
 
-def _filled(
-    made: npt.NDArray[np.void], family: int, tags: tuple[int, ...], proto: int, low: tuple[bytes, int],
-    high: tuple[bytes, int],
-) -> bytes:  # fmt: skip
-    for name, (address, port) in (("low", low), ("high", high)):
-        made[name][0] = np.frombuffer(address if len(address) == 16 else bytes(10) + b"\xff\xff" + address, np.uint8)
-        made[f"{name}_port"] = port
-    for name, tag in zip(("vlan", "vlan2"), tags, strict=False):
-        made[name] = tag | _TAGGED
-    made["family"], made["proto"] = family, proto
-    return made.tobytes()
-
-
-def _native(number: int) -> int:
-    """What, written in network order, the kernel has written in its own."""
-    return int.from_bytes(number.to_bytes(2), sys.byteorder)
+def _mapped(address: bytes) -> bytes:
+    return address if len(address) == 16 else bytes(10) + b"\xff\xff" + address
 
 
 def _order(address: bytes, port: int) -> tuple[int, ...]:
@@ -201,18 +185,16 @@ def _order(address: bytes, port: int) -> tuple[int, ...]:
 
 def _flow(value: bytes, swapped: bool) -> Flow:
     """A flow from ``struct flow``."""
-    kind = np.dtype(FLOW)
-    raw = np.frombuffer(value[: kind.itemsize], kind)[0]
+    raw = np.frombuffer(value[:FLOW_BYTES], np.dtype(FLOW))[0]
     flags = int(raw["flags"])
-    sides = tuple(
+    ours, theirs = (
         Side(
             int(side["end"]), int(side["max_end"]), int(side["max_window"]),
-            -1 if side["scale"] == _NO_SCALE else int(side["scale"]), bool(side["flags"] & _FIN),
-            bool(side["flags"] & _EARLY),
+            -1 if scale == _NO_SCALE else int(scale), bool(flags & fin), bool(flags & early),
         )
-        for side in raw["side"]
+        for side, scale, fin, early in zip(raw["side"], raw["scale"], _FIN, (0, _EARLY), strict=True)
     )  # fmt: skip
     return Flow(
         Stage(int(raw["stage"])), bool(flags & _HIGH) != swapped, int(raw["expires_ns"]), int(raw["created"]),
-        (sides[0], sides[1]), bool(flags & _ANSWERED), bool(flags & _ASSURED),
+        (ours, theirs), bool(flags & _ANSWERED), bool(flags & _ASSURED),
     )  # fmt: skip
