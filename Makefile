@@ -104,6 +104,7 @@ perf: install perf-deps ## Compare paths of packets (paths.html), filters, sets,
 	$(BIN)/python perf/paths.py
 	$(BIN)/python perf/profile.py
 	$(BIN)/python perf/filter.py
+	$(BIN)/python perf/chains.py
 	$(BIN)/python perf/lookups.py
 	$(BIN)/python perf/copies.py
 	$(BIN)/python perf/bridge.py

@@ -19,7 +19,7 @@ from .rule_tables import Table, tables
 
 #: Up to FEW rules that are tested one by one get all passes of LLVM's -O2, unless they branch much: more than
 #: FEW_BRANCHY_RULES of them test sets, headers inside a tunnel or payload, of more than FEW_BRANCHY_FIELDS kinds.
-FEW, FEW_BRANCHY_RULES, FEW_BRANCHY_FIELDS = 32, 8, 2
+FEW, FEW_BRANCHY_RULES, FEW_BRANCHY_FIELDS = 32, 4, 2
 #: With more rules than this, LLVM keeps the offsets of headers in half words of the stack, and the verifier knows no
 #: bounds of those.  So at TC what the walk finds is kept in a map, and an offset is bounded again where it is used.
 FEW_BOUNDS = 11
