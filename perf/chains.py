@@ -18,6 +18,7 @@ import statistics
 import time
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def chained(by: str) -> Pipeline:
     return pipe
 
 
-PROGRAMS = {"flat": flat, **{by: (lambda by=by: chained(by)) for by in ("by vmap", "by rules", "calls")}}
+PROGRAMS = {"flat": flat, **{by: partial(chained, by) for by in ("by vmap", "by rules", "calls")}}
 
 
 def measure(hook: str, runs: int) -> list[dict[str, Any]]:
