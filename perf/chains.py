@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,10 @@ def chained(by: str) -> Pipeline:
     return pipe
 
 
-PROGRAMS = {"flat": flat, **{by: partial(chained, by) for by in ("by vmap", "by rules", "calls")}}
+PROGRAMS: dict[str, Callable[[], Pipeline]] = {
+    "flat": flat,
+    **{by: partial(chained, by) for by in ("by vmap", "by rules", "calls")},
+}
 
 
 def measure(hook: str, runs: int) -> list[dict[str, Any]]:
