@@ -80,8 +80,8 @@ static __always_inline void find_time(struct packet *p)
 }
 
 /*
- * The same to a few milliseconds: asked for once in a tick of the kernel, which the verifier turns into a load.  `known` is
- * what the caller was told last, at `*tick`.
+ * The same to a few milliseconds.  The clock is read once in a tick of the kernel; in between the answer is `known`, which the
+ * caller got at `*tick`.  The verifier turns bpf_jiffies64() into a load, so the test for a new tick is cheap.
  */
 GENERATED_CALLS __u64 coarse_now(__u64 *tick, __u64 known)
 {

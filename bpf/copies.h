@@ -9,8 +9,8 @@
  * reserves constant sizes only (bpf_ringbuf_reserve_dynptr() takes any, but copying a packet into it takes a helper call
  * per power of two, and bpf_dynptr_copy() came with Linux 6.16).
  *
- * Wake-ups are asked for, like AF_XDP's need_wakeup: the reader sets `asleep` before it goes to sleep, and only then a
- * record wakes it.  The kernel's own rule (wake when the reader has caught up) interrupts once per packet for a reader
+ * A record wakes the reader only if the reader has set `asleep`, which it does before it goes to sleep, as with AF_XDP's
+ * need_wakeup.  The kernel's own rule (wake when the reader has caught up) interrupts once per packet for a reader
  * that keeps up.
  *
  * The entry defines struct source and copy_bytes(): the first `len` bytes of the packet (14 at least) to `to`, 0 if done.

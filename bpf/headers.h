@@ -13,9 +13,9 @@
  *
  * The walk notes where headers start (`struct headers`, generated from xdpkit/language/fields.py); classify() reads fields there
  * through header().  Nothing is kept that the rules do not read: classify() is inlined behind the walk and LLVM removes
- * the rest; what it cannot remove by itself (helper calls) is asked for with wanted().
+ * the rest.  LLVM cannot remove helper calls by itself, so these are made only where wanted() says that a rule needs them.
  *
- * What the kernel knows of a packet beside its bytes (HAS_META_*) is no matter of the walk: the entry finds it first.
+ * The entry, not the walk, finds what the kernel knows of a packet besides its bytes (HAS_META_*).
  */
 #pragma once
 #include "packet.h"

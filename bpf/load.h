@@ -39,8 +39,8 @@ __s64 checked16(struct source *s, __u64 offset);
 __s64 checked32(struct source *s, __u64 offset);
 
 /*
- * A loop runs as bpf_loop() (Linux 5.17): the verifier looks at its body once, however many turns it takes.  `words` is
- * what the generated code keeps from turn to turn; words[0] says where a turn starts and, at the end, what came of it.
+ * A loop runs as bpf_loop() (Linux 5.17): the verifier checks its body once, however many turns it takes.  `words` is what
+ * the generated code keeps from turn to turn; words[0] says where a turn starts and, at the end, holds the result.
  */
 #define LOOP_WORDS 19
 

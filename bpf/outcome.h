@@ -33,7 +33,7 @@ static __always_inline __u32 verdict_of(__u32 outcome)
 	return outcome & 7;
 }
 
-/* What the steps of rules want of the entry. */
+/* What the steps of rules leave for the entry to do. */
 struct steps {
 	__u32 mark, marked;
 	__u32 mirror; /* bytes to copy; 0: none */

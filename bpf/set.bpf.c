@@ -22,7 +22,8 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } SET SEC(".maps");
 
-/* The members as of now, or NULL: asked once for all rules that act, so that a packet meets one set in all of them. */
+/* The inner map at this moment, or NULL.  It is fetched once for all live rules, so that a packet meets the same members in
+ * all of them. */
 GENERATED_CALLS void *SET_members(void)
 {
 	__u32 zero = 0;
@@ -63,8 +64,8 @@ GENERATED_CALLS __u32 SET_find(void *map, __u32 *key, __u32 timeouts, __u32 bits
 }
 
 /*
- * 1 if the key is a member now.  A member that is this very key gets its time-out anew, one without a time-out stays; a
- * key that lies in a member's prefix is one already.
+ * Add the key; returns 1 if it is a member afterwards.  If the key itself is a member, its time-out starts again, unless it
+ * has none.  If the key lies in the prefix of a member, nothing is added.
  */
 GENERATED_CALLS __u32 SET_add(void *map, const __u32 *key, __u64 timeout_ns, __u32 bits)
 {

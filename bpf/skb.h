@@ -8,7 +8,7 @@
 #include "skb_source.h"
 #include "walk.h"
 
-/* 1 for a 16-bit number that is not 0, without a branch: the verifier would follow both ways through all that comes. */
+/* 1 for a 16-bit number that is not 0.  It does not branch, because the verifier would follow both paths to the end. */
 static __always_inline __u32 one_if(__u32 number)
 {
 	number += 0xffff;
@@ -89,7 +89,7 @@ GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *r
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const void **where)
 {
 	at += from;
-	/* with many rules always copied: two ways for every rule are too many for the verifier */
+	/* with many rules the bytes are always copied, because two paths for each rule are too many for the verifier */
 	if (!(wanted() & HIDE_HEADERS) && (*where = linear(s, at, size)))
 		return 1;
 	*where = room;

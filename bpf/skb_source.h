@@ -26,10 +26,10 @@ _Static_assert(SAME(len) && SAME(mark) && SAME(priority) && SAME(queue_mapping) 
 
 #ifdef DIRECT_ACCESS
 /*
- * Read in place, as at XDP.  What lies beyond the linear part is not there for the walk, which notes that it missed it;
- * the entry then has the kernel pull more of the packet into the linear part and walks again (tc.bpf.c).  Copying what
- * is not linear, header by header, the verifier would follow both ways of every header, and came to no end where rules
- * read many.
+ * The packet is read in place, as at XDP.  The walk cannot read beyond the linear part; it notes that it missed a header.
+ * The entry then makes the kernel pull more of the packet into the linear part, and walks again (tc.bpf.c).  If the walk
+ * copied each header that is not linear, the verifier would follow both cases of every header, and it came to no end where
+ * rules read many headers.
  */
 struct source {
 	struct skb *skb;

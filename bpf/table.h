@@ -2,12 +2,12 @@
 /*
  * Decision trees as data: how a run of many plain rules is looked up (xdpkit/compiler/tree.py builds the entries).
  *
- * An entry looks at one word of the packet and asks if it lies in `lo`..`lo + last`.  If not, the way goes on at entry
- * `next + jump`; if so, at `next + 1 + k`, k the number of the piece of 2^shift values it lies in.  A final entry has the two
- * answers in `next`: inside in the low half, outside in the high one.
+ * An entry tests whether one word of the packet lies in `lo`..`lo + last`.  If not, the search goes on at entry `next + jump`.
+ * If so, it goes on at `next + 1 + k`, where k is the number of the piece of 2^shift values that holds the word.  A final
+ * entry has the two results in `next`: that for a word inside in the low half, that for a word outside in the high half.
  *
- * Nothing branches on what a packet holds but the end of the loop: the verifier looks at a turn once, and a processor
- * has nothing to guess.  The asm keeps LLVM from making a branch of the sign, and the verifier from knowing the way.
+ * Only the end of the loop is a branch on the contents of the packet.  So the verifier checks a turn once, and the processor
+ * has no other branch to predict.  The asm prevents that LLVM makes a branch of the sign, and that the verifier knows it.
  */
 #pragma once
 #include "load.h"

@@ -2,8 +2,9 @@
 /*
  * TC entry (tcx), ingress and egress: the same walk and rules over a socket buffer, and all verdicts.
  *
- * PASS is TCX_NEXT, not TCX_PASS: as at XDP it says "not stopped by us".  TCX_PASS would end the chain and keep packets
- * from the programs and filters behind this one.  DROP at egress tells the sender (ENOBUFS), as a full queue would.
+ * PASS is TCX_NEXT, not TCX_PASS: as at XDP it means that this program does not stop the packet.  TCX_PASS would end the
+ * chain, and the programs and filters behind this one would not see the packet.  For DROP at egress the sender gets ENOBUFS,
+ * as for a full queue.
  *
  * REDIRECT hands the packet to user space as a copy and consumes it: a redirect to no device, so that a sender has no
  * reason to send it again.  With no reader it falls back as declared, and when the CPU's ring buffer is full the packet is lost,
@@ -12,7 +13,7 @@
 #include "skb.h"
 #include "skb_copy.h"
 
-/* At egress: of a packet that is being forwarded, the queue on which it came. */
+/* The RX queue of the packet; at egress, for a forwarded packet, the queue on which it arrived. */
 static __always_inline __u32 queue_of(struct skb *skb)
 {
 	__u32 queue = skb->queue_mapping;

@@ -668,7 +668,7 @@ static __always_inline int completes(const struct tracked *t, const struct flow 
 	return t->way || f->flags & ANSWERED;
 }
 
-/* The key of the packet that an ICMP error quotes; 0 where it cannot be told. */
+/* Find the key of the packet that an ICMP error quotes; 0 where it cannot be found. */
 static __always_inline int quoted_key(struct tracked *t)
 {
 	const struct ip_wire *ip = (void *)t->bytes;

@@ -132,9 +132,9 @@ LOADS(16, (__s64)(__u16)bpf_ntohs)
 LOADS(32, (__s64)(__u32)bpf_ntohl)
 
 /*
- * Which entry of `xsks`: the queue's, or of its several sockets always the same one for a flow and for its answers.  The
- * addresses and ports of IPv4 without options and of IPv6 make the choice, behind one VLAN tag at most; the rest goes to
- * the first.
+ * The entry of `xsks` for a packet: that of its queue.  If the queue has several sockets, a flow and its answers always go to
+ * the same one.  The addresses and ports of IPv4 without options and of IPv6 decide which, behind one VLAN tag at most; other
+ * packets go to the first socket.
  */
 static __always_inline __u32 socket_of(struct xdp_md *ctx, __u32 target)
 {
@@ -189,7 +189,7 @@ static __always_inline void finish_packet(struct xdp_md *ctx, int lacks_tag)
 }
 
 /*
- * What a REDIRECT or FORWARD falls back to.  On a bridge PASS is FORWARD: out of the other device, which is always the
+ * The verdict that a REDIRECT or FORWARD falls back to.  On a bridge PASS is FORWARD: out of the other device, which is the
  * first of `devices`.  bpf_redirect_map() takes no such number.
  */
 static __always_inline __u32 flags_of(__u32 outcome)
