@@ -276,16 +276,12 @@ def test_the_effort_of_the_verifier_grows_with_the_rules_and_not_with_their_squa
 @pytest.mark.parametrize("least", [1, 16, 10**6])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_pipeline_that_reads_everything_passes_the_verifier(hook, least, monkeypatch):
-    """As tables and as code, every second field, payload, strings with and without a loop: no hook runs out of stack or
-    of the verifier's budget.  (All fields at once are more than the stack holds at TC.)"""
+    """As tables and as code, every field, payload, strings with and without a loop: no hook runs out of stack or of the
+    verifier's budget.  As tables at TC without the fields inside tunnels, which are more than the stack holds there."""
     monkeypatch.setattr(table, "LEAST", least)
-    for start in (0, 1):
-        check_verified(hook, FIELDS[start::2])
-
-
-def check_verified(hook, fields):
     pipe = Pipeline("everything")
-    for spec in fields:
+    few = hook == "tc" and least == 1
+    for spec in (s for s in FIELDS if not (few and s.name.startswith("inner."))):
         value = {"mac": "02:00:00:00:00:01", "ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}.get(spec.kind, 1)
         pipe.rule(Field(spec) == value, DROP, name=spec.name)
     pipe.rule(payload[0:8] == b"ABCDEFGH", DROP)
