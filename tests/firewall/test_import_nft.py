@@ -283,7 +283,7 @@ def traffic(count: int) -> list[bytes]:
         )
         net = six if rng.random() < 0.3 else four
         if rng.random() < 0.15:
-            above = ICMPv6EchoRequest(id=n) if net is six else ICMP(id=n & 0xFFFF)
+            above = ICMPv6EchoRequest(id=n & 0xFFFF) if net is six else ICMP(id=n & 0xFFFF)
         found.append(bytes(ETHER / net / above))
     return found
 

@@ -28,6 +28,8 @@ HEADER_BITS = {header.name: 1 << bit for bit, header in enumerate(OUTER)}
 HIDE_HEADERS, HEADERS_IN_MAP = 1 << 31, 1 << 30
 #: Most fields that are loaded in front of a group of rules: more would not fit on the stack.
 HOIST_FIELDS = 16
+#: Slots that the loop over IPv6's extension headers fills, and MAX_AT in bpf/packet.h.
+EXTENSION_SLOTS, MAX_AT = ("frag", "routing"), 0x7FFF
 
 
 class Reader:
@@ -115,6 +117,8 @@ class Reader:
         prefix = side(header.name)
         packet, source, _ = self.classify.function.args
         at = self.member(f"{prefix}{header.slot}")
+        if header.slot in EXTENSION_SLOTS:
+            at = bounded(builder, at)
         if spec.deep:
             if spec.moved is not None:
                 name, factor = spec.moved
@@ -193,6 +197,14 @@ def big_endian(builder: ir.IRBuilder, pointer: ir.Value, at: int, size: int) -> 
         result = value if result is None else builder.or_(builder.shl(result, wide(8 * step)), value)
         done += step
     return result
+
+
+def bounded(builder: ir.IRBuilder, at: ir.Value) -> ir.Value:
+    """The offset ``at`` with its bound known to the verifier.  LLVM may keep the offsets of two extension headers in
+    one register, and load half of it from the stack, of which the verifier knows nothing; LLVM knows the bound itself,
+    so the value is hidden from it."""
+    hide = ir.InlineAsm(ir.FunctionType(I32, [I32]), "", "=r,0")
+    return builder.and_(builder.call(hide, [at], attrs=("nounwind", "readnone")), I32(MAX_AT))
 
 
 def in_intervals(builder: ir.IRBuilder, value: ir.Value, intervals: Intervals) -> ir.Value:
