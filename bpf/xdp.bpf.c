@@ -56,20 +56,18 @@ static GENERATED_CALLS int fetch(struct source *s, __u64 offset, void *to, __u32
 #endif
 }
 
-#ifdef SHADOW
-#define OFFSET(at) offset_from_map(at)
-#else
-#define OFFSET(at) (at)
-#endif
-
+/*
+ * What the walk noted is bounded again where it is used: LLVM may have kept two offsets as the halves of one word of the stack,
+ * and the verifier knows no bounds of those.
+ */
 GENERATED_CALLS int header(struct source *s, __u32 at, __u32 size, const void *room, const void **where)
 {
-	return take(s, OFFSET(at), size, (void *)room, where);
+	return take(s, offset_from_map(at), size, (void *)room, where);
 }
 
 GENERATED_CALLS int bytes(struct source *s, __u32 at, __u32 from, __u32 size, void *room, const void **where)
 {
-	at = OFFSET(at) + from;
+	at = offset_from_map(at) + from;
 	if (take(s, at, size, room, where))
 		return 1;
 	*where = room;

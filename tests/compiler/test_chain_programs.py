@@ -12,7 +12,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from traffic import until
 
-from xdpkit import COUNT, DROP, PASS, Action, Pipeline, attach, ip, limit, pkt, tcp
+from xdpkit import COUNT, DROP, PASS, RETURN, Action, Pipeline, attach, eth, ip, limit, pkt, routing, tcp
 from xdpkit.compiler import HOOKS, compile_pipeline
 from xdpkit.compiler.built import Built
 from xdpkit.link.ruleset import Ruleset
@@ -70,6 +70,18 @@ def test_plain_rules_of_fifty_chains_are_fifty_tables(hook: str):
             data = frame(port, source)
             if hook != "socket":  # a test run hides the Ethernet header from a socket filter
                 assert ruleset.program.judge(data)[0] is evaluate(pipe, data)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_offsets_that_are_kept_on_the_stack_have_bounds_where_they_are_used(hook: str):
+    """Found at random: at XDP the verifier had lost those of the routing header."""
+    pipe = Pipeline("offsets")
+    chain = pipe.chain("chain")
+    pipe.rule((tcp.flags & 0x12) == 2, chain.jump)
+    pipe.rule(eth.src == "02:00:00:00:00:01", RETURN)
+    pipe.rule(routing.seg_left == 1, COUNT)
+    chain.rule(pkt, RETURN)
+    assert verified(pipe, hook) < 20_000
 
 
 def nested(width: int, depth: int, each: int) -> Pipeline:
