@@ -36,6 +36,8 @@ GENERATED_CALLS __u32 descend(const struct entry *tree, __u32 entries, __u32 dep
 		const struct entry *e;
 		__u64 outside, from;
 
+		/* LLVM must compare the number that it uses, not something that is equal: see a tree of one entry */
+		asm("" : "+r"(at));
 		if (at >= entries)
 			break;
 		e = &tree[at];

@@ -23,7 +23,7 @@ from xdpkit.kernel.loaded import LoadedProgram
 from xdpkit.kernel.program import Program
 from xdpkit.language.actions import DROP, PASS, REDIRECT, TX
 from xdpkit.language.check import PipelineWarning
-from xdpkit.language.headers import eth, inner, ip, ip6, payload, pkt, tcp, udp
+from xdpkit.language.headers import eth, icmp6, inner, ip, ip6, payload, pkt, tcp, udp
 from xdpkit.language.pcap import pcap
 from xdpkit.language.pipeline import Pipeline
 from xdpkit.language.rule import Rule
@@ -164,6 +164,22 @@ def test_a_rule_has_as_many_boxes_as_its_alternatives_and_ranges_need():
 
 
 # ---- in the kernel ----
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_tree_of_one_entry_passes_the_verifier(hook: str, monkeypatch: pytest.MonkeyPatch):
+    """LLVM knows that its only entry is entry 0, and could compare something else that is equal."""
+    monkeypatch.setattr(table, "LEAST", 1)
+    pipe = Pipeline("single")
+    pipe.rule(inner.arp.sha == 0, PASS)
+    pipe.rule(inner.icmp6.target == "::", PASS)
+    pipe.rule(inner.payload[2:16] == bytes(16), PASS)
+    pipe.rule(eth.type == 2048, PASS)
+    pipe.rule(icmp6.id == 0, PASS)
+    pipe.rule(inner.icmp6.id == 0, PASS)
+    with Program(compile_pipeline(pipe, hook)) as program:
+        assert program.info()["verified_instructions"] < 100_000
 
 
 @pytest.mark.root

@@ -110,7 +110,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning about a rule as one line, with its place; ``file`` and ``line`` are not used."""
-    notice(f"{filename}:{lineno}: {message}")
+    notice(f"{visible(filename)}:{lineno}: {message}")
 
 
 def _choice(name: str) -> object:
