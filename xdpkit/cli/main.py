@@ -18,7 +18,7 @@ from typing import IO, Annotated, NoReturn
 import typer
 
 from ..language.errors import FrameError, NotSupported, PipelineError, VerifierError
-from ..terminal import notice, print_line, shortened
+from ..terminal import notice, print_line, shortened, visible
 from .bench import bench
 from .failure import fail
 from .firewall import firewall
