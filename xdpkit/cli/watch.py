@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ..link.events import Event, Events
+from ..link.events import Event
 from ..link.ledger import Ledger
 from ..link.link import Link
 from ..meaning.describe import describe as describe_packet
@@ -161,25 +160,9 @@ def shown_while(text: str, *, stderr: bool, quiet: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def print_events(link: Link) -> Iterator[None]:
+def print_events(link: Link) -> AbstractContextManager[None]:
     """A line on standard error for each packet that a rule logs, while the block runs."""
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.is_set():
-            for event in events.read(timeout=0.2):
-                print_line(describe(event), file=sys.stderr)
-
-    events = Events(link._attached)
-    thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        events.close()
+    return link.handle_events(lambda event: print_line(describe(event), file=sys.stderr))
 
 
 def describe(event: Event) -> str:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import IO
 
@@ -17,7 +16,7 @@ from ..compiler.built import Built
 from ..language.errors import NotSupported, PipelineError, VerifierError
 from ..language.limits import Log
 from ..link.bridge import Bridge
-from ..link.events import Event, Events
+from ..link.events import Event
 from ..link.link import Link
 from ..meaning.describe import describe
 from .apply import place
@@ -92,7 +91,10 @@ class Service:
         """Read the rules again and put them in force; False where they are refused, and the old ones go on."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            took = self.link.update(self._load())
+            built = self._load()
+            if Log in built.pipeline.steps and Log not in self.link.pipeline.steps:
+                raise ValueError("rules that log from now on want a restart, which loses no packet")
+            took = self.link.update(built)
         except (PipelineError, VerifierError, NotSupported, OSError, ValueError) as error:
             self._say(f"the new rules are refused, the old ones go on: {error}")
             notify("READY=1")
@@ -119,25 +121,8 @@ def event_line(event: Event) -> str:
     return json.dumps(words)
 
 
-@contextmanager
-def write_events(link: Link | Bridge, out: IO[str]) -> Iterator[None]:
+def write_events(link: Link | Bridge, out: IO[str]) -> AbstractContextManager[None]:
     """A line of JSON in ``out`` for each packet that a rule logs, while the block runs; nothing where no rule does."""
     if Log not in link.pipeline.steps:
-        yield
-        return
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.is_set():
-            for event in events.read(timeout=0.2):
-                print(event_line(event), file=out, flush=True)
-
-    events = Events((link if isinstance(link, Link) else link.inside)._attached)
-    thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        events.close()
+        return nullcontext()
+    return link.handle_events(lambda event: print(event_line(event), file=out, flush=True))

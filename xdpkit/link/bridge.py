@@ -17,8 +17,8 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from threading import RLock
 from types import TracebackType
@@ -477,6 +477,10 @@ class Bridge:
     def events(self, *, timeout: float | None = None) -> Iterator[Event]:
         """What rules log on both sides; see :meth:`Link.events`."""
         return self.inside.events(timeout=timeout)
+
+    def handle_events(self, handle: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """As :meth:`Link.handle_events`, for both sides."""
+        return self.inside.handle_events(handle)
 
     def detach(self) -> None:
         """Take the bridge away, with all that ``fail`` lets stay; then it is closed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -11,7 +13,7 @@ from ..sockets.attached import Attached
 from ..sockets.copies import CopiesSocket
 from ..sockets.reader import batches
 
-__all__ = ["Event", "Events"]
+__all__ = ["Event", "Events", "handled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +59,23 @@ class Events:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def handled(attached: Attached, handle: Callable[[Event], None]) -> Iterator[None]:
+    """Call ``handle`` with each event, in a thread of its own, while the block runs.  ValueError if no rule logs."""
+    ended = threading.Event()
+    with Events(attached) as events:
+
+        def run() -> None:
+            while not ended.is_set():
+                for event in events.read(timeout=0.2):
+                    handle(event)
+
+        thread = threading.Thread(target=run, name="xdpkit-events", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from threading import RLock
 from types import MappingProxyType, TracebackType
@@ -38,7 +38,7 @@ from ..sockets.sockets import Copies, Sockets
 from ..sockets.xsk import SocketStats
 from ..sockets.zerocopy import check_zerocopy
 from . import offloads
-from .events import Event, Events
+from .events import Event, Events, handled
 from .ledger import Ledger, LedgerRule, ShadowLedger
 from .pin import LinkPin, Record, Turns, link_program
 from .presence import Presence, Unseen, namespace_id
@@ -641,6 +641,11 @@ class Link:
                 yield from reader.read(timeout)
 
         return run()
+
+    def handle_events(self, handle: Callable[[Event], None]) -> AbstractContextManager[None]:
+        """Call ``handle`` with each packet that a rule logs, in a thread of its own, while the block runs.  One reader
+        at a time.  ValueError if no rule logs."""
+        return handled(self._attached, handle)
 
     def _counts_completed(self, count: Callable[[], int]) -> None:
         """``count`` says how many checksums of this link's packets forward() has completed."""
