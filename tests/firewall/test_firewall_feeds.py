@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
+from commands import xdpkit
 
 from xdpkit import DROP, Feed, Pipeline, PipelineError, attach, ip, ip6, src, tcp
 from xdpkit.compiler import built
@@ -179,3 +181,25 @@ def test_a_file_is_found_beside_the_rules(tmp_path):
     assert fetch(Feed("list.txt"), tmp_path) == fetch(Feed(f"file://{tmp_path}/list.txt")) == b"192.0.2.1\n"
     with pytest.raises(FileNotFoundError):
         fetch(Feed("none.txt"), tmp_path)
+
+
+def test_rules_that_are_applied_have_the_members_of_their_feeds(veth_pair, tmp_path, monkeypatch):
+    """Without a process, and where the feed is gone the next time."""
+    monkeypatch.setattr("xdpkit.firewall.feeds.Feeds.__init__.__kwdefaults__", {"copies": tmp_path / "copies"})
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    rules, name = tmp_path / "rules.py", f"applied-{os.getpid()}"
+    rules.write_text(
+        "from xdpkit import DROP, Feed, Pipeline, src\npipe = Pipeline('edge')\n"
+        "pipe.rule(pipe.set('listed', src, feed=Feed('list.txt')), DROP, name='listed')\n"
+    )
+    (tmp_path / "list.txt").write_text("192.0.2.1\n2001:db8::1\n")
+    command = ["firewall", "apply", rules, "-i", veth_pair[1].name, "--name", name]
+    for gone in (False, True):
+        if gone:
+            (tmp_path / "list.txt").unlink()
+        done = xdpkit(veth_pair[1], *command)
+        assert done.returncode == 0, done.stderr
+        assert ("warning: listed:" in done.stderr) == gone
+        listed = xdpkit(veth_pair[1], "firewall", "bans", "--name", name, "--set", "listed").stdout.split()
+        assert set(listed) == {"192.0.2.1", "2001:db8::1"}
+        assert xdpkit(veth_pair[1], "firewall", "detach", name).returncode == 0

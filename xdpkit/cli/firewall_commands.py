@@ -19,8 +19,10 @@ from typing import NoReturn, cast
 import typer
 
 from ..compiler.built import Built, load
-from ..firewall.apply import Applied, Bounds, Guard, apply, apply_bridge, unconfirmed
+from ..firewall.apply import Applied, Bounds, Guard, apply, apply_bridge, unconfirmed, was_confirmed
+from ..firewall.feeds import Feeds
 from ..firewall.session import Session, cuts, ssh_session
+from ..firewall.usage import forget
 from ..kernel.program import may_load
 from ..language.actions import Mirror
 from ..language.check import PipelineWarning
@@ -117,8 +119,9 @@ def apply_rules(wanted: Apply) -> None:
     with signals() as stop:
         with refuse_wrong_usage():
             applied = wanted.guarded.apply(built, wanted.mode, shadow)
-        _tell(applied)
         try:
+            _tell(applied)
+            _fill(applied)
             if wanted.confirm:
                 _wait(applied, wanted.confirm, bounds, Confirmation(stop))
         finally:
@@ -146,6 +149,15 @@ def _tell(applied: Applied) -> None:
         notice(f"warning: rules {' and '.join(steps)}, and no process reads that: 'xdpkit run' does while it runs")
     for note in link.notes:
         notice(f"warning: {note}")
+
+
+def _fill(applied: Applied) -> None:
+    """Fill the sets that follow feeds: from the last good copies at once, then from the feeds."""
+    feeds = Feeds(applied.link)
+    for report in [*feeds.load(), *feeds.refresh()]:
+        for line in report.summary:
+            notice(line)
+        notice(f"{'warning: ' if report.problem else ''}{report}")
 
 
 def _refuse_cutting(pipe: Pipeline, wanted: Apply) -> None:
@@ -242,7 +254,7 @@ def _report(rules: Path, problems: list[str], notes: list[str], as_json: bool) -
 
 def names_of(name: str) -> list[str]:
     """The firewall of that name, or all that there are.  OSError: ENOENT where there is none."""
-    there = pinned_links()
+    there = pinned_links(here=True)
     if name:
         try:
             LinkPin(name)
@@ -322,6 +334,8 @@ def confirm_waiting(name: str) -> None:
         if time.monotonic() > deadline:
             fail(OSError(f"{names[0]}: process {waiting.pid} does not answer"))
         time.sleep(0.02)
+    if not was_confirmed(names[0], waiting.pid):
+        fail(OSError(f"{names[0]} was rolled back at this moment; 'xdpkit firewall status' says what is in force"))
     print_line(f"{names[0]} is confirmed")
 
 
@@ -344,6 +358,7 @@ def take_off(name: str) -> None:
         pin.own()
         pin.remove()
         notice(f"warning: {error.strerror}")
+    forget(only)
     print_line(f"{only} is detached")
 
 

@@ -72,7 +72,7 @@ def show_metrics(name: str, listen: str) -> None:
     """Print once, or serve until a signal ends it."""
 
     def links() -> Iterator[tuple[str, Link]]:
-        for each in [name] if name else pinned_links():
+        for each in [name] if name else pinned_links(here=True):
             with suppress(OSError) if listen else ExitStack(), open_link(each) as link:
                 yield each, link
 

@@ -28,7 +28,17 @@ from ..link.pin import LinkPin
 from ..logs import logger
 from ..sockets.options import Mode
 
-__all__ = ["Applied", "Bounds", "Guard", "Unconfirmed", "apply", "apply_bridge", "place", "unconfirmed"]
+__all__ = [
+    "Applied",
+    "Bounds",
+    "Guard",
+    "Unconfirmed",
+    "apply",
+    "apply_bridge",
+    "place",
+    "unconfirmed",
+    "was_confirmed",
+]
 
 #: Seconds between two looks at what bounds are declared for.
 GUARD_SECONDS = 1.0
@@ -144,6 +154,13 @@ def unconfirmed(name: str) -> Unconfirmed | None:
     return None
 
 
+def was_confirmed(name: str, pid: int) -> bool:
+    """Whether process ``pid``, which waited, has kept the ruleset that is pinned as ``name``."""
+    with suppress(OSError):
+        return (LinkPin(name).records / "confirmed").read_text() == str(pid)
+    return False
+
+
 @dataclass(slots=True)
 class Applied:
     """A ruleset in force, and how to go back: ``previous`` is what was in force before, None where nothing was."""
@@ -169,17 +186,19 @@ class Applied:
 
     def confirm(self) -> None:
         """It stays."""
-        (LinkPin(self.name).records / "unconfirmed").unlink(missing_ok=True)
+        records = LinkPin(self.name).records
+        write_whole(records / "confirmed", str(os.getpid()))
+        (records / "unconfirmed").unlink(missing_ok=True)
 
     def roll_back(self) -> str:
         """Put the ruleset of before in place, or detach where there was none; what was done, for people."""
-        self.confirm()
         if self.previous is None:
             self.link.detach()
             done = f"{self.name} is detached, as it was before"
         else:
             self.link.update(self.previous)
             done = f"{self.link.pipeline.name} is in force again, as it was before"
+            (LinkPin(self.name).records / "unconfirmed").unlink(missing_ok=True)
         logger.warning("%s: rolled back: %s", self.name, done)
         return done
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..files.output import write_whole
 from ..link.ledger import Ledger
 
-__all__ = ["USAGE", "RuleUse", "look"]
+__all__ = ["USAGE", "RuleUse", "forget", "look"]
 
 USAGE = Path("/var/lib/xdpkit/usage")
 
@@ -52,3 +52,8 @@ def look(name: str, ledger: Ledger, *, folder: Path = USAGE, now: float | None =
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps({use.name: {"packets": use.packets, "since": use.since} for use in found}))
     return found
+
+
+def forget(name: str, *, folder: Path = USAGE) -> None:
+    """The firewall is gone: what was kept of it goes too."""
+    (folder / f"{name}.json").unlink(missing_ok=True)

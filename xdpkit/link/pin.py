@@ -40,6 +40,7 @@ from ..kernel.core import check, ffi, lib
 from ..kernel.loaded import read_completed, read_counts
 from ..language.errors import PipelineError
 from ..sets.columns import Columns
+from .presence import namespace_id
 from .ruleset import Ruleset
 from .tally import RuleTotal, Tally, Totals
 
@@ -130,6 +131,13 @@ class LinkPin:
             return False
         return True
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the link was made in the calling thread's network namespace, as far as its record can be read."""
+        with suppress(OSError):
+            return self._record("record").namespace == namespace_id()
+        return True
+
     def own(self) -> None:
         """Be the one process that may exchange the rules and read packets, until :meth:`disown`.  OSError: EBUSY names
         the process that is."""
@@ -149,22 +157,6 @@ class LinkPin:
             os.close(fd)
             raise
         self._owner = fd
-
-    @property
-    def owner(self) -> int | None:
-        """Number of the process that owns the link, None if there is none."""
-        try:
-            fd = os.open(self.records / "owner", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = os.pread(fd, 20, 0)
-            return int(text) if text.isdigit() else None
-        finally:
-            os.close(fd)
-        return None
 
     def disown(self) -> None:
         """Let another process be the owner; idempotent."""
@@ -321,12 +313,14 @@ class Turns:
         return self._pin.map_ids().get(name)
 
 
-def pinned_links() -> list[str]:
-    """The names of the pinned links.  OSError: EACCES for who may not look."""
+def pinned_links(*, here: bool = False) -> list[str]:
+    """The names of the pinned links; with ``here``, of those in the calling thread's network namespace.  OSError:
+    EACCES for who may not look."""
     try:
-        return sorted(name for name in os.listdir(PINS) if (PINS / name / "link").exists())
+        names = sorted(name for name in os.listdir(PINS) if (PINS / name / "link").exists())
     except FileNotFoundError:
         return []
+    return [name for name in names if LinkPin(name).is_here] if here else names
 
 
 def link_program(link_fd: int) -> tuple[int, int]:
